@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files that agents share below /etc/pve/proxlb, as values. Schemas of the same names are in agent/schemas."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from agent.core.codec import CodecError, from_json, to_json
+from agent.core.events import EventKind
+from agent.core.json_types import Json
+from agent.core.migrations import Migration
+
+LEADER_SCHEMA = "proxlb-agent/leader/1"
+INBOX_SCHEMA = "proxlb-agent/inbox/1"
+HISTORY_SCHEMA = "proxlb-agent/history/1"
+REQUEST_SCHEMA = "proxlb-agent/request/1"
+
+
+class LeaderState(StrEnum):
+    """What the leader says of itself."""
+
+    LEADING = "leading"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderFile:
+    """proxlb/leader.json: who leads, or has let go. `since` in Unix seconds; epochs only ever rise."""
+
+    schema: str
+    node: str
+    incarnation: str
+    epoch: int
+    state: LeaderState
+    since: float
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEvent:
+    """One event that a node reports. `at` in Unix seconds of the reporting node, for people only."""
+
+    seq: int
+    at: float
+    kind: EventKind
+    vmid: int | None = None
+    origin: str | None = None
+    request: str | None = None
+    detail: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What only the node itself can tell."""
+
+    agent_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class InboxFile:
+    """proxlb/inbox/<node>.json: what a node's agent reports, written by that agent alone.
+
+    Shape:   events of the last 300 s, by `seq`, which rises through all incarnations as long as the file exists; `flag`
+             is the text of the node's own maintenance flag, None when there is none.
+    """
+
+    schema: str
+    node: str
+    incarnation: str
+    boot_id: str
+    seq: int
+    written_at: float
+    events: tuple[InboxEvent, ...]
+    flag: str | None
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A guest that left its node for a maintenance, and where it was put."""
+
+    vmid: int
+    home: str
+    put_on: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A guest that failed to migrate, left alone until `until` (Unix seconds)."""
+
+    vmid: int
+    until: float
+    failures: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a command's request; `final` when nothing more follows."""
+
+    request: str
+    at: float
+    text: str
+    final: bool
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFile:
+    """proxlb/history.json: what leaders did and remember for each other, written by the leader alone.
+
+    Shape:   migrations by time; bounded, homes are dropped last. `first_seen_at` is when the cluster first had a leader.
+    """
+
+    schema: str
+    first_seen_at: float
+    migrations: tuple[Migration, ...] = ()
+    homes: tuple[Home, ...] = ()
+    set_aside: tuple[SetAside, ...] = ()
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFile:
+    """A command's request in the node's inbox (`request.<id>.json`)."""
+
+    schema: str
+    kind: str
+    force: bool
+    user: str
+
+
+File = TypeVar("File", LeaderFile, InboxFile, HistoryFile, RequestFile)
+
+_SCHEMAS: dict[type, str] = {
+    LeaderFile: LEADER_SCHEMA,
+    InboxFile: INBOX_SCHEMA,
+    HistoryFile: HISTORY_SCHEMA,
+    RequestFile: REQUEST_SCHEMA,
+}
+
+
+class DocumentError(Exception):
+    """A file that is not what its name says: torn, of another version, or edited by hand."""
+
+
+def parse(kind: type[File], text: str) -> File:
+    """Return the file's value.
+
+    Raises:  DocumentError in one line, for anything that is not exactly such a file.
+    """
+    try:
+        document: Json = json.loads(text)
+    except ValueError as error:
+        raise DocumentError(f"not JSON: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != _SCHEMAS[kind]:
+        raise DocumentError(f"schema is {schema!r}, expected {_SCHEMAS[kind]!r}")
+    try:
+        return from_json(kind, document)
+    except CodecError as error:
+        raise DocumentError(str(error)) from error
+
+
+def render(value: LeaderFile | InboxFile | HistoryFile | RequestFile) -> str:
+    """The file's text: JSON with sorted keys, so that equal values give equal bytes."""
+    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What leaders remember for each other, and what follows from it: cooldowns, brakes, who is set aside, who must come home."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from agent.core.cluster import MIGRATE_KINDS, Snapshot
+from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, SetAside
+from agent.core.load import GuestLoad
+from agent.core.migrations import Migration, MigrationState, is_load_move
+from agent.core.reasons import MoveReason
+
+KEPT_MIGRATIONS = 150  # about 60 KiB of JSON, well under what is read in one piece
+KEPT_ANSWERS = 20
+KEPT_S = 2 * 86400.0
+HOUR_S = 3600.0
+LEARNED_S = 600.0  # for so long after a migration its guest's load is known better from before than from its first samples
+FAILURES_WINDOW_S = 600.0
+MOST_FAILURES = 3
+MOST_MOVES_A_DAY = 3
+SET_ASIDE_S = 600.0
+SET_ASIDE_MOST_S = 86400.0
+
+_CAME_TO_PASS = frozenset({MigrationState.DONE, MigrationState.RUNNING, MigrationState.ASKED, MigrationState.LOST})
+
+
+def empty(now: float) -> HistoryFile:
+    """The history of a cluster that has its first leader now (Unix seconds)."""
+    return HistoryFile(HISTORY_SCHEMA, first_seen_at=now)
+
+
+def with_migrations(history: HistoryFile, records: Iterable[Migration]) -> HistoryFile:
+    """The history with these records added, or put in place of what has the same intent."""
+    by_intent = {record.intent: record for record in history.migrations}
+    by_intent.update({record.intent: record for record in records})
+    return replace(history, migrations=tuple(sorted(by_intent.values(), key=lambda record: (record.planned_at, record.intent))))
+
+
+def bounded(history: HistoryFile, now: float) -> HistoryFile:
+    """The history without what is old: open attempts and homes stay."""
+    records = [record for record in history.migrations if record.is_open or record.planned_at > now - KEPT_S]
+    ended = [record for record in records if not record.is_open]
+    drop = {record.intent for record in ended[: max(0, len(records) - KEPT_MIGRATIONS)]}
+    return replace(
+        history,
+        migrations=tuple(record for record in records if record.intent not in drop),
+        set_aside=tuple(entry for entry in history.set_aside if entry.until > now - SET_ASIDE_MOST_S),
+        answers=history.answers[-KEPT_ANSWERS:],
+    )
+
+
+def open_migrations(history: HistoryFile) -> tuple[Migration, ...]:
+    """The attempts that have not ended."""
+    return tuple(record for record in history.migrations if record.is_open)
+
+
+def cooling(history: HistoryFile, snapshot: Snapshot | None, now: float, cooldown_s: float) -> dict[int, str]:
+    """Guests that moved less than the cooldown ago, by whomever, with when they may move again.
+
+    Units:   Unix seconds; the words are for people.
+    """
+    moved: dict[int, float] = {}
+    for record in history.migrations:
+        if record.state in _CAME_TO_PASS:
+            at = record.ended_at or record.asked_at or record.planned_at
+            moved[record.vmid] = max(at, moved.get(record.vmid, at))
+    for task in snapshot.tasks if snapshot is not None else ():
+        if task.kind in MIGRATE_KINDS and task.vmid is not None and task.ended_at is not None and is_success(task.status):
+            moved[task.vmid] = max(task.ended_at, moved.get(task.vmid, task.ended_at))
+    return {
+        vmid: f"moved {(now - at) / 60:.0f} minutes ago, may move again in {(at + cooldown_s - now) / 60:.0f}"
+        for vmid, at in sorted(moved.items())
+        if now - at < cooldown_s
+    }
+
+
+def is_success(exit_status: str | None) -> bool:
+    """True for PVE's words for a task that did its work: `OK`, and `WARNINGS: n`."""
+    return exit_status is not None and (exit_status == "OK" or exit_status.startswith("WARNINGS"))
+
+
+def set_aside(history: HistoryFile, now: float) -> dict[int, str]:
+    """Guests that are left alone after a failure, with why and for how long."""
+    return {
+        entry.vmid: f"{entry.text}; next try in {(entry.until - now) / 60:.0f} minutes" for entry in history.set_aside if entry.until > now
+    }
+
+
+def with_failure(history: HistoryFile, vmid: int, text: str, now: float) -> HistoryFile:
+    """The history with one more failure of a guest: it is left alone for 10 minutes, twice as long each time, a day at most."""
+    before = next((entry for entry in history.set_aside if entry.vmid == vmid), None)
+    failures = 1 + (before.failures if before is not None else 0)
+    until = now + min(SET_ASIDE_MOST_S, SET_ASIDE_S * 2 ** (failures - 1))
+    others = [entry for entry in history.set_aside if entry.vmid != vmid]
+    return replace(history, set_aside=tuple(sorted([*others, SetAside(vmid, until, failures, text[:200])], key=lambda entry: entry.vmid)))
+
+
+def with_success(history: HistoryFile, record: Migration) -> HistoryFile:
+    """The history after a guest has arrived: no longer set aside, and its home is known if it left for a maintenance."""
+    homes = {home.vmid: home for home in history.homes}
+    if record.reason is MoveReason.MAINTENANCE:
+        first = homes.get(record.vmid)
+        home = first.home if first is not None and first.put_on == record.source else record.source
+        homes[record.vmid] = Home(record.vmid, home, record.target, record.ended_at or record.planned_at)
+    else:
+        homes.pop(record.vmid, None)
+    return replace(
+        history,
+        homes=tuple(home for _, home in sorted(homes.items())),
+        set_aside=tuple(entry for entry in history.set_aside if entry.vmid != record.vmid),
+    )
+
+
+def without_stale_homes(history: HistoryFile, snapshot: Snapshot) -> HistoryFile:
+    """The history without homes of guests that are gone, home, or were moved elsewhere since."""
+    place = {guest.vmid: guest.node for guest in snapshot.guests}
+    kept = tuple(home for home in history.homes if place.get(home.vmid) == home.put_on and home.put_on != home.home)
+    return history if kept == history.homes else replace(history, homes=kept)
+
+
+def moves_left(history: HistoryFile, now: float, most_an_hour: int) -> int:
+    """How many moves the hourly brake still allows; those for maintenance are not counted."""
+    recent = [
+        record
+        for record in history.migrations
+        if record.reason is not MoveReason.MAINTENANCE and record.state in _CAME_TO_PASS and now - record.planned_at < HOUR_S
+    ]
+    return max(0, most_an_hour - len(recent))
+
+
+def alarm(history: HistoryFile, now: float) -> str | None:
+    """Why load balancing should stop until a person has looked, None when all is well."""
+    failed = [r for r in history.migrations if r.state is MigrationState.FAILED and now - (r.ended_at or r.planned_at) < FAILURES_WINDOW_S]
+    if len(failed) >= MOST_FAILURES:
+        return f"{len(failed)} migrations failed in {FAILURES_WINDOW_S / 60:.0f} minutes, the last: {failed[-1].text}"
+    moved = Counter(r.vmid for r in history.migrations if is_load_move(r) and r.state in _CAME_TO_PASS and now - r.planned_at < 86400)
+    for vmid, count in sorted(moved.items()):
+        if count >= MOST_MOVES_A_DAY:
+            return f"guest {vmid} was moved {count} times in a day"
+    return None
+
+
+def learned(history: HistoryFile, now: float) -> dict[int, GuestLoad]:
+    """Loads of guests that arrived a short while ago, as they were before."""
+    return {
+        record.vmid: record.load
+        for record in history.migrations
+        if record.state is MigrationState.DONE and now - (record.ended_at or 0.0) < LEARNED_S
+    }
+
+
+def with_answer(history: HistoryFile, answer: Answer) -> HistoryFile:
+    """The history with what came of a command's request."""
+    others = tuple(other for other in history.answers if other.request != answer.request)
+    return replace(history, answers=(*others, answer))

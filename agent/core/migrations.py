@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What was done: one record for each migration, through its states, and what follows from the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from agent.core.cluster import GuestType
+from agent.core.load import GuestLoad, InFlight
+from agent.core.plan_types import Move
+from agent.core.reasons import LOAD_REASONS, MoveReason
+
+
+class MigrationState(StrEnum):
+    """Where an attempt stands."""
+
+    PLANNED = "planned"
+    ASKED = "asked"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    LOST = "lost"
+
+
+S = MigrationState
+MEANING: dict[MigrationState, str] = {
+    S.PLANNED: "written down as intended; nothing was asked of PVE",
+    S.ASKED: "the request went out; its answer is not known",
+    S.QUEUED: "handed to the HA manager, which starts it when it likes",
+    S.RUNNING: "PVE's task runs",
+    S.DONE: "the guest is on the target",
+    S.FAILED: "the guest is not on the target; the text says why",
+    S.SKIPPED: "given up before anything was asked of PVE",
+    S.LOST: "nobody can tell what became of it; the guest's place decides",
+}
+NEXT: dict[MigrationState, frozenset[MigrationState]] = {
+    S.PLANNED: frozenset({S.ASKED, S.SKIPPED}),
+    S.ASKED: frozenset({S.RUNNING, S.QUEUED, S.DONE, S.FAILED, S.SKIPPED, S.LOST}),
+    S.QUEUED: frozenset({S.RUNNING, S.DONE, S.FAILED, S.LOST}),
+    S.RUNNING: frozenset({S.DONE, S.FAILED, S.LOST}),
+    S.DONE: frozenset(),
+    S.FAILED: frozenset(),
+    S.SKIPPED: frozenset(),
+    S.LOST: frozenset({S.DONE, S.FAILED}),
+}
+OPEN = frozenset({S.PLANNED, S.ASKED, S.QUEUED, S.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One attempt to move one guest.
+
+    Units:   times in Unix seconds, memory in bytes, cpu in cores; None is not yet.
+    Shape:   `intent` identifies the attempt in the cluster: epoch and a running number.
+    """
+
+    intent: str
+    vmid: int
+    type: GuestType
+    name: str
+    source: str
+    target: str
+    reason: MoveReason
+    epoch: int
+    memory_bytes: int
+    cpu_cores: float
+    gain: float
+    planned_at: float
+    state: MigrationState = S.PLANNED
+    asked_at: float | None = None
+    ended_at: float | None = None
+    upid: str | None = None
+    text: str = ""
+    request: str | None = None
+    online: bool = True
+
+    @property
+    def is_open(self) -> bool:
+        """True until the attempt has ended one way or another."""
+        return self.state in OPEN
+
+    @property
+    def load(self) -> GuestLoad:
+        """What the guest was expected to take when it was planned."""
+        return GuestLoad(self.cpu_cores, self.memory_bytes)
+
+
+def intended(move: Move, intent: str, epoch: int, now: float, request: str | None = None) -> Migration:
+    """The record of a move that is about to be asked for."""
+    return Migration(
+        intent=intent,
+        vmid=move.vmid,
+        type=move.type,
+        name=move.name,
+        source=move.source,
+        target=move.target,
+        reason=move.reason,
+        epoch=epoch,
+        memory_bytes=move.memory_bytes,
+        cpu_cores=move.cpu_cores,
+        gain=move.gain,
+        planned_at=now,
+        request=request,
+    )
+
+
+def advanced(record: Migration, state: MigrationState, now: float, *, text: str = "", upid: str | None = None) -> Migration:
+    """The record in its next state.
+
+    Raises:  ValueError for a step that `NEXT` does not know: a bug, never an outside condition.
+    """
+    if state not in NEXT[record.state]:
+        raise ValueError(f"a migration cannot go from {record.state} to {state}")
+    return replace(
+        record,
+        state=state,
+        asked_at=now if state is S.ASKED else record.asked_at,
+        ended_at=now if state not in OPEN else None,
+        upid=upid or record.upid,
+        text=text or record.text,
+    )
+
+
+def in_flight(records: Iterable[Migration]) -> tuple[InFlight, ...]:
+    """The open attempts as the ledger counts them: on both nodes."""
+    return tuple(
+        InFlight(record.vmid, record.source, record.target, record.load)
+        for record in sorted(records, key=lambda record: record.vmid)
+        if record.is_open
+    )
+
+
+def is_load_move(record: Migration) -> bool:
+    """True for moves made to even out load, which cooldowns and the hourly brake count."""
+    return record.reason in LOAD_REASONS

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Why a guest moves and why it does not: the words of journal, JSON and man page."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class MoveReason(StrEnum):
+    """Why a guest moves. The order is the rank: what stands first is served first."""
+
+    MAINTENANCE = "maintenance"
+    PIN = "pin"
+    AFFINITY = "affinity"
+    ANTI_AFFINITY = "anti-affinity"
+    OVERLOAD = "overload"
+    SPREAD = "spread"
+    RETURN_HOME = "return-home"
+    MANUAL = "manual"
+
+
+LOAD_REASONS = frozenset({MoveReason.OVERLOAD, MoveReason.SPREAD, MoveReason.MANUAL})
+RULE_REASONS = frozenset({MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY})
+
+
+class RefusalReason(StrEnum):
+    """Why a guest stays, or why a node is no target for it. `MEANING` has a line for each."""
+
+    # the guest itself
+    IGNORED = "ignored"
+    HA_MANAGED = "ha-managed"
+    TEMPLATE = "template"
+    NOT_RUNNING = "not-running"
+    STATE = "state"
+    LOCKED = "locked"
+    BUSY = "busy"
+    CONTAINER = "container"
+    COOLDOWN = "cooldown"
+    SET_ASIDE = "set-aside"
+    LOAD_UNKNOWN = "load-unknown"
+    LOCAL_DISK = "local-disk"
+    LOCAL_DEVICE = "local-device"
+    PRECONDITION = "precondition"
+    # a node as a target
+    SAME_NODE = "same-node"
+    NODE_OFFLINE = "node-offline"
+    NODE_MAINTENANCE = "node-maintenance"
+    NODE_IGNORED = "node-ignored"
+    NODE_STARTING = "node-starting"
+    NODE_SILENT = "node-silent"
+    NODE_STALE = "node-stale"
+    NODE_BACKUP = "node-backup"
+    NODE_REFUSED = "node-refused"
+    NO_MEMORY = "no-memory"
+    NO_CPU = "no-cpu"
+    OVER_THRESHOLD = "over-threshold"
+    PINNED = "pinned"
+    AFFINITY = "affinity"
+    ANTI_AFFINITY = "anti-affinity"
+    # the plan as a whole
+    NO_GAIN = "no-gain"
+    NO_TARGET = "no-target"
+    NO_ORDER = "no-order"
+    CONFLICT = "conflict"
+    BELOW_GATE = "below-gate"
+
+
+MEANING: dict[RefusalReason, str] = {
+    RefusalReason.IGNORED: "a plb_ignore tag or guests.ignore keeps the guest where it is",
+    RefusalReason.HA_MANAGED: "the HA manager owns the guest; it counts as load only",
+    RefusalReason.TEMPLATE: "templates do not move",
+    RefusalReason.NOT_RUNNING: "the guest does not run",
+    RefusalReason.STATE: "the guest is paused, suspended, in prelaunch or in an I/O error",
+    RefusalReason.LOCKED: "PVE holds a lock on the guest",
+    RefusalReason.BUSY: "a task of the guest is running",
+    RefusalReason.CONTAINER: "containers restart when they move, and the setting guests.containers forbids it here",
+    RefusalReason.COOLDOWN: "the guest moved less than balance.guest_cooldown_s ago",
+    RefusalReason.SET_ASIDE: "the guest failed to migrate and is left alone for a while",
+    RefusalReason.LOAD_UNKNOWN: "PVE reports no usable load for the guest",
+    RefusalReason.LOCAL_DISK: "the guest has disks on local storage",
+    RefusalReason.LOCAL_DEVICE: "the guest uses devices of its node",
+    RefusalReason.PRECONDITION: "PVE's own check of the migration says no",
+    RefusalReason.SAME_NODE: "the guest is there already",
+    RefusalReason.NODE_OFFLINE: "the node is offline",
+    RefusalReason.NODE_MAINTENANCE: "the node is in maintenance",
+    RefusalReason.NODE_IGNORED: "nodes.ignore keeps the node out",
+    RefusalReason.NODE_STARTING: "the node has been up for less than two minutes",
+    RefusalReason.NODE_SILENT: "the node's agent has not reported itself",
+    RefusalReason.NODE_STALE: "the node's load is unknown or older than a minute",
+    RefusalReason.NODE_BACKUP: "a backup runs on the node",
+    RefusalReason.NODE_REFUSED: "PVE does not allow the guest on the node",
+    RefusalReason.NO_MEMORY: "the guest and all that is on its way do not fit into the node's memory",
+    RefusalReason.NO_CPU: "the guest and all that is on its way need more cores than the node has",
+    RefusalReason.OVER_THRESHOLD: "the move would put the node over a threshold",
+    RefusalReason.PINNED: "the guest is pinned to other nodes",
+    RefusalReason.AFFINITY: "the guest's affinity group would be split",
+    RefusalReason.ANTI_AFFINITY: "a guest that must be kept apart is on the node",
+    RefusalReason.NO_GAIN: "no move of the guest lowers the imbalance by more than it costs",
+    RefusalReason.NO_TARGET: "no node can take the guest",
+    RefusalReason.NO_ORDER: "no order of the moves keeps every node below its limits",
+    RefusalReason.CONFLICT: "the guest's rules contradict each other",
+    RefusalReason.BELOW_GATE: "no node is over a threshold and the spread is small enough",
+}

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From hints to reasons to look: which event is an echo, what it makes worth looking at, and when to look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from agent.core.cluster import MIGRATE_KINDS, Snapshot
+from agent.core.events import Event, EventKind
+from agent.core.migrations import Migration
+from agent.core.question import EVERYWHERE, Scope
+from agent.core.settings import TriggerSettings
+
+ECHO_S = 60.0  # a migration's starts and stops are reported, on all ways, within this time after its end
+MOST_EVENTS = 500  # of one trigger; what comes on top is covered by looking everywhere
+
+
+class Rank(IntEnum):
+    """What is served first."""
+
+    MAINTENANCE = 0
+    RULES = 1
+    OVERLOAD = 2
+    SPREAD = 3
+
+
+_EVERYWHERE = frozenset(
+    {
+        EventKind.MAINTENANCE_ENDED,
+        EventKind.NODE_ONLINE,
+        EventKind.REQUEST,
+        EventKind.TOOK_LEAD,
+        EventKind.LOG_GAP,
+        EventKind.SETTINGS_CHANGED,
+        EventKind.TIMER,
+    }
+)
+_AT_ONCE = frozenset({EventKind.MAINTENANCE_BEGAN, EventKind.REQUEST})
+_OF_A_GUEST = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
+_RANK = {EventKind.MAINTENANCE_BEGAN: Rank.MAINTENANCE, EventKind.OVERLOAD: Rank.OVERLOAD, EventKind.SPREAD: Rank.SPREAD}
+
+
+def scope_of(event: Event) -> Scope:
+    """What one event makes worth looking at: a start may overload its node, a stop only makes room."""
+    if event.kind in _EVERYWHERE:
+        return EVERYWHERE
+    vmids = frozenset() if event.vmid is None else frozenset({event.vmid})
+    loaded = {EventKind.GUEST_STARTED, EventKind.OVERLOAD, EventKind.SPREAD, EventKind.GUEST_CHANGED}
+    nodes = frozenset({event.node}) if event.node is not None and event.kind in loaded else frozenset()
+    return Scope(nodes, vmids)
+
+
+def rank_of(event: Event) -> Rank:
+    """How urgent the event is."""
+    return _RANK.get(event.kind, Rank.RULES)
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A settled reason to look at the cluster.
+
+    Units:   CLOCK_BOOTTIME seconds.
+    Shape:   `events` in order of arrival, without repetitions, at most `MOST_EVENTS`; `scope` covers all of them.
+    """
+
+    events: tuple[Event, ...]
+    scope: Scope
+    rank: Rank
+    first_s: float
+    last_s: float
+
+    @property
+    def force(self) -> bool:
+        """True when a person asked to go past gates and cooldowns."""
+        return any(event.force for event in self.events)
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """The commands that wait for an answer."""
+        return tuple(event.request for event in self.events if event.request is not None)
+
+    def due_s(self, times: TriggerSettings) -> float:
+        """When to look: when the burst is over, at the latest `settle_max_s` after its first event; maintenance and
+        requests at once."""
+        if any(event.kind in _AT_ONCE for event in self.events):
+            return self.first_s
+        return min(self.last_s + times.settle_s, self.first_s + times.settle_max_s)
+
+
+def joined(trigger: Trigger | None, event: Event) -> Trigger:
+    """The trigger with one more event; the events of one burst are answered together."""
+    if trigger is None:
+        return Trigger((event,), scope_of(event), rank_of(event), event.at_s, event.at_s)
+    is_known = any(_same(event, other) for other in trigger.events)
+    is_full = len(trigger.events) >= MOST_EVENTS and event.request is None
+    return Trigger(
+        events=trigger.events if is_known or is_full else (*trigger.events, event),
+        scope=EVERYWHERE if is_full and not is_known else trigger.scope.union(scope_of(event)),
+        rank=min(trigger.rank, rank_of(event)),
+        first_s=trigger.first_s,
+        last_s=max(trigger.last_s, event.at_s),
+    )
+
+
+def _same(event: Event, other: Event) -> bool:
+    return (event.kind, event.vmid, event.node, event.request) == (other.kind, other.vmid, other.node, other.request)
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationTraces:
+    """Which guests migrate or have just done so, from all that the agent can see.
+
+    Units:   Unix seconds; `ended` maps a VMID to when its last migration ended, `running` are those under way.
+    """
+
+    running: frozenset[int] = frozenset()
+    ended: tuple[tuple[int, float], ...] = ()
+
+
+def traces(snapshot: Snapshot | None, records: Iterable[Migration]) -> MigrationTraces:
+    """The traces in PVE's task list and in the agent's own records."""
+    running: set[int] = set()
+    ended: dict[int, float] = {}
+    for task in snapshot.tasks if snapshot is not None else ():
+        if task.kind in MIGRATE_KINDS and task.vmid is not None:
+            if task.ended_at is None:
+                running.add(task.vmid)
+            else:
+                ended[task.vmid] = max(task.ended_at, ended.get(task.vmid, task.ended_at))
+    for record in records:
+        if record.is_open:
+            running.add(record.vmid)
+        elif record.ended_at is not None and record.asked_at is not None:
+            ended[record.vmid] = max(record.ended_at, ended.get(record.vmid, record.ended_at))
+    return MigrationTraces(frozenset(running), tuple(sorted(ended.items())))
+
+
+def why_echo(event: Event, seen: MigrationTraces, now: float) -> str | None:
+    """Why the event only repeats a migration, None when it is news.
+
+    Migrations start and stop guests: a live migration runs the start hooks on its target, a container's migration the
+    stop and start hooks, and each leaves start lines in the cluster log.
+    """
+    if event.kind not in _OF_A_GUEST or event.vmid is None:
+        return None
+    if event.origin is not None:
+        return f"it is arriving from {event.origin}"
+    if event.vmid in seen.running:
+        return "it is migrating"
+    for vmid, ended_at in seen.ended:
+        if vmid == event.vmid and -ECHO_S < now - ended_at < ECHO_S:
+            return f"it migrated {max(0.0, now - ended_at):.0f} s ago"
+    return None
+
+
+def without_echoes(trigger: Trigger, seen: MigrationTraces, now: float) -> Trigger | None:
+    """The trigger less its echoes, None when nothing else is left."""
+    kept = [event for event in trigger.events if why_echo(event, seen, now) is None]
+    if len(kept) == len(trigger.events):
+        return trigger
+    result: Trigger | None = None
+    for event in kept:
+        result = joined(result, event)
+    return result
+
+
+def described(trigger: Trigger) -> str:
+    """The trigger in words, for the journal: what happened, not what is done about it."""
+    parts = [_words(event) for event in trigger.events[:3]]
+    if len(trigger.events) > 3:
+        parts.append(f"and {len(trigger.events) - 3} more events")
+    return ", ".join(parts)
+
+
+def _words(event: Event) -> str:
+    guest = f"guest {event.vmid}"
+    where = f" on {event.node}" if event.node else ""
+    match event.kind:
+        case EventKind.GUEST_STARTED:
+            return f"{guest} started{where}"
+        case EventKind.GUEST_STOPPED:
+            return f"{guest} stopped{where}"
+        case EventKind.GUEST_CHANGED:
+            return f"{guest} changed{where}"
+        case EventKind.MAINTENANCE_BEGAN:
+            return f"maintenance of {event.node} began" + (f" ({event.detail})" if event.detail else "")
+        case EventKind.MAINTENANCE_ENDED:
+            return f"maintenance of {event.node} ended"
+        case EventKind.NODE_ONLINE:
+            return f"node {event.node} is online"
+        case EventKind.NODE_OFFLINE:
+            return f"node {event.node} is offline"
+        case EventKind.OVERLOAD:
+            return f"{event.node} is overloaded ({event.detail})"
+        case EventKind.SPREAD:
+            return f"the load is uneven ({event.detail})"
+        case EventKind.REQUEST:
+            return "balancing was asked for" + (f" by {event.detail}" if event.detail else "")
+        case EventKind.LOG_GAP:
+            return "the cluster log has a gap"
+        case EventKind.TOOK_LEAD:
+            return "took the lead"
+        case EventKind.SETTINGS_CHANGED:
+            return "the settings changed"
+        case EventKind.TIMER:
+            return "regular look"

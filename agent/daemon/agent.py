@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent of one node as a step: `step(now, inputs) -> (outputs, next wake-up)`. It has no clock and makes no call."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent import __version__
+from agent.core import history as memory
+from agent.core.documents import DocumentError, HistoryFile, parse
+from agent.core.events import Event, EventKind, EventSource
+from agent.core.journal import Level, MessageId, Record
+from agent.core.leadership import LockTimes, Stage
+from agent.core.settings import Mode, Settings
+from agent.daemon import inputs, outputs
+from agent.daemon.inputs import Now, Written
+from agent.daemon.lead import STOP_WITHIN_S, Lead
+from agent.daemon.mailbox import Mailbox
+from agent.daemon.outputs import Output, Say
+from agent.daemon.senses import Senses
+from agent.daemon.status import status_text
+from agent.daemon.work import Work
+from agent.ports import FilesystemState
+
+_WAITING = {
+    FilesystemState.NOT_MOUNTED: "waiting: /etc/pve is not mounted (is pve-cluster running?)",
+    FilesystemState.NO_QUORUM: "waiting: this node is not in the quorate part of the cluster",
+    FilesystemState.STANDALONE: "waiting: this node is in no cluster, so there is nothing to balance",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """How often the agent looks at what does not announce itself, in seconds; simulations of weeks look less often.
+
+    Shape:   `signs_s` for the cluster log, inboxes and flags (0.2 ms of reading), `statistics_s` is pvestatd's own round.
+    """
+
+    signs_s: float = 2.0
+    statistics_s: float = 10.0
+    settings_s: float = 10.0
+    status_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this agent is: its node's name, a word for this run of it, and for this boot of the node."""
+
+    node: str
+    incarnation: str
+    boot_id: str
+
+
+class Agent:
+    """One node's agent. Everything it knows of the world came in as an input."""
+
+    def __init__(self, identity: Identity, settings: Settings, times: LockTimes, now: Now, cadence: Cadence | None = None) -> None:
+        self.identity = identity
+        self.settings = settings
+        self._cadence = cadence or Cadence()
+        self.lead = Lead(identity.node, identity.incarnation, times, now.boot_s)
+        self.mailbox = Mailbox(identity.node, identity.incarnation, identity.boot_id)
+        self.senses = Senses(identity.node)
+        self.work: Work | None = None
+        self.exit_status: int | None = None
+        self._history: HistoryFile | None = None
+        self._asked_history = False
+        self._signs_s = self._statistics_s = self._settings_s = self._status_s = self._timer_s = -1e9
+        self._reading_signs = self._reading_settings = False
+        self._stop_s: float | None = None
+        self._said_state: FilesystemState | None = FilesystemState.QUORATE
+        self._said_settings = ""
+        self._said_signs = ""
+        self._local_events: list[Event] = []
+        self._status = ""
+        self._line = ""
+        self._begun = False
+        self._was_warm = False
+
+    def step(self, now: Now, arrived: Iterable[inputs.Input]) -> tuple[list[Output], float]:
+        """Take what has arrived; return what to do, and the CLOCK_BOOTTIME second of the next step if nothing arrives.
+
+        A bug in one input's treatment is journalled with its traceback, and the agent goes on with the next.
+        """
+        result: list[Output] = []
+        if not self._begun:
+            self._begun = True
+            text = f"proxlb-agent {__version__} runs on {self.identity.node}, mode {self.settings.mode.value}"
+            result += [Say(Record(Level.NOTICE, MessageId.STARTED, text)), outputs.TellReady()]
+        for one in arrived:
+            try:
+                result += self._take(one, now)
+            except Exception:
+                result.append(_bug(f"while taking {type(one).__name__}"))
+        try:
+            result += self._due(now)
+        except Exception:
+            result.append(_bug("while deciding what is due"))
+        return result, self._next_wakeup_s(now)
+
+    # inputs
+
+    def _take(self, one: inputs.Input, now: Now) -> list[Output]:
+        match one:
+            case inputs.LockAnswer():
+                return self._on_lock(one, now)
+            case inputs.SignsSeen():
+                return self._on_signs(one, now)
+            case inputs.HistorySeen():
+                return self._on_history(one, now)
+            case inputs.WriteAnswer(what=Written.INBOX):
+                return self.mailbox.on_written(one)
+            case inputs.WriteAnswer():
+                leader = self.lead.state.leader
+                return [] if self.work is None else self.work.on_written(one, self.lead.state, leader, self.settings, now)
+            case inputs.InboxSeen():
+                events, said = self.mailbox.on_claimed(one, now)
+                if self.work is not None:
+                    for event in events:
+                        said += self.work.on_event(event, self.senses, now)
+                return said
+            case inputs.OwnInboxSeen():
+                self.mailbox.on_own_file(one)
+                return []
+            case inputs.SettingsSeen():
+                return self._on_settings(one, now)
+            case inputs.BellRang():
+                self.mailbox.ring()
+                return []
+            case inputs.ReloadAsked():
+                self._settings_s = now.boot_s
+                self._reading_settings = True
+                return [outputs.ReadSettings(asked=True)]
+            case inputs.StopAsked():
+                if self._stop_s is None:
+                    self._stop_s = now.boot_s
+                    return self.lead.give_up(now, stops=True, why="the agent was asked to stop")
+                return []
+        if self.work is None:
+            return []  # an answer to a lead that is over
+        match one:
+            case inputs.Observed():
+                return self.work.on_observed(one, self.senses, self.settings, self.lead.state, now)
+            case inputs.VerdictSeen():
+                return self.work.on_verdict(one, self.senses, self.settings, self.lead.state, now)
+            case inputs.MigrationAnswer() | inputs.TaskAnswer() | inputs.SearchAnswer():
+                return self.work.on_migration(one, self.settings, now)
+        raise TypeError(f"nobody takes {one!r}")
+
+    def _on_lock(self, answer: inputs.LockAnswer, now: Now) -> list[Output]:
+        said = self.lead.on_answer(answer, now)
+        said += self._tell_state(answer.filesystem)
+        if self.lead.state.stage is not Stage.LEADING:
+            self._forget_lead()
+        return said
+
+    def _forget_lead(self) -> None:
+        """What a lead knew is over with it; what must live on stands in history.json and in PVE's tasks."""
+        self.work = None
+        self._history = None
+        self._asked_history = False
+        self._reading_signs = False
+
+    def _tell_state(self, state: FilesystemState) -> list[Output]:
+        """Say once what the agent waits for, and once that it is over."""
+        if state is self._said_state:
+            return []
+        before, self._said_state = self._said_state, state
+        if state in _WAITING:
+            return [Say(Record(Level.NOTICE, MessageId.WAITING, _WAITING[state]))]
+        return [Say(Record(Level.NOTICE, MessageId.WAITING, f"goes on: /etc/pve was: {before.value}"))] if before is not None else []
+
+    def _on_signs(self, seen: inputs.SignsSeen, now: Now) -> list[Output]:
+        self._reading_signs = False
+        if self.lead.state.stage is not Stage.LEADING:
+            return []
+        if seen.error:
+            said = [] if seen.error == self._said_signs else [_outside(Level.WARNING, f"files below /etc/pve cannot be read: {seen.error}")]
+            self._said_signs = seen.error
+            return list(said)
+        self._said_signs = ""
+        answered = frozenset(answer.request for answer in self._history.answers) if self._history is not None else frozenset()
+        if self.work is not None:
+            answered = frozenset(answer.request for answer in self.work.history.answers)
+        events = self.senses.on_signs(seen, now, self.settings, lambda request: request in answered)
+        self.mailbox.nodes = max(1, len(self.senses.inboxes))
+        if self.work is None:
+            self._local_events += [event for event in events if event.request is not None]
+            return self._begin_work(now)
+        result: list[Output] = []
+        for event in events:
+            result += self.work.on_event(event, self.senses, now)
+        if self.senses.membership_changed_s == now.boot_s:
+            self.work.membership_changed(now.boot_s)
+        return result
+
+    def _on_history(self, seen: inputs.HistorySeen, now: Now) -> list[Output]:
+        self._asked_history = False
+        if self.lead.state.stage is not Stage.LEADING or self.work is not None:
+            return []
+        if seen.error:
+            return [_outside(Level.WARNING, f"history.json cannot be read: {seen.error}")]
+        said: list[Output] = []
+        if seen.text is None:
+            self._history = memory.empty(now.wall_s)
+        else:
+            try:
+                self._history = parse(HistoryFile, seen.text)
+            except DocumentError as error:
+                said.append(_outside(Level.ERROR, f"history.json cannot be used and begins anew: {error}"))
+                self._history = memory.empty(now.wall_s)
+        return said + self._begin_work(now)
+
+    def _begin_work(self, now: Now) -> list[Output]:
+        """Begin to lead in earnest: what former leaders left is known, and what nodes report has been read."""
+        if self._history is None or not self.senses.has_seen or self.work is not None:
+            return []
+        self.work = Work(self._history, now, now.boot_s)
+        self._timer_s = now.boot_s
+        self._was_warm = False
+        said = self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s), self.senses, now)
+        for event in self._local_events:
+            said += self.work.on_event(event, self.senses, now)
+        self._local_events = []
+        taken = self.work.follow.records
+        if taken:
+            said.append(_outside(Level.NOTICE, f"takes over {len(taken)} migrations of the former leader"))
+        return said
+
+    def _on_settings(self, seen: inputs.SettingsSeen, now: Now) -> list[Output]:
+        self._reading_settings = False
+        ready: list[Output] = [outputs.TellReady()] if seen.asked else []
+        if seen.settings is None:
+            if not seen.is_broken and not seen.asked:
+                return ready  # the cluster's file cannot be read just now: the last good copy serves
+            said = [] if seen.error == self._said_settings and not seen.asked else [_settings(Level.ERROR, f"the settings are not taken: {seen.error}")]
+            self._said_settings = seen.error
+            return [*said, *ready]
+        self._said_settings = ""
+        if seen.settings == self.settings:
+            return [*([_settings(Level.NOTICE, "settings read again, nothing changed")] if seen.asked else []), *ready]
+        self.settings = seen.settings
+        said = [_settings(Level.NOTICE, f"new settings taken, mode {self.settings.mode.value}")]
+        event = Event(EventKind.SETTINGS_CHANGED, EventSource.AGENT, now.boot_s)
+        return [*said, *([] if self.work is None else self.work.on_event(event, self.senses, now)), *ready]
+
+    # what is due
+
+    def _due(self, now: Now) -> list[Output]:
+        result: list[Output] = []
+        if self._stop_s is not None:
+            return self._stop(now)
+        can_write = self._said_state is FilesystemState.QUORATE
+        may_stand = self.settings.mode is not Mode.OFF and can_write
+        if self.settings.mode is Mode.OFF and self.lead.state.stage is Stage.LEADING:
+            result += self.lead.give_up(now, stops=False, why="mode is off")
+        if self.work is not None and self.work.failing_since_s is not None:
+            failing_s = now.boot_s - self.work.failing_since_s
+            if failing_s >= self.lead.state.times.api_failure_s:
+                result += self.lead.give_up(now, stops=False, why=f"its access to the API fails for {failing_s:.0f} s")
+        result += self.lead.next_outputs(now, may_stand=may_stand)
+        if self.lead.state.stage is not Stage.LEADING and (self.work is not None or self._history is not None):
+            self._forget_lead()
+        result += self.mailbox.next_outputs(now, can_write=can_write)
+        if not self._reading_settings and now.boot_s - self._settings_s >= self._cadence.settings_s:
+            self._settings_s, self._reading_settings = now.boot_s, True
+            result.append(outputs.ReadSettings(asked=False))
+        if self.lead.state.stage is Stage.LEADING:
+            result += self._due_as_leader(now)
+        return result + self._tell_status(now)
+
+    def _due_as_leader(self, now: Now) -> list[Output]:
+        result: list[Output] = []
+        if self.work is None and self._history is None and not self._asked_history:
+            self._asked_history = True
+            self.senses = Senses(self.identity.node)
+            self._signs_s = self._statistics_s = -1e9
+            result.append(outputs.ReadHistory())
+        if not self._reading_signs and now.boot_s - self._signs_s >= self._cadence.signs_s:
+            statistics = now.boot_s - self._statistics_s >= self._cadence.statistics_s
+            self._signs_s, self._reading_signs = now.boot_s, True
+            self._statistics_s = now.boot_s if statistics else self._statistics_s
+            result.append(outputs.ReadSigns(statistics=statistics))
+        if self.work is None:
+            return result
+        is_warm = now.boot_s >= self.work.warm_at_s(self.settings)
+        if now.boot_s - self._timer_s >= self.settings.triggers.reconcile_s or (is_warm and not self._was_warm):
+            if now.boot_s > self._timer_s:
+                result += self.work.on_event(Event(EventKind.TIMER, EventSource.AGENT, now.boot_s), self.senses, now)
+            self._timer_s = now.boot_s
+        self._was_warm = is_warm
+        return result + self.work.next_outputs(now, self.lead.state, self.settings)
+
+    def _stop(self, now: Now) -> list[Output]:
+        assert self._stop_s is not None
+        if self.exit_status is not None:
+            return []
+        result = self.lead.next_outputs(now, may_stand=False)
+        late = now.boot_s - self._stop_s >= STOP_WITHIN_S
+        if self.lead.state.stage in (Stage.LEFT, Stage.FOLLOWING) or late:
+            self.exit_status = 0
+            under_way = len(self.work.follow.records) if self.work is not None else 0
+            text = "stopped" + (f"; {under_way} migrations go on in PVE, the next leader finds them" if under_way else "")
+            text += "; the lock could not be given back in time, it expires by itself" if late else ""
+            result += [Say(Record(Level.NOTICE, MessageId.STOPPED, text)), outputs.Exit(0)]
+        return result
+
+    def _tell_status(self, now: Now) -> list[Output]:
+        if now.boot_s - self._status_s < self._cadence.status_s:
+            return []
+        self._status_s = now.boot_s
+        result: list[Output] = []
+        text, line = status_text(self, now)
+        if text != self._status:
+            self._status = text
+            result.append(outputs.WriteStatus(text))
+        if line != self._line:
+            self._line = line
+            result.append(outputs.SetStatusLine(line))
+        return result
+
+    @property
+    def filesystem(self) -> FilesystemState | None:
+        """What can be done below /etc/pve as far as is known, None before the first look."""
+        return self.lead.filesystem
+
+    def _next_wakeup_s(self, now: Now) -> float:
+        if self._stop_s is not None:
+            return now.boot_s + 0.2
+        due = min(now.boot_s + self.lead.state.times.look_every_s, self.mailbox.next_wakeup_s())
+        if self.work is not None:
+            due = min(due, self.work.next_wakeup_s(self.settings))
+        return max(due, now.boot_s + 0.05)
+
+
+def _outside(level: Level, text: str) -> Say:
+    return Say(Record(level, MessageId.OUTSIDE, text))
+
+
+def _settings(level: Level, text: str) -> Say:
+    return Say(Record(level, MessageId.SETTINGS, text))
+
+
+def _bug(where: str) -> Say:
+    text = f"a bug in the agent, {where}; it goes on. Please report this:\n{traceback.format_exc()}"
+    return Say(Record(Level.ERROR, MessageId.BUG, text))

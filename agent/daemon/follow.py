@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Migrations under way: asks how they stand, and settles them by where the guest is, not by what a task says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Snapshot
+from agent.core.history import is_success
+from agent.core.journal import Level, MessageId, Record
+from agent.core.migrations import OPEN, Migration, MigrationState, advanced
+from agent.core.sentences import migration_words
+from agent.core.settings import Settings
+from agent.daemon.inputs import MigrationAnswer, Now, PostOutcome, SearchAnswer, TaskAnswer
+from agent.daemon.outputs import AskTask, Output, Say, SearchMigration
+
+POLL_S = 5.0
+DOUBT_S = 60.0  # an intent without a task is in doubt for so long
+CONTAINER_START_S = 90.0  # a container is started again within this time after its task has ended
+SILENT_S = 600.0  # a task whose node has not answered for so long is lost; where the guest is decides
+
+
+class Follow:
+    """The open attempts of this lead, those taken over from a former leader included."""
+
+    def __init__(self, taken_over: Iterable[Migration], now: Now) -> None:
+        self._open: dict[str, Migration] = {record.intent: record for record in taken_over}
+        self._ended: dict[str, str] = {}
+        self._ended_s: dict[str, float] = {}
+        self._asked_s: dict[str, float] = {}
+        self._waiting: set[str] = set()
+        self._silent_since_s: dict[str, float] = {}
+        self._adopted_s = now.boot_s
+        self._adopted = set(self._open)
+        self.look_at_s: float | None = now.boot_s if self._open else None
+
+    @property
+    def records(self) -> tuple[Migration, ...]:
+        """The attempts that have not ended, by VMID."""
+        return tuple(sorted(self._open.values(), key=lambda record: record.vmid))
+
+    def next_outputs(self, now: Now) -> list[Output]:
+        """Questions about attempts that are due."""
+        outputs: list[Output] = []
+        for record in self.records:
+            if record.intent in self._waiting or now.boot_s < self._due_s(record):
+                continue
+            self._asked_s[record.intent] = now.boot_s
+            if record.state is MigrationState.RUNNING and record.upid is not None:
+                self._waiting.add(record.intent)
+                outputs.append(AskTask(record.intent, record.upid))
+            elif record.state is MigrationState.ASKED and (record.text or record.intent in self._adopted):
+                self._waiting.add(record.intent)
+                outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - 5.0))
+            elif record.state is MigrationState.PLANNED and record.intent in self._adopted:
+                self._waiting.add(record.intent)
+                outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - 5.0))
+        return outputs
+
+    def next_wakeup_s(self) -> float:
+        """When the next question is due."""
+        waiting = [self._due_s(record) for record in self.records if record.intent not in self._waiting]
+        return min(waiting, default=float("inf"))
+
+    def _due_s(self, record: Migration) -> float:
+        if record.intent in self._ended:
+            return float("inf")
+        return self._asked_s.get(record.intent, -1e9) + POLL_S
+
+    # acts
+
+    def ask(self, record: Migration, now: Now) -> Migration:
+        """The request is about to go out."""
+        asked = advanced(record, MigrationState.ASKED, now.wall_s)
+        self._open[record.intent] = asked
+        self._waiting.add(record.intent)
+        return asked
+
+    def skipped(self, records: Iterable[Migration], why: str, now: Now) -> list[Migration]:
+        """Nothing was asked of PVE for these."""
+        return [advanced(record, MigrationState.SKIPPED, now.wall_s, text=why) for record in records]
+
+    def on_answer(self, answer: MigrationAnswer | TaskAnswer | SearchAnswer, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
+        """Take an answer; returns the records it changed and what to say."""
+        self._waiting.discard(answer.intent)
+        record = self._open.get(answer.intent)
+        if record is None:
+            return [], []
+        if isinstance(answer, MigrationAnswer):
+            return self._on_post(record, answer, now)
+        if isinstance(answer, SearchAnswer):
+            return self._on_search(record, answer, now)
+        return self._on_task(record, answer, settings, now)
+
+    def _on_post(self, record: Migration, answer: MigrationAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
+        self._asked_s[record.intent] = now.boot_s
+        match answer.outcome:
+            case PostOutcome.STARTED:
+                return self._put(advanced(record, MigrationState.RUNNING, now.wall_s, upid=answer.upid)), []
+            case PostOutcome.REFUSED:
+                return self._put(advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text)), [_outcome(record, False, answer.text)]
+            case PostOutcome.NOT_SENT:
+                skipped = advanced(record, MigrationState.SKIPPED, now.wall_s, text=answer.text)
+                self._wish_look(now.boot_s + POLL_S)
+                return self._put(skipped), [_outcome(record, False, f"not started: {answer.text}")]
+        text = f"no answer to the request ({answer.text}): looking for its task before anything else is tried"
+        return self._put(replace(record, text=answer.text or "no answer")), [_outcome(record, None, text)]
+
+    def _on_search(self, record: Migration, answer: SearchAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
+        if answer.upid is not None:
+            if record.state is MigrationState.PLANNED:
+                record = advanced(record, MigrationState.ASKED, now.wall_s)
+            found = replace(advanced(record, MigrationState.RUNNING, now.wall_s, upid=answer.upid), text="")
+            return self._put(found), [_outcome(record, None, "found under way")]
+        since = record.asked_at or record.planned_at
+        if answer.error or now.wall_s - since < DOUBT_S:
+            return [], []
+        if record.state is MigrationState.PLANNED:
+            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text="the former leader did not start it")), []
+        self._end(record, "there is no task of it", now)
+        return [], []
+
+    def _on_task(self, record: Migration, answer: TaskAnswer, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
+        if answer.error and answer.is_known:
+            silent_s = now.boot_s - self._silent_since_s.setdefault(record.intent, now.boot_s)
+            if silent_s >= SILENT_S:
+                self._end(record, f"its node has not answered for {silent_s:.0f} s", now)
+            return [], []
+        self._silent_since_s.pop(record.intent, None)
+        if not answer.is_known:
+            self._end(record, "its node does not know the task any more", now)
+        elif answer.exit_status is not None:
+            self._end(record, answer.exit_status, now)
+        elif record.asked_at is not None and now.wall_s - record.asked_at > settings.migration.timeout_s and not record.text:
+            text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
+            return self._put(replace(record, text=text)), [_outcome(record, None, text)]
+        return [], []
+
+    def _end(self, record: Migration, status: str, now: Now) -> None:
+        self._ended[record.intent] = status
+        self._ended_s[record.intent] = now.boot_s
+        self._wish_look(now.boot_s)
+
+    def _wish_look(self, at_s: float) -> None:
+        self.look_at_s = at_s if self.look_at_s is None else min(at_s, self.look_at_s)
+
+    # the guest's place decides
+
+    def settle(self, snapshot: Snapshot, now: Now) -> tuple[list[Migration], list[Output]]:
+        """Close the attempts whose task has ended, by where their guest is."""
+        self.look_at_s = None
+        changed: list[Migration] = []
+        outputs: list[Output] = []
+        migrating = {task.vmid for task in snapshot.tasks if task.is_running and task.kind in MIGRATE_KINDS}
+        for record in self.records:
+            status = self._ended.get(record.intent)
+            if status is None:
+                continue
+            if record.vmid in migrating:
+                self._wish_look(now.boot_s + POLL_S)  # the task list lags behind, or somebody moves it again
+                continue
+            guest = snapshot.guest(record.vmid)
+            state, text = _judged(record, guest, status)
+            waited_s = now.boot_s - self._ended_s.get(record.intent, now.boot_s)
+            if state is MigrationState.DONE and record.type is GuestType.LXC and guest is not None and not guest.is_running:
+                if waited_s < CONTAINER_START_S:
+                    self._wish_look(now.boot_s + POLL_S)
+                    continue
+                outputs.append(_alarm(record, f"ct:{record.vmid} is on {record.target} but does not run: start it there"))
+            took_s = now.wall_s - (record.asked_at or record.planned_at)
+            changed += self._put(advanced(record, state, now.wall_s, text=text))
+            done = state is MigrationState.DONE
+            outputs.append(_outcome(record, done, f"{'done in' if done else 'failed after'} {took_s:.0f} s" + (f": {text}" if text else "")))
+        return changed, outputs
+
+    def _put(self, record: Migration) -> list[Migration]:
+        if record.state in OPEN:
+            self._open[record.intent] = record
+        else:
+            self._open.pop(record.intent, None)
+            for known in (self._ended, self._ended_s, self._asked_s, self._silent_since_s):
+                known.pop(record.intent, None)
+        return [record]
+
+
+def _judged(record: Migration, guest: Guest | None, status: str) -> tuple[MigrationState, str]:
+    if guest is None:
+        return MigrationState.LOST, "the guest is gone"
+    if guest.node == record.target:
+        return MigrationState.DONE, "" if is_success(status) else f"the guest is there, but its task says: {status}"
+    if guest.node != record.source:
+        return MigrationState.FAILED, f"the guest is on {guest.node} now"
+    return MigrationState.FAILED, f"the guest stayed where it was, its task says: {status}"
+
+
+def _outcome(record: Migration, is_done: bool | None, text: str) -> Say:
+    level = {True: Level.NOTICE, False: Level.WARNING, None: Level.INFO}[is_done]
+    return Say(
+        Record(
+            level,
+            MessageId.OUTCOME,
+            f"{migration_words(record)}: {text}",
+            reason=record.reason.value,
+            vmid=record.vmid,
+            source=record.source,
+            target=record.target,
+            epoch=record.epoch,
+        )
+    )
+
+
+def _alarm(record: Migration, text: str) -> Say:
+    return Say(Record(Level.ERROR, MessageId.ALARM, text, vmid=record.vmid, source=record.source, target=record.target))

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""This node's events on their way to the leader: from the local inbox into the node's relay file below /etc/pve."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+from agent import __version__
+from agent.core.documents import INBOX_SCHEMA, DocumentError, Facts, InboxEvent, InboxFile, RequestFile, parse, render
+from agent.core.events import Event, EventKind, EventSource
+from agent.core.journal import Level, MessageId, Record
+from agent.daemon.inputs import InboxSeen, Now, OwnInboxSeen, WriteAnswer, Written
+from agent.daemon.outputs import ClaimInbox, Output, ReadOwnInbox, Say, WriteShared
+from agent.ports import InboxSight
+
+CLAIM_EVERY_S = 5.0  # a bell may be missed; the folder is listed at least so often
+KEPT_S = 300.0
+KEPT_EVENTS = 300  # newest; what a burst of more drops, the leader's full look covers
+LEAST_WRITE_S = 2.0
+
+_NAME = re.compile(r"([1-9][0-9]{2,8})\.(pre-start|post-start|pre-stop|post-stop)(?:\.([A-Za-z0-9][A-Za-z0-9-]{0,62}))?")
+_PHASES = {"post-start": EventKind.GUEST_STARTED, "post-stop": EventKind.GUEST_STOPPED}
+
+
+def event_of_name(name: str, node: str, at_s: float) -> Event | None:
+    """The event that a hookscript's file stands for, None for phases that say nothing yet and for foreign names."""
+    match = _NAME.fullmatch(name)
+    if match is None or match[2] not in _PHASES:
+        return None
+    return Event(_PHASES[match[2]], EventSource.HOOK, at_s, node=node, vmid=int(match[1]), origin=match[3])
+
+
+def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Event], list[str]]:
+    """The events of one look into the inbox, and the problems with what else was there."""
+    events, problems = [], []
+    for name in sight.names:
+        event = event_of_name(name, node, at_s)
+        if event is not None:
+            events.append(event)
+        elif _NAME.fullmatch(name) is None:
+            problems.append(f"a file in the inbox that no hookscript of ours makes was thrown away: {name[:80]!r}")
+    for identity, text in sight.requests:
+        try:
+            request = parse(RequestFile, text)
+        except DocumentError as error:
+            problems.append(f"request {identity[:40]} cannot be read: {error}")
+            continue
+        events.append(
+            Event(EventKind.REQUEST, EventSource.COMMAND, at_s, node=node, request=identity, detail=request.user, force=request.force)
+        )
+    return events, problems
+
+
+class Mailbox:
+    """Claims local events, keeps the relay file, and hands the events to the leader when that is this node itself."""
+
+    def __init__(self, node: str, incarnation: str, boot_id: str) -> None:
+        self._file = InboxFile(INBOX_SCHEMA, node, incarnation, boot_id, 0, 0.0, (), None, Facts(__version__))
+        self._claiming = False
+        self._claimed_s = -1e9
+        self._knows_own_file = False
+        self._asked_own_s = -1e9
+        self._dirty = True
+        self._writing: int | None = None
+        self._serial = 0
+        self._wrote_s = -1e9
+        self._bell = True
+        self._said = ""
+        self.nodes = 3
+
+    @property
+    def flag(self) -> str | None:
+        """The text of this node's own maintenance flag, None when there is none."""
+        return self._file.flag
+
+    def ring(self) -> None:
+        """The doorbell rang: look at once."""
+        self._bell = True
+
+    def next_outputs(self, now: Now, *, can_write: bool) -> list[Output]:
+        """Claims and writes that are due."""
+        outputs: list[Output] = []
+        if not self._claiming and (self._bell or now.boot_s - self._claimed_s >= CLAIM_EVERY_S):
+            self._claiming, self._bell, self._claimed_s = True, False, now.boot_s
+            outputs.append(ClaimInbox())
+        if not self._knows_own_file:
+            if now.boot_s - self._asked_own_s >= CLAIM_EVERY_S and can_write:
+                self._asked_own_s = now.boot_s
+                outputs.append(ReadOwnInbox(self._file.node))
+        elif self._dirty and self._writing is None and can_write and now.boot_s >= self._next_write_s():
+            self._serial += 1
+            self._writing, self._dirty, self._wrote_s = self._serial, False, now.boot_s
+            self._file = replace(self._file, written_at=now.wall_s)
+            path = f"proxlb/inbox/{self._file.node}.json"
+            outputs.append(WriteShared(Written.INBOX, path, render(self._file), self._serial))
+        return outputs
+
+    def next_wakeup_s(self) -> float:
+        """When something is due by itself."""
+        due = self._claimed_s + CLAIM_EVERY_S
+        return min(due, self._next_write_s()) if self._dirty and self._writing is None else due
+
+    def _next_write_s(self) -> float:
+        return self._wrote_s + max(LEAST_WRITE_S, float(self.nodes))
+
+    def on_own_file(self, seen: OwnInboxSeen) -> None:
+        """Go on counting where the former incarnation stopped, so that no leader takes a new event for an old one."""
+        if seen.error:
+            return
+        self._knows_own_file = True
+        if seen.text is not None:
+            try:
+                former = parse(InboxFile, seen.text)
+            except DocumentError:
+                former = None
+            if former is not None:
+                moved = tuple(replace(event, seq=event.seq + former.seq) for event in self._file.events)
+                self._file = replace(self._file, seq=self._file.seq + former.seq, events=(*former.events, *moved))
+
+    def on_claimed(self, seen: InboxSeen, now: Now) -> tuple[list[Event], list[Output]]:
+        """Take what was claimed; returns the events for a leader on this node, and what to say."""
+        self._claiming = False
+        node = self._file.node
+        if seen.sight is None:
+            said = [] if seen.error == self._said else [_say(Level.WARNING, f"this node's inbox cannot be read: {seen.error}")]
+            self._said = seen.error
+            return [], said
+        self._said = ""
+        events, problems = events_of_sight(seen.sight, node, now.boot_s)
+        outputs: list[Output] = [_say(Level.WARNING, problem) for problem in problems[:5]]
+        if seen.sight.flag != self._file.flag:
+            self._file = replace(self._file, flag=seen.sight.flag)
+            self._dirty = True
+        if events:
+            kept = [event for event in self._file.events if event.at > now.wall_s - KEPT_S]
+            seq = self._file.seq
+            for event in events:
+                seq += 1
+                kept.append(
+                    InboxEvent(seq, now.wall_s, event.kind, event.vmid, event.origin, event.request, event.detail, event.force)
+                )
+            self._file = replace(self._file, seq=seq, events=tuple(kept[-KEPT_EVENTS:]))
+            self._dirty = True
+        return events, outputs
+
+    def on_written(self, answer: WriteAnswer) -> list[Output]:
+        """The relay file was written, or has to be written again."""
+        if answer.serial == self._writing:
+            self._writing = None
+            self._dirty = self._dirty or bool(answer.error)
+        return []
+
+
+def _say(level: Level, text: str) -> Say:
+    return Say(Record(level, MessageId.OUTSIDE, text))
+
+
+def request_text(user: str, *, force: bool) -> str:
+    """The text of a request file that asks for balancing."""
+    return json.dumps({"schema": "proxlb-agent/request/1", "kind": "balance", "force": force, "user": user}, sort_keys=True)

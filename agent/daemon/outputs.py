@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the daemon asks of the world. Each names its lane: outputs of one lane are done in order, lanes are independent,
+so that a call that hangs holds up its own lane only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar
+
+from agent.core.cluster import GuestType
+from agent.core.documents import LeaderFile
+from agent.core.journal import Record
+from agent.core.leadership import LockAct
+from agent.daemon.inputs import Written
+from agent.ports import MigrationOrder
+
+
+class Lane(Enum):
+    """Which thread does it."""
+
+    LOCK = auto()
+    FILES = auto()
+    API = auto()
+    LOCAL = auto()
+    NOW = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class DoLock:
+    """One act of the leader protocol; `leader` is what to write, for the acts that write."""
+
+    lane: ClassVar[Lane] = Lane.LOCK
+    act: LockAct
+    leader: LeaderFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSigns:
+    """Read what may hold news: the cluster log, inboxes and flags, and at times the statistics."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    statistics: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadHistory:
+    """Read history.json."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOwnInbox:
+    """Read this node's relay file, once after the start."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteShared:
+    """Write history.json or this node's relay file."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    what: Written
+    path: str
+    text: str
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """Read the configuration files; `asked` when a person wants to know how it went."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    asked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimInbox:
+    """Take what is in this node's inbox."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStatus:
+    """Replace status.json."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepDecision:
+    """Append a line to the decision journal."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Look at the cluster through the API."""
+
+    lane: ClassVar[Lane] = Lane.API
+
+
+@dataclass(frozen=True, slots=True)
+class AskVerdict:
+    """Ask PVE whether a guest may migrate."""
+
+    lane: ClassVar[Lane] = Lane.API
+    vmid: int
+    type: GuestType
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartMigration:
+    """Ask PVE for a migration, after a renewal of the lock that must succeed and while leader.json still names `leader`."""
+
+    lane: ClassVar[Lane] = Lane.API
+    intent: str
+    order: MigrationOrder
+    leader: LeaderFile
+    lease_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskTask:
+    """Ask how a task stands."""
+
+    lane: ClassVar[Lane] = Lane.API
+    intent: str
+    upid: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchMigration:
+    """Look for a migration whose answer was lost."""
+
+    lane: ClassVar[Lane] = Lane.API
+    intent: str
+    vmid: int
+    source: str
+    since_wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Write a record to the journal."""
+
+    lane: ClassVar[Lane] = Lane.NOW
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatusLine:
+    """What systemctl status shows."""
+
+    lane: ClassVar[Lane] = Lane.NOW
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TellReady:
+    """Tell systemd that the agent is up, or has reloaded."""
+
+    lane: ClassVar[Lane] = Lane.NOW
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The agent is done."""
+
+    lane: ClassVar[Lane] = Lane.NOW
+    status: int
+
+
+Output = (
+    DoLock
+    | ReadSigns
+    | ReadHistory
+    | ReadOwnInbox
+    | WriteShared
+    | ReadSettings
+    | ClaimInbox
+    | WriteStatus
+    | KeepDecision
+    | Observe
+    | AskVerdict
+    | StartMigration
+    | AskTask
+    | SearchMigration
+    | Say
+    | SetStatusLine
+    | TellReady
+    | Exit
+)

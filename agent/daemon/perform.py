@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Does what the daemon asks for, through the ports. The same code serves the real agent and the simulated one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.core.documents import DocumentError, LeaderFile, parse, render
+from agent.core.leadership import LockAct, LockTimes
+from agent.core.plan_types import Verdict
+from agent.daemon import inputs, outputs
+from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
+from agent.ports import (
+    Clock,
+    ClusterApi,
+    ClusterFiles,
+    InDoubtError,
+    JournalSink,
+    LeaderLock,
+    LocalFiles,
+    LocalInbox,
+    NotHolderError,
+    OutsideError,
+    PermanentError,
+    RefusedError,
+    ServiceNotifier,
+    SettingsSource,
+)
+
+LEADER_PATH = "proxlb/leader.json"
+HISTORY_PATH = "proxlb/history.json"
+INBOX_FOLDER = "proxlb/inbox"
+FLAG_FOLDER = "proxlb/maintenance"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """One node's way to everything outside; `api` is made when it is first needed, as a follower needs none."""
+
+    clock: Clock
+    lock: LeaderLock
+    files: ClusterFiles
+    api: Callable[[], ClusterApi]
+    inbox: LocalInbox
+    local: LocalFiles
+    settings: SettingsSource
+    journal: JournalSink
+    notifier: ServiceNotifier
+
+
+class Performer:
+    """Turns one output into calls of ports, and their answers or errors into one input.
+
+    Raises nothing that a port may raise: every OutsideError becomes an answer. Holds no state but the ports.
+    """
+
+    def __init__(self, ports: Ports, times: LockTimes) -> None:
+        self._ports = ports
+        self._times = times
+
+    def perform(self, output: outputs.Output) -> inputs.Input | None:
+        """Do it; returns the answer for the daemon, None when there is none to give."""
+        match output:
+            case outputs.DoLock():
+                return self._lock(output)
+            case outputs.ReadSigns():
+                return self._signs(output)
+            case outputs.ReadHistory():
+                text, error = self._read(HISTORY_PATH)
+                return inputs.HistorySeen(text, error)
+            case outputs.ReadOwnInbox():
+                text, error = self._read(f"{INBOX_FOLDER}/{output.node}.json")
+                return inputs.OwnInboxSeen(text, error)
+            case outputs.WriteShared():
+                return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._ports.files.write(output.path, output.text)))
+            case outputs.ReadSettings():
+                return self._settings(output)
+            case outputs.ClaimInbox():
+                try:
+                    return inputs.InboxSeen(self._ports.inbox.claim())
+                except OutsideError as error:
+                    return inputs.InboxSeen(None, str(error))
+            case outputs.WriteStatus():
+                self._try(lambda: self._ports.local.write_status(output.text))
+                return None
+            case outputs.KeepDecision():
+                self._try(lambda: self._ports.local.append_decision(output.line))
+                return None
+            case outputs.Say():
+                self._ports.journal.say(output.record)
+                return None
+            case outputs.SetStatusLine():
+                self._ports.notifier.status(output.text)
+                return None
+            case outputs.TellReady():
+                self._ports.notifier.ready()
+                return None
+            case outputs.Exit():
+                self._ports.notifier.stopping()
+                return None
+            case _:
+                return self._through_api(output)
+
+    def _try(self, act: Callable[[], None]) -> str:
+        try:
+            act()
+        except OutsideError as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    def _read(self, path: str) -> tuple[str | None, str]:
+        try:
+            return self._ports.files.read(path), ""
+        except OutsideError as error:
+            return None, str(error) or type(error).__name__
+
+    # the lock
+
+    def _lock(self, asked: outputs.DoLock) -> LockAnswer:
+        ports, act = self._ports, asked.act
+        called_s = ports.clock.boottime_s()
+        outcome, text, mtime, leader_text = LockOutcome.DONE, "", None, None
+        try:
+            match act:
+                case LockAct.LOOK:
+                    mtime = ports.lock.sight().mtime_s
+                    leader_text = ports.files.read(LEADER_PATH)
+                case LockAct.TAKE:
+                    outcome = LockOutcome.DONE if ports.lock.take() else LockOutcome.REFUSED
+                case LockAct.RENEW:
+                    ports.lock.renew()
+                case LockAct.ASK_EXPIRY:
+                    ports.lock.ask_expiry()
+                case LockAct.WRITE_LEADING | LockAct.WRITE_RELEASED:
+                    if asked.leader is not None:
+                        ports.files.write(LEADER_PATH, render(asked.leader))
+                        leader_text = render(asked.leader)
+                case LockAct.RELEASE:
+                    ports.lock.release()
+        except NotHolderError as error:
+            outcome, text = LockOutcome.NOT_HOLDER, str(error)
+        except OutsideError as error:
+            outcome, text = LockOutcome.FAILED, str(error) or type(error).__name__
+        state = ports.files.state()
+        return LockAnswer(act, outcome, called_s, state, mtime, leader_text, text)
+
+    # files
+
+    def _signs(self, asked: outputs.ReadSigns) -> inputs.SignsSeen:
+        files = self._ports.files
+        try:
+            inboxes = []
+            for name in files.list(INBOX_FOLDER):
+                if name.endswith(".json") and not name.startswith("."):
+                    text = files.read(f"{INBOX_FOLDER}/{name}")
+                    if text is not None:
+                        inboxes.append((name.removesuffix(".json"), text))
+            flags = []
+            for name in files.list(FLAG_FOLDER):
+                text = None if name.startswith(".") else files.read(f"{FLAG_FOLDER}/{name}")
+                if text is not None:
+                    flags.append((name, text.strip()))
+            return inputs.SignsSeen(
+                log=files.read(".clusterlog"),
+                rrd=files.read(".rrd") if asked.statistics else None,
+                vmlist=files.read(".vmlist") if asked.statistics else None,
+                members=files.read(".members") if asked.statistics else None,
+                inboxes=tuple(inboxes),
+                flags=tuple(flags),
+            )
+        except OutsideError as error:
+            return inputs.SignsSeen(error=str(error) or type(error).__name__)
+
+    def _settings(self, asked: outputs.ReadSettings) -> inputs.SettingsSeen:
+        try:
+            return inputs.SettingsSeen(self._ports.settings.read(), asked=asked.asked)
+        except PermanentError as error:
+            return inputs.SettingsSeen(None, str(error), is_broken=True, asked=asked.asked)
+        except OutsideError as error:
+            return inputs.SettingsSeen(None, str(error) or type(error).__name__, asked=asked.asked)
+
+    # the API
+
+    def _through_api(self, output: outputs.Output) -> inputs.Input | None:
+        match output:
+            case outputs.Observe():
+                try:
+                    return inputs.Observed(self._ports.api().look())
+                except OutsideError as error:
+                    return inputs.Observed(None, str(error) or type(error).__name__, getattr(error, "hint", ""))
+            case outputs.AskVerdict():
+                try:
+                    return inputs.VerdictSeen(output.vmid, self._verdict(output))
+                except OutsideError as error:
+                    return inputs.VerdictSeen(output.vmid, None, str(error) or type(error).__name__)
+            case outputs.StartMigration():
+                return self._start(output)
+            case outputs.AskTask():
+                try:
+                    return inputs.TaskAnswer(output.intent, self._ports.api().task(output.upid).exit_status)
+                except RefusedError as error:
+                    return inputs.TaskAnswer(output.intent, is_known=False, error=str(error))
+                except OutsideError as error:
+                    return inputs.TaskAnswer(output.intent, error=str(error) or type(error).__name__)
+            case outputs.SearchMigration():
+                try:
+                    return inputs.SearchAnswer(
+                        output.intent, self._ports.api().find_migration(output.vmid, output.source, output.since_wall_s)
+                    )
+                except OutsideError as error:
+                    return inputs.SearchAnswer(output.intent, None, str(error) or type(error).__name__)
+            case _:
+                raise TypeError(f"nobody performs {output!r}")
+
+    def _verdict(self, asked: outputs.AskVerdict) -> Verdict:
+        return self._ports.api().verdict(asked.vmid, asked.type, asked.node, self._ports.clock.wall_s())
+
+    def _start(self, asked: outputs.StartMigration) -> inputs.MigrationAnswer:
+        """The one place that changes something outside: it asks once more, right before, whether this node leads."""
+        why_not = self._why_not_leading(asked.leader, asked.lease_until_s)
+        if why_not is not None:
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=why_not)
+        try:
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.STARTED, upid=self._ports.api().migrate(asked.order))
+        except RefusedError as error:
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.REFUSED, text=str(error))
+        except InDoubtError as error:
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.IN_DOUBT, text=str(error))
+        except OutsideError as error:
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=str(error) or type(error).__name__)
+
+    def _why_not_leading(self, leader: LeaderFile, lease_until_s: float) -> str | None:
+        ports, times = self._ports, self._times
+        called_s = ports.clock.boottime_s()
+        if called_s >= lease_until_s:
+            return "the lease ran out before the request could be sent"
+        try:
+            ports.lock.renew()
+            text = ports.files.read(LEADER_PATH)
+        except OutsideError as error:
+            return f"the lock could not be renewed: {error}"
+        try:
+            if text is None or parse(LeaderFile, text) != leader:
+                return "leader.json no longer names this agent"
+        except DocumentError as error:
+            return f"leader.json cannot be read: {error}"
+        if called_s + times.lease_s - ports.clock.boottime_s() <= times.post_timeout_s + times.post_margin_s:
+            return "the renewal of the lock took too long"
+        return None
+
+
+def decision_line(value: dict[str, object]) -> str:
+    """One line of the decision journal."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

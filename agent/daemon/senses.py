@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The leader's senses: the cluster log, the nodes' inboxes, flags and statistics, turned into events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from agent.core.cluster import MIGRATE_KINDS, Maintenance, Snapshot
+from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
+from agent.core.documents import DocumentError, InboxFile, parse
+from agent.core.events import Event, EventKind, EventSource
+from agent.core.load import Ledger, NodeLoad, Weights, node_loads, over_threshold, spread
+from agent.core.settings import Settings
+from agent.core.smoothing import Held, Smoothing
+from agent.core.statistics import parse_members, parse_rrd, parse_vmlist
+from agent.core.watch import differences, loads_snapshot
+from agent.daemon.inputs import Now, SignsSeen
+
+_STARTS = frozenset({"qmstart", "vzstart"})
+_STOPS = frozenset({"qmstop", "qmshutdown", "vzstop", "vzshutdown"})
+REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot and the agent's first report
+
+
+class Senses:
+    """What the leader has seen so far. Made anew when a node takes the lead: what is there then is covered by a full look."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._cursor = ClusterLogCursor()
+        self._seqs: dict[str, int] | None = None
+        self._flags: dict[str, str] | None = None
+        self._before: Snapshot | None = None
+        self._raised: dict[str, float] = {}
+        self.inboxes: dict[str, InboxFile] = {}
+        self.loads: Snapshot | None = None
+        self.smoothing = Smoothing()
+        self.held: Held | None = None
+        self.vmids: frozenset[int] = frozenset()
+        self.migrating: dict[int, float | None] = {}
+        self.membership_changed_s: float | None = None
+        self.has_seen = False
+
+    def on_signs(self, seen: SignsSeen, now: Now, settings: Settings, is_answered: Callable[[str], bool]) -> list[Event]:
+        """The events in what was read; `is_answered` tells requests that a former leader has answered."""
+        events = self._from_inboxes(seen, now, is_answered)
+        events += self._from_log(seen, now)
+        events += self._from_flags(seen, now)
+        events += self._from_statistics(seen, now, settings)
+        self.has_seen = True
+        return events
+
+    # inboxes
+
+    def _from_inboxes(self, seen: SignsSeen, now: Now, is_answered: Callable[[str], bool]) -> list[Event]:
+        events: list[Event] = []
+        is_first = self._seqs is None
+        seqs = {} if self._seqs is None else self._seqs
+        for node, text in seen.inboxes or ():
+            try:
+                inbox = parse(InboxFile, text)
+            except DocumentError:
+                continue  # torn or of another version: read again in two seconds
+            if inbox.node != node:
+                continue  # a file put there by hand speaks for nobody
+            self.inboxes[node] = inbox
+            last = seqs.get(node, 0)
+            if inbox.seq < last:
+                last = 0  # the file was made anew, and counts from the start
+            for entry in inbox.events:
+                is_request = entry.kind is EventKind.REQUEST and entry.request is not None
+                is_news = entry.seq > last and not is_first
+                if is_request and entry.request is not None and (is_news or is_first) and is_answered(entry.request):
+                    continue
+                if node != self._node and (is_news or (is_first and is_request)):
+                    events.append(
+                        Event(
+                            entry.kind,
+                            EventSource.INBOX,
+                            now.boot_s,
+                            node=node,
+                            vmid=entry.vmid,
+                            origin=entry.origin,
+                            request=entry.request,
+                            detail=entry.detail,
+                            force=entry.force,
+                        )
+                    )
+            seqs[node] = inbox.seq
+        self._seqs = seqs
+        return events
+
+    def has_reported(self, node: str, taken_at: float, uptime_s: float | None) -> bool:
+        """True when the node's agent has reported since the node booted."""
+        inbox = self.inboxes.get(node)
+        if inbox is None:
+            return False
+        return uptime_s is None or inbox.written_at > taken_at - uptime_s - REPORT_TOLERANCE_S
+
+    # the cluster log
+
+    def _from_log(self, seen: SignsSeen, now: Now) -> list[Event]:
+        if seen.log is None:
+            return []
+        advance = self._cursor.advance(seen.log)
+        self._cursor = advance.cursor
+        events = [event for task in log_tasks(advance.entries) if (event := self._of_task(task, now)) is not None]
+        if advance.gap:
+            events.append(Event(EventKind.LOG_GAP, EventSource.CLUSTER_LOG, now.boot_s))
+        return events
+
+    def _of_task(self, task: LogTask, now: Now) -> Event | None:
+        if task.vmid is None:
+            return None
+        if task.kind in MIGRATE_KINDS:
+            self.migrating[task.vmid] = now.wall_s if task.has_ended else None
+            self.migrating = {v: at for v, at in self.migrating.items() if at is None or now.wall_s - at < 120}
+            return None
+        if not task.has_ended or not (task.status == "OK" or (task.status or "").startswith("WARNINGS")):
+            return None  # a start that failed changes nothing
+        if task.kind in _STARTS:
+            return Event(EventKind.GUEST_STARTED, EventSource.CLUSTER_LOG, now.boot_s, node=task.node, vmid=task.vmid)
+        if task.kind in _STOPS:
+            return Event(EventKind.GUEST_STOPPED, EventSource.CLUSTER_LOG, now.boot_s, node=task.node, vmid=task.vmid)
+        return None
+
+    # flags
+
+    def _from_flags(self, seen: SignsSeen, now: Now) -> list[Event]:
+        if seen.flags is None:
+            return []
+        flags = dict(seen.flags)
+        for node, inbox in sorted(self.inboxes.items()):
+            if inbox.flag is not None:
+                flags.setdefault(node, inbox.flag)
+        before, self._flags = self._flags, flags
+        if before is None:
+            return []
+        events = []
+        for node in sorted(flags.keys() - before.keys()):
+            events.append(Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, now.boot_s, node=node, detail=flags[node][:100]))
+        for node in sorted(before.keys() - flags.keys()):
+            events.append(Event(EventKind.MAINTENANCE_ENDED, EventSource.FLAG, now.boot_s, node=node))
+        return events
+
+    def maintenance(self) -> tuple[Maintenance, ...]:
+        """Nodes whose flag is set, with the flag's text."""
+        return tuple(Maintenance(node, text or "maintenance flag") for node, text in sorted((self._flags or {}).items()))
+
+    # statistics
+
+    def _from_statistics(self, seen: SignsSeen, now: Now, settings: Settings) -> list[Event]:
+        entries = None if seen.vmlist is None else parse_vmlist(seen.vmlist)
+        if seen.rrd is None or entries is None:
+            return []
+        self.vmids = frozenset(entry.vmid for entry in entries)
+        members = None if seen.members is None else parse_members(seen.members)
+        snapshot = loads_snapshot(parse_rrd(seen.rrd), entries, members, now.wall_s)
+        events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
+        if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
+            self.membership_changed_s = now.boot_s
+        self._before = snapshot
+        self.smoothing = self.smoothing.with_snapshot(snapshot, now.wall_s)
+        self.loads = self.smoothing.applied(snapshot)
+        return events + self._overloads(now, settings)
+
+    def _overloads(self, now: Now, settings: Settings) -> list[Event]:
+        """Overload that has lasted, and uneven load: told once, and again only after `reconcile_s`."""
+        if self.loads is None:
+            return []
+        weights = Weights.of(settings)
+        loads = node_loads(self.loads, Ledger(), settings)
+        cpu_only = replace(weights, memory_threshold=None)
+        memory_only = replace(weights, cpu_threshold=None)
+        self.held = (self.held or Held()).with_look(
+            now.boot_s,
+            [name for name, load in loads.items() if over_threshold(load, cpu_only)],
+            [name for name, load in loads.items() if over_threshold(load, memory_only)],
+        )
+        held = self.long_held(now, settings)
+        wanted = [
+            Event(EventKind.OVERLOAD, EventSource.STATISTICS, now.boot_s, node=name, detail=over_threshold(loads[name], weights) or "")
+            for name in sorted(held)
+        ]
+        width, high, low = spread(self._balanced(loads, settings), weights)
+        if 0 < settings.balance.spread_percent < 100 * width:
+            detail = f"{100 * width:.0f} points between {high} and {low}"
+            wanted.append(Event(EventKind.SPREAD, EventSource.STATISTICS, now.boot_s, node=high, detail=detail))
+        keys = {f"{event.kind}:{event.node}" for event in wanted}
+        self._raised = {key: at for key, at in self._raised.items() if key in keys and now.boot_s - at < settings.triggers.reconcile_s}
+        events = [event for event in wanted if f"{event.kind}:{event.node}" not in self._raised]
+        self._raised.update({f"{event.kind}:{event.node}": now.boot_s for event in events})
+        return events
+
+    def _balanced(self, loads: Mapping[str, NodeLoad], settings: Settings) -> list[NodeLoad]:
+        """The loads that should be even: not those of nodes in maintenance or ignored."""
+        away = {name.lower() for name in (*settings.nodes.ignore, *settings.nodes.maintenance, *(self._flags or {}))}
+        return [load for name, load in loads.items() if name.lower() not in away]
+
+    def long_held(self, now: Now, settings: Settings) -> frozenset[str]:
+        """Nodes that have been over a threshold for as long as the settings want."""
+        if self.held is None:
+            return frozenset()
+        return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)

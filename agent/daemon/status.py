@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What `proxlb-agent status` shows: the agent's state as a JSON document, and as systemd's one line."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from agent import __version__
+from agent.core import history as memory
+from agent.core.json_types import JsonObject
+from agent.core.leadership import STAGE_MEANING, Stage
+from agent.core.load import Ledger, node_loads
+from agent.core.migrations import Migration
+from agent.core.triggers import described
+from agent.daemon.inputs import Now
+
+if TYPE_CHECKING:
+    from agent.daemon.agent import Agent
+
+STATUS_SCHEMA = "proxlb-agent/status/1"
+
+
+def status_text(agent: Agent, now: Now) -> tuple[str, str]:
+    """The status document as text, and one line for systemd."""
+    document = status_document(agent, now)
+    return json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n", _line(agent)
+
+
+def _line(agent: Agent) -> str:
+    work, leader = agent.work, agent.lead.leader_name()
+    if agent.lead.state.stage is not Stage.LEADING:
+        state = agent.filesystem
+        if state is not None and state.value != "quorate":
+            return f"waiting: {state.value}"
+        return f"follows {leader}" if leader else "nobody leads yet"
+    if work is None:
+        return f"leads, epoch {agent.lead.state.epoch}"
+    running = len(work.follow.records)
+    text = f"leads, epoch {agent.lead.state.epoch}, {running} migration{'' if running == 1 else 's'} under way"
+    return f"{text}; {work.sentence}" if work.sentence else text
+
+
+def status_document(agent: Agent, now: Now) -> JsonObject:
+    """The status as a JSON document; `agent/schemas/status-1.json` describes it."""
+    state, work = agent.lead.state, agent.work
+    maintenance = sorted({m.node for m in agent.senses.maintenance()} | set(agent.settings.nodes.maintenance)) if work is not None else []
+    nodes: JsonObject = {}
+    if work is not None and agent.senses.loads is not None:
+        for name, load in sorted(node_loads(agent.senses.loads, Ledger(), agent.settings).items()):
+            nodes[name] = {"cpu_fraction": round(load.cpu_fraction, 3), "memory_fraction": round(load.memory_fraction, 3)}
+    filesystem = agent.filesystem
+    return {
+        "schema": STATUS_SCHEMA,
+        "version": __version__,
+        "node": agent.identity.node,
+        "mode": agent.settings.mode.value,
+        "filesystem": filesystem.value if filesystem is not None else "unknown",
+        "stage": state.stage.value,
+        "stage_meaning": STAGE_MEANING[state.stage],
+        "leader": agent.lead.leader_name(),
+        "epoch": state.epoch if state.stage is Stage.LEADING else (state.leader.epoch if state.leader is not None else None),
+        "lease_until": round(now.wall_s + state.lease_until_s - now.boot_s) if state.stage is Stage.LEADING else None,
+        "nodes": nodes,
+        "maintenance": list(maintenance),
+        "migrations": [] if work is None else [_migration(record) for record in work.follow.records],
+        "waiting_for": None if work is None or work.pending is None else described(work.pending),
+        "answering": None if work is None or work.current is None else described(work.current),
+        "last_decision": "" if work is None else work.sentence,
+        "set_aside": {} if work is None else {str(v): text for v, text in memory.set_aside(work.history, now.wall_s).items()},
+        "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
+    }
+
+
+def _migration(record: Migration) -> JsonObject:
+    return {
+        "vmid": record.vmid,
+        "type": record.type.value,
+        "name": record.name,
+        "source": record.source,
+        "target": record.target,
+        "reason": record.reason.value,
+        "state": record.state.value,
+        "asked_at": record.asked_at,
+    }

@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The leader's work: look, plan, ask PVE, write down, migrate, and look again until the plan has no moves left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from agent.core import history as memory
+from agent.core.cluster import BULK_KINDS, Snapshot
+from agent.core.documents import Answer, HistoryFile, LeaderFile, render
+from agent.core.events import Event, EventKind
+from agent.core.journal import Level, MessageId, Record
+from agent.core.leadership import Leadership
+from agent.core.load import Ledger, Weights
+from agent.core.migrations import Migration, MigrationState, in_flight, intended
+from agent.core.plan_types import Move, Plan, Verdict
+from agent.core.planner import plan as make_plan
+from agent.core.question import Question
+from agent.core.reasons import MoveReason
+from agent.core.sentences import move_words, nothing_words, summary
+from agent.core.settings import Mode, Settings
+from agent.core.slots import startable
+from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, without_echoes
+from agent.daemon.follow import Follow
+from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
+from agent.daemon.outputs import AskVerdict, Observe, Output, Say, StartMigration, WriteShared
+from agent.daemon.perform import HISTORY_PATH
+from agent.daemon.senses import Senses
+from agent.ports import MigrationOrder
+
+VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
+LANDING_S = 15.0  # pvestatd's round of 10 s and its own time: before that, loads still show the guest where it was
+RETRY_S = 10.0
+REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
+MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
+
+
+class Phase(Enum):
+    """What the work waits for."""
+
+    IDLE = auto()
+    OBSERVING = auto()
+    ASKING = auto()
+    WRITING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What the leader may do now, and why not more."""
+
+    act: bool
+    rules: bool
+    load: bool
+    why_not: str = ""
+
+
+class Work:
+    """One lead's work, made anew with each epoch; what must outlive it stands in history.json."""
+
+    def __init__(self, history: HistoryFile, now: Now, took_lead_s: float) -> None:
+        self.history = history
+        self.pending: Trigger | None = None
+        self.current: Trigger | None = None
+        self.plan: Plan | None = None
+        self.snapshot: Snapshot | None = None
+        self.sentence = ""
+        self.permission = Permission(False, False, False)
+        self.failing_since_s: float | None = None
+        self.follow = Follow(memory.open_migrations(history), now)
+        self._phase = Phase.IDLE
+        self._look_at_s: float | None = None
+        self._gate_open = False
+        self._verdicts: dict[int, Verdict] = {}
+        self._unanswered: set[int] = set()
+        self._rounds = 0
+        self._to_start: list[Migration] = []
+        self._serial = 0
+        self._writing: int | None = None
+        self._dirty = True
+        self._intents = 0
+        self._took_lead_s = took_lead_s
+        self._said_refusals: dict[int, str] = {}
+        self._said_conflicts: frozenset[str] = frozenset()
+        self._said_failure = ""
+        self._said_alarm: str | None = None
+        self._landed_s = -1e9
+
+    # events
+
+    def on_event(self, event: Event, senses: Senses, now: Now) -> list[Output]:
+        """Take a hint, unless it only repeats a migration."""
+        echo = why_echo(event, traces(None, self.history.migrations), now.wall_s)
+        if echo is None and event.vmid is not None and event.vmid in senses.migrating:
+            ended = senses.migrating[event.vmid]
+            if (ended is None or now.wall_s - ended < 60.0) and event.kind in _GUEST_EVENTS:
+                echo = "it is migrating" if ended is None else f"it migrated {now.wall_s - ended:.0f} s ago"
+        fields = {"event": event.kind.value, "vmid": event.vmid, "source": event.node}
+        if echo is not None:
+            return [Say(Record(Level.DEBUG, MessageId.EVENT, f"guest {event.vmid}: {event.kind.value} on {event.node}, {echo}: nothing to look at", **fields))]  # type: ignore[arg-type]
+        before = self.pending
+        self.pending = joined(self.pending, event)
+        if before is not None and len(before.events) == len(self.pending.events):
+            return []
+        level = Level.DEBUG if event.kind is EventKind.TIMER else Level.INFO
+        text = f"{described(joined(None, event))}, seen by {event.source.value}"
+        return [Say(Record(level, MessageId.EVENT, text, **fields))]  # type: ignore[arg-type]
+
+    # stepping
+
+    def next_outputs(self, now: Now, lead: Leadership, settings: Settings) -> list[Output]:
+        """What is due: a look, a write, questions about migrations under way."""
+        outputs = self.follow.next_outputs(now)
+        if self.follow.look_at_s is not None:
+            self._wish_look(self.follow.look_at_s)
+            self.follow.look_at_s = None
+        if self.pending is not None and now.boot_s >= self._pending_due_s(settings):
+            self.current = self.pending if self.current is None else _merged(self.current, self.pending)
+            self.pending = None
+            self._wish_look(now.boot_s)
+        if self._phase is Phase.IDLE and self._look_at_s is not None and now.boot_s >= self._look_at_s:
+            self._phase, self._look_at_s = Phase.OBSERVING, None
+            outputs.append(Observe())
+        if self._dirty and self._writing is None and self._phase is not Phase.WRITING:
+            outputs.append(self._write(now))
+        return outputs
+
+    def next_wakeup_s(self, settings: Settings) -> float:
+        """When something is due by itself."""
+        due = self.follow.next_wakeup_s()
+        if self.pending is not None:
+            due = min(due, self._pending_due_s(settings))
+        if self._look_at_s is not None and self._phase is Phase.IDLE:
+            due = min(due, self._look_at_s)
+        return due
+
+    def _pending_due_s(self, settings: Settings) -> float:
+        assert self.pending is not None
+        due = self.pending.due_s(settings.triggers)
+        return due if self.pending.rank is Rank.MAINTENANCE else max(due, self._landed_s + LANDING_S)
+
+    def _wish_look(self, at_s: float) -> None:
+        self._look_at_s = at_s if self._look_at_s is None else min(at_s, self._look_at_s)
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a trigger is being answered or a migration is under way."""
+        return self.current is not None or bool(self.follow.records)
+
+    # looking and planning
+
+    def on_observed(self, seen: Observed, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
+        """Take the look: settle what has ended, then plan."""
+        self._phase = Phase.IDLE
+        if seen.snapshot is None:
+            self.failing_since_s = self.failing_since_s if self.failing_since_s is not None else now.boot_s
+            self._wish_look(now.boot_s + RETRY_S)
+            text = f"the cluster cannot be looked at: {seen.error}" + (f" ({seen.hint})" if seen.hint else "")
+            said = [] if seen.error == self._said_failure else [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
+            self._said_failure = seen.error
+            return said  # type: ignore[return-value]
+        outputs: list[Output] = []
+        if self._said_failure:
+            outputs.append(Say(Record(Level.NOTICE, MessageId.OUTSIDE, "the cluster can be looked at again")))
+        self._said_failure, self.failing_since_s = "", None
+        self.snapshot = self._enriched(seen.snapshot, senses)
+        outputs += self._settle_ended(seen.snapshot, now)
+        self.history = memory.without_stale_homes(self.history, seen.snapshot)
+        if self.current is None:
+            return outputs
+        trigger = without_echoes(self.current, traces(seen.snapshot, self.history.migrations), now.wall_s)
+        if trigger is None:
+            echo = f"{described(self.current)}: part of a migration, nothing to do"
+            self.current, self._gate_open = None, False
+            return [*outputs, *self._conclude(echo, Level.INFO)]
+        self.current = trigger
+        if trigger.rank is not Rank.MAINTENANCE and now.boot_s < self._landed_s + LANDING_S:
+            self._wish_look(self._landed_s + LANDING_S)  # loads still show the guest where it was: plan when they do not
+            return outputs
+        self._rounds = 0
+        return outputs + self._plan_and_go(senses, settings, lead, now)
+
+    def _enriched(self, snapshot: Snapshot, senses: Senses) -> Snapshot:
+        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, unseen guests."""
+        if not senses.has_seen:
+            return snapshot
+        by_node = {maintenance.node: maintenance for maintenance in (*senses.maintenance(), *snapshot.maintenance)}
+        nodes = tuple(replace(node, reports=senses.has_reported(node.name, snapshot.taken_at, node.uptime_s)) for node in snapshot.nodes)
+        known = {guest.vmid for guest in snapshot.guests}
+        ages = {node.name: node.sample_age_s for node in senses.loads.nodes} if senses.loads is not None else {}
+        nodes = tuple(replace(node, sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name)) for node in nodes)
+        return senses.smoothing.applied(
+            replace(
+                snapshot,
+                nodes=nodes,
+                maintenance=tuple(maintenance for _, maintenance in sorted(by_node.items())),
+                unseen=tuple(sorted(senses.vmids - known)) if senses.vmids else (),
+            )
+        )
+
+    def _permission(self, settings: Settings, snapshot: Snapshot, now: Now) -> Permission:
+        trigger = self.current
+        if settings.mode in (Mode.OFF, Mode.OBSERVE):
+            return Permission(False, True, True, f"mode is {settings.mode.value}")
+        if snapshot.unseen:
+            return Permission(False, True, True, f"the token does not see guests {_few(snapshot.unseen)}: only observing")
+        observed_s = now.wall_s - self.history.first_seen_at
+        if 0 <= observed_s < settings.triggers.first_observe_s:
+            return Permission(False, True, True, f"the cluster is new and only observed for {settings.triggers.first_observe_s - observed_s:.0f} s")
+        if settings.mode is Mode.RULES:
+            return Permission(True, True, False, "mode is rules")
+        alarm = memory.alarm(self.history, now.wall_s)
+        if alarm is not None:
+            return Permission(True, True, False, alarm)
+        if now.boot_s < self._landed_s + LANDING_S:
+            return Permission(True, True, False, "a guest has just arrived")
+        if trigger is not None and trigger.force:
+            return Permission(True, True, True)
+        bulk = [task for task in snapshot.tasks if task.is_running and task.kind in BULK_KINDS]
+        if bulk:
+            return Permission(True, True, False, f"{bulk[0].kind} is running on {bulk[0].node}")
+        if now.boot_s < self.warm_at_s(settings):
+            return Permission(True, True, False, f"no load balancing for {self.warm_at_s(settings) - now.boot_s:.0f} s yet")
+        return Permission(True, True, True)
+
+    def warm_at_s(self, settings: Settings) -> float:
+        """When load balancing may begin: `warmup_s` after the lead was taken or the membership changed."""
+        return self._took_lead_s + settings.triggers.warmup_s
+
+    def membership_changed(self, at_s: float) -> None:
+        """Nodes came or went: loads are in motion, so warming up begins again."""
+        self._took_lead_s = max(self._took_lead_s, at_s)
+
+    def question(self, trigger: Trigger, senses: Senses, settings: Settings, now: Now) -> Question:
+        """The question to the planner that answers the trigger."""
+        assert self.snapshot is not None
+        started = frozenset(event.node for event in trigger.events if event.kind in _JUDGED_AT_ONCE and event.node is not None)
+        held = None if senses.held is None else senses.long_held(now, settings) | started
+        return Question(
+            trigger=trigger.events[0].kind.value,
+            scope=trigger.scope,
+            held=held,
+            gate_open=self._gate_open,
+            force=trigger.force,
+            balance_load=self.permission.load,
+            repair_rules=self.permission.rules,
+            ledger=Ledger(memory.learned(self.history, now.wall_s), in_flight(self.follow.records)),
+            cooling=memory.cooling(self.history, self.snapshot, now.wall_s, settings.balance.guest_cooldown_s),
+            set_aside=memory.set_aside(self.history, now.wall_s),
+            homes={home.vmid: home.home for home in self.history.homes} if settings.drain.return_home else {},
+            verdicts={vmid: verdict for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < REFUSAL_S},
+            moves_per_pass=max(0, settings.balance.max_moves_per_pass - sum(r.reason is not MoveReason.MAINTENANCE for r in self.follow.records)),
+            moves_left=memory.moves_left(self.history, now.wall_s, settings.balance.max_moves_per_hour),
+        )
+
+    def _plan_and_go(self, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
+        assert self.current is not None and self.snapshot is not None
+        outputs: list[Output] = []
+        self.permission = self._permission(settings, self.snapshot, now)
+        outputs += self._tell_alarm(now)
+        self.plan = make_plan(self.snapshot, settings, self.question(self.current, senses, settings, now))
+        open_records = self.follow.records
+        ready = startable(self.plan.moves, open_records, settings) if self.permission.act else []
+        fresh = {vmid for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < VERDICT_S}
+        ask = [move for move in ready if move.vmid not in fresh]
+        if ask and self._rounds < MOST_ROUNDS:
+            self._rounds += 1
+            self._phase = Phase.ASKING
+            self._unanswered = {move.vmid for move in ask}
+            return [*outputs, *(AskVerdict(move.vmid, move.type, move.source) for move in ask)]
+        ready = [move for move in ready if move.vmid in fresh]
+        outputs += self._tell_refusals() + self._tell_conflicts()
+        if ready:
+            return outputs + self._intend(ready, lead, now)
+        if open_records:
+            return outputs  # a slot or a batch has to end first; its end is a look
+        if now.boot_s < self._landed_s + LANDING_S and self.current.scope.nodes != frozenset():
+            self._wish_look(self._landed_s + LANDING_S)
+            return outputs
+        return outputs + self._end_cycle(settings, now)
+
+    def _end_cycle(self, settings: Settings, now: Now) -> list[Output]:
+        assert self.current is not None and self.plan is not None
+        weights, what = Weights.of(settings), described(self.current)
+        level = Level.INFO
+        if not self.plan.moves:
+            text = nothing_words(self.plan, weights)
+            if not self.permission.load and self.permission.why_not and not self.plan.refused:
+                text += f"; {self.permission.why_not}"
+        elif not self.permission.act:
+            text = f"would make {summary(self.plan)}, first {move_words(self.plan.moves[0])}, but {self.permission.why_not}"
+        elif not any(move.first_pass for move in self.plan.moves):
+            text = f"{summary(self.plan)} wait: max_moves_per_hour is used up"
+        else:
+            text = f"{summary(self.plan)} wait for the next look"
+        for request in self.current.requests:
+            self.history = memory.with_answer(self.history, Answer(request, now.wall_s, text, final=True))
+            self._dirty = True
+        only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
+        self.current, self._gate_open = None, False
+        return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level)
+
+    def _conclude(self, text: str, level: Level) -> list[Output]:
+        self.sentence = text
+        return [Say(Record(level, MessageId.DECISION, text))]
+
+    def on_verdict(self, seen: VerdictSeen, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
+        """Take PVE's own check of a guest; when all have come, plan again with them."""
+        self._unanswered.discard(seen.vmid)
+        outputs: list[Output] = []
+        if seen.verdict is not None:
+            self._verdicts[seen.vmid] = seen.verdict
+        else:
+            outputs.append(Say(Record(Level.WARNING, MessageId.OUTSIDE, f"guest {seen.vmid} stays for now: {seen.error}", vmid=seen.vmid)))
+            self.history = memory.with_failure(self.history, seen.vmid, seen.error, now.wall_s)
+        if self._phase is not Phase.ASKING or self._unanswered:
+            return outputs
+        self._phase = Phase.IDLE
+        if self.current is None:
+            return outputs
+        return outputs + self._plan_and_go(senses, settings, lead, now)
+
+    # acting
+
+    def _intend(self, moves: list[Move], lead: Leadership, now: Now) -> list[Output]:
+        """Write the moves down before anything is asked of PVE: a new leader must know what may be under way."""
+        assert self.current is not None and self.plan is not None
+        request = self.current.requests[0] if self.current.requests else None
+        self._to_start = []
+        outputs: list[Output] = []
+        for move in moves:
+            self._intents += 1
+            record = intended(move, f"{lead.epoch}-{self._intents}", lead.epoch, now.wall_s, request)
+            self._to_start.append(record)
+        self.history = memory.with_migrations(self.history, self._to_start)
+        text = f"{described(self.current)}: {summary(self.plan)}; now {', '.join(move_words(move) for move in moves)}"
+        outputs += self._conclude(text, Level.NOTICE)
+        self._gate_open = self._gate_open or any(move.reason not in _NO_GATE for move in moves)
+        for request_id in self.current.requests:
+            self.history = memory.with_answer(self.history, Answer(request_id, now.wall_s, text, final=False))
+        self._phase = Phase.WRITING
+        return [*outputs, self._write(now)]
+
+    def _write(self, now: Now) -> WriteShared:
+        self.history = memory.bounded(self.history, now.wall_s)
+        self._serial += 1
+        self._writing, self._dirty = self._serial, False
+        return WriteShared(Written.HISTORY, HISTORY_PATH, render(self.history), self._serial)
+
+    def on_written(self, answer: WriteAnswer, lead: Leadership, leader: LeaderFile | None, settings: Settings, now: Now) -> list[Output]:
+        """The history was written: now the requests may go out. It was not: then nothing is asked of PVE."""
+        if answer.serial != self._writing:
+            return []
+        self._writing = None
+        if answer.error:
+            self._dirty = True
+        if self._phase is not Phase.WRITING:
+            return []
+        self._phase = Phase.IDLE
+        records, self._to_start = self._to_start, []
+        if answer.error or leader is None or not lead.may_act(now.boot_s):
+            why = answer.error or "the lease is too short"
+            self._record(self.follow.skipped(records, f"history.json was not written: {why}" if answer.error else why, now))
+            self._wish_look(now.boot_s + RETRY_S)
+            return [Say(Record(Level.WARNING, MessageId.OUTSIDE, f"nothing was started: {why}"))]
+        outputs: list[Output] = []
+        for record in records:
+            asked = self.follow.ask(record, now)
+            self._record([asked])
+            order = MigrationOrder(
+                record.vmid,
+                record.type,
+                record.source,
+                record.target,
+                online=record.type == "qemu",
+                restart=record.type == "lxc",
+                bandwidth_limit_kib_s=settings.migration.bandwidth_limit_kib_s,
+            )
+            move = next((move for move in (self.plan.moves if self.plan else ()) if move.vmid == record.vmid), None)
+            outputs.append(
+                Say(
+                    Record(
+                        Level.NOTICE,
+                        MessageId.MOVE,
+                        f"moving {move_words(move)}" if move is not None else f"moving guest {record.vmid}",
+                        event=self.current.events[0].kind.value if self.current else None,
+                        reason=record.reason.value,
+                        vmid=record.vmid,
+                        source=record.source,
+                        target=record.target,
+                        epoch=record.epoch,
+                    )
+                )
+            )
+            outputs.append(StartMigration(record.intent, order, leader, lead.lease_until_s))
+        self._dirty = False
+        return outputs
+
+    def _record(self, records: list[Migration]) -> None:
+        if records:
+            self.history = memory.with_migrations(self.history, records)
+            self._dirty = True
+
+    def on_migration(self, answer: MigrationAnswer | TaskAnswer | SearchAnswer, settings: Settings, now: Now) -> list[Output]:
+        """Take an answer about a migration under way."""
+        changed, outputs = self.follow.on_answer(answer, settings, now)
+        self._record(changed)
+        for record in changed:
+            if record.state is MigrationState.FAILED:
+                self._failed(record, now)
+        return outputs
+
+    def _settle_ended(self, snapshot: Snapshot, now: Now) -> list[Output]:
+        changed, outputs = self.follow.settle(snapshot, now)
+        self._record(changed)
+        for record in changed:
+            if record.state is MigrationState.DONE:
+                self.history = memory.with_success(self.history, record)
+                self._landed_s = now.boot_s
+            elif record.state in (MigrationState.FAILED, MigrationState.LOST):
+                self._failed(record, now)
+        return outputs
+
+    def _failed(self, record: Migration, now: Now) -> None:
+        self.history = memory.with_failure(self.history, record.vmid, record.text or record.state.value, now.wall_s)
+        self._verdicts.pop(record.vmid, None)
+        self._wish_look(now.boot_s + RETRY_S)
+
+    # telling
+
+    def _tell_refusals(self) -> list[Output]:
+        """Each refusal once, and again when its reason changes."""
+        assert self.plan is not None
+        said: list[Output] = []
+        now_refused = {refusal.vmid: f"{refusal.reason.value} {refusal.detail}".strip() for refusal in self.plan.refused}
+        for refusal in self.plan.refused:
+            if self._said_refusals.get(refusal.vmid, "").split(" ")[0] != refusal.reason.value and len(said) < MOST_ROUNDS:
+                detail = f" ({refusal.detail})" if refusal.detail else ""
+                text = f"guest {refusal.vmid} stays: {refusal.reason.value}{detail}"
+                said.append(Say(Record(Level.INFO, MessageId.REFUSAL, text, reason=refusal.reason.value, vmid=refusal.vmid)))
+        self._said_refusals = now_refused
+        return said
+
+    def _tell_conflicts(self) -> list[Output]:
+        assert self.plan is not None
+        texts = {f"{conflict.rule}: {conflict.detail} (guests {_few(conflict.vmids)})" for conflict in self.plan.conflicts}
+        new = sorted(texts - self._said_conflicts)
+        self._said_conflicts = frozenset(texts)
+        return [Say(Record(Level.WARNING, MessageId.CONFLICT, f"the rules contradict each other: {text}")) for text in new]
+
+    def _tell_alarm(self, now: Now) -> list[Output]:
+        alarm = memory.alarm(self.history, now.wall_s)
+        before, self._said_alarm = self._said_alarm, alarm
+        if alarm is not None and before is None:
+            return [Say(Record(Level.ERROR, MessageId.ALARM, f"load balancing stops, maintenance and rules go on: {alarm}"))]
+        return []
+
+
+_GUEST_EVENTS = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
+_JUDGED_AT_ONCE = frozenset({EventKind.GUEST_STARTED, EventKind.OVERLOAD})
+_NO_GATE = frozenset({MoveReason.MAINTENANCE, MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY, MoveReason.RETURN_HOME})
+
+
+def _merged(one: Trigger, other: Trigger) -> Trigger:
+    result = one
+    for event in other.events:
+        result = joined(result, event)
+    return replace(result, scope=result.scope.union(other.scope))
+
+
+def _few(vmids: tuple[int, ...]) -> str:
+    shown = ", ".join(str(vmid) for vmid in vmids[:5])
+    return shown if len(vmids) <= 5 else f"{shown} and {len(vmids) - 5} more"
+
+
+def status_of(work: Work) -> Mapping[str, str]:
+    """What the work would say of itself in one line each."""
+    return {"sentence": work.sentence, "phase": work._phase.name.lower()}
