@@ -30,6 +30,7 @@ LAYER_OF = {
     "adapters": "adapters",
     "sim": "sim",
     "wiring": "wiring",
+    "service": "wiring",
     "cli": "cli",
     "commands": "cli",
     "__main__": "cli",

@@ -170,7 +170,6 @@ def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | No
                 if why_not_act_yet(state, now_s) is None:
                     return LockAct.WRITE_LEADING
             return LockAct.LOOK if look_due else None
-    return None
 
 
 def why_not_act_yet(state: Leadership, now_s: float) -> str | None:

@@ -42,6 +42,7 @@ class _Planner:
         self.weights = Weights.of(settings)
         self.steps: list[Step] = []
         self.refused: dict[int, Refusal] = {}
+        self.in_flight = {flight.vmid for flight in self.question.ledger.in_flight}
         self.evaluations = 0
 
     def run(self) -> Plan:
@@ -86,7 +87,8 @@ class _Planner:
             self.steps.append(Step(home, target, reason))
 
     def _refuse(self, refusal: Refusal) -> None:
-        self.refused.setdefault(refusal.vmid, refusal)
+        if refusal.vmid not in self.in_flight:
+            self.refused.setdefault(refusal.vmid, refusal)
 
     def _best_target(self, unit: tuple[int, ...], targets: Iterable[str], purpose: Purpose) -> tuple[str | None, Refusal]:
         """The allowed target with the lowest goal, and, when there is none, why the nodes refuse."""
@@ -230,7 +232,7 @@ class _Planner:
         refused_before = dict(self.refused)
         units = self._units_on(sources)
         while (found := self._best_step(units, set(sources))) is not None:
-            self._take(found[0], found[1], MoveReason.OVERLOAD if gate is Gate.OVERLOAD else _reason(gate, self.question))
+            self._take(found[0], found[1], _REASONS[gate])
         least = 0.0 if self.question.force else self.settings.balance.min_gain_percent / 100
         if self.goal.value > start - least and len(self.steps) != len(steps_before):
             lowered = start - self.goal.value
@@ -257,12 +259,14 @@ class _Planner:
             return Gate.CLOSED, []
         if question.force:
             return Gate.FORCED, sources
+        if question.opened_by is not None:
+            return question.opened_by, sources
         for name in sources:
             if over_threshold(loads[name], self.weights) and (question.held is None or name in question.held):
                 return Gate.OVERLOAD, sources
         width, high, _ = spread(loads.values(), self.weights)
         limit = self.settings.balance.spread_percent
-        if (limit > 0 and width > limit / 100 and high in sources) or question.gate_open:
+        if limit > 0 and width > limit / 100 and high in sources:
             return Gate.SPREAD, sources
         return Gate.CLOSED, []
 
@@ -363,8 +367,7 @@ class _Planner:
         return moves
 
 
-def _reason(gate: Gate, question: Question) -> MoveReason:
-    return MoveReason.MANUAL if gate is Gate.FORCED or question.force else MoveReason.SPREAD
+_REASONS = {Gate.OVERLOAD: MoveReason.OVERLOAD, Gate.SPREAD: MoveReason.SPREAD, Gate.FORCED: MoveReason.MANUAL}
 
 
 def conflicts_of(snapshot: Snapshot, settings: Settings) -> tuple[Conflict, ...]:

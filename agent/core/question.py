@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.core.load import Ledger
-from agent.core.plan_types import Verdict
+from agent.core.plan_types import Gate, Verdict
 
 NO_LIMIT = 1 << 30
 
@@ -40,8 +40,8 @@ EVERYWHERE = Scope()
 class Question:
     """One question to the planner; the default asks for a whole plan with nothing remembered.
 
-    Shape:   `held` are nodes whose overload has lasted long enough to count (None: all); `gate_open` goes on with load
-             balancing that has begun; `force` ignores gates and cooldowns; `balance_load` and `repair_rules` switch those
+    Shape:   `held` are nodes whose overload has lasted long enough to count (None: all); `opened_by` is the gate through which
+             load balancing has begun, which it goes on with (None: it has not); `force` ignores gates and cooldowns; `balance_load` and `repair_rules` switch those
              phases; `cooling`, `set_aside` map a VMID to the words that say until when; `homes` maps a VMID to the node it
              left for a maintenance; `moves_per_pass` and `moves_left` are the brakes (maintenance is exempt).
     """
@@ -49,7 +49,7 @@ class Question:
     trigger: str = "manual"
     scope: Scope = EVERYWHERE
     held: frozenset[str] | None = None
-    gate_open: bool = False
+    opened_by: Gate | None = None
     force: bool = False
     balance_load: bool = True
     repair_rules: bool = True

@@ -12,10 +12,13 @@ from agent.core.reasons import MoveReason
 from agent.core.settings import Settings
 
 
+_DRAIN = frozenset({MoveReason.MAINTENANCE, MoveReason.RETURN_HOME})
+
+
 def startable(moves: Sequence[Move], open_records: Sequence[Migration], settings: Settings) -> list[Move]:
     """The moves of the first batch that the slots and the brakes let start beside what is under way.
 
-    Slots are counted a node (as source and as target) and in all, drains by their own, larger numbers. Guests that must stay together
+    Slots are counted a node (as source and as target) and in all, drains and the way home by their own, larger numbers. Guests that must stay together
     start in the same look or, where the slots are too few for all of them, one after the other.
     """
     per_node: Counter[str] = Counter()
@@ -27,7 +30,7 @@ def startable(moves: Sequence[Move], open_records: Sequence[Migration], settings
     for move in moves:
         if move.batch != 1 or not move.first_pass or move.vmid in busy:
             continue
-        slots = settings.drain if move.reason is MoveReason.MAINTENANCE else settings.migration
+        slots = settings.drain if move.reason in _DRAIN else settings.migration
         if total >= slots.parallel_total or max(per_node[move.source], per_node[move.target]) >= slots.parallel_per_node:
             continue
         per_node.update((move.source, move.target))

@@ -124,7 +124,7 @@ class Mailbox:
         self._claiming = False
         node = self._file.node
         if seen.sight is None:
-            said = [] if seen.error == self._said else [_say(Level.WARNING, f"this node's inbox cannot be read: {seen.error}")]
+            said: list[Output] = [] if seen.error == self._said else [_say(Level.WARNING, f"this node's inbox cannot be read: {seen.error}")]
             self._said = seen.error
             return [], said
         self._said = ""

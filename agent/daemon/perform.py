@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,7 +65,7 @@ class Performer:
             case outputs.DoLock():
                 return self._lock(output)
             case outputs.ReadSigns():
-                return self._signs(output)
+                return self.signs_of(self._ports.files, output)
             case outputs.ReadHistory():
                 text, error = self._read(HISTORY_PATH)
                 return inputs.HistorySeen(text, error)
@@ -102,6 +101,37 @@ class Performer:
                 return None
             case _:
                 return self._through_api(output)
+
+    def failed(self, output: outputs.Output, text: str) -> inputs.Input | None:
+        """The answer for an output that a bug kept from being done, so that the daemon does not wait for ever."""
+        match output:
+            case outputs.DoLock():
+                called_s = self._ports.clock.boottime_s()
+                return LockAnswer(output.act, LockOutcome.FAILED, called_s, self._ports.files.state(), text=text)
+            case outputs.ReadSigns():
+                return inputs.SignsSeen(error=text)
+            case outputs.ReadHistory():
+                return inputs.HistorySeen(None, text)
+            case outputs.ReadOwnInbox():
+                return inputs.OwnInboxSeen(None, text)
+            case outputs.WriteShared():
+                return inputs.WriteAnswer(output.what, output.serial, text)
+            case outputs.ReadSettings():
+                return inputs.SettingsSeen(None, text, asked=output.asked)
+            case outputs.ClaimInbox():
+                return inputs.InboxSeen(None, text)
+            case outputs.Observe():
+                return inputs.Observed(None, text)
+            case outputs.AskVerdict():
+                return inputs.VerdictSeen(output.vmid, None, text)
+            case outputs.StartMigration():
+                return inputs.MigrationAnswer(output.intent, PostOutcome.IN_DOUBT, text=text)
+            case outputs.AskTask():
+                return inputs.TaskAnswer(output.intent, error=text)
+            case outputs.SearchMigration():
+                return inputs.SearchAnswer(output.intent, None, text)
+            case _:
+                return None
 
     def _try(self, act: Callable[[], None]) -> str:
         try:
@@ -148,8 +178,9 @@ class Performer:
 
     # files
 
-    def _signs(self, asked: outputs.ReadSigns) -> inputs.SignsSeen:
-        files = self._ports.files
+    @staticmethod
+    def signs_of(files: ClusterFiles, asked: outputs.ReadSigns) -> inputs.SignsSeen:
+        """Read what may hold news below /etc/pve; an error leaves all of it unknown."""
         try:
             inboxes = []
             for name in files.list(INBOX_FOLDER):
@@ -249,8 +280,3 @@ class Performer:
         if called_s + times.lease_s - ports.clock.boottime_s() <= times.post_timeout_s + times.post_margin_s:
             return "the renewal of the lock took too long"
         return None
-
-
-def decision_line(value: dict[str, object]) -> str:
-    """One line of the decision journal."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -202,3 +202,27 @@ class Senses:
         if self.held is None:
             return frozenset()
         return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
+
+    def enriched(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, unseen guests."""
+        if not self.has_seen:
+            return snapshot
+        asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
+        ages = {node.name: node.sample_age_s for node in self.loads.nodes} if self.loads is not None else {}
+        nodes = tuple(
+            replace(
+                node,
+                reports=self.has_reported(node.name, snapshot.taken_at, node.uptime_s),
+                sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name),
+            )
+            for node in snapshot.nodes
+        )
+        known = {guest.vmid for guest in snapshot.guests}
+        return self.smoothing.applied(
+            replace(
+                snapshot,
+                nodes=nodes,
+                maintenance=tuple(maintenance for _, maintenance in sorted(asked.items())),
+                unseen=tuple(sorted(self.vmids - known)),
+            )
+        )

@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from agent.core import history as memory
 from agent.core.cluster import BULK_KINDS, Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile, render
-from agent.core.events import Event, EventKind
+from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import Leadership
 from agent.core.load import Ledger, Weights
 from agent.core.migrations import Migration, MigrationState, in_flight, intended
-from agent.core.plan_types import Move, Plan, Verdict
+from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
-from agent.core.reasons import MoveReason
+from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sentences import move_words, nothing_words, summary
 from agent.core.settings import Mode, Settings
 from agent.core.slots import startable
@@ -34,6 +33,7 @@ VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
 LANDING_S = 15.0  # pvestatd's round of 10 s and its own time: before that, loads still show the guest where it was
 RETRY_S = 10.0
 REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
+SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
 
@@ -71,7 +71,8 @@ class Work:
         self.follow = Follow(memory.open_migrations(history), now)
         self._phase = Phase.IDLE
         self._look_at_s: float | None = None
-        self._gate_open = False
+        self._opened_by: Gate | None = None
+        self._has_moved = False
         self._verdicts: dict[int, Verdict] = {}
         self._unanswered: set[int] = set()
         self._rounds = 0
@@ -86,6 +87,8 @@ class Work:
         self._said_failure = ""
         self._said_alarm: str | None = None
         self._landed_s = -1e9
+        self._told: dict[tuple[EventKind, int | None, str | None], tuple[EventSource, float]] = {}
+        self._empty: frozenset[str] = frozenset()
 
     # events
 
@@ -96,16 +99,26 @@ class Work:
             ended = senses.migrating[event.vmid]
             if (ended is None or now.wall_s - ended < 60.0) and event.kind in _GUEST_EVENTS:
                 echo = "it is migrating" if ended is None else f"it migrated {now.wall_s - ended:.0f} s ago"
-        fields = {"event": event.kind.value, "vmid": event.vmid, "source": event.node}
         if echo is not None:
-            return [Say(Record(Level.DEBUG, MessageId.EVENT, f"guest {event.vmid}: {event.kind.value} on {event.node}, {echo}: nothing to look at", **fields))]  # type: ignore[arg-type]
+            text = f"guest {event.vmid}: {event.kind.value} on {event.node}, {echo}: nothing to look at"
+            return [_said(Level.DEBUG, text, event)]
+        if self._is_told_again(event):
+            return []
         before = self.pending
         self.pending = joined(self.pending, event)
         if before is not None and len(before.events) == len(self.pending.events):
             return []
         level = Level.DEBUG if event.kind is EventKind.TIMER else Level.INFO
-        text = f"{described(joined(None, event))}, seen by {event.source.value}"
-        return [Say(Record(level, MessageId.EVENT, text, **fields))]  # type: ignore[arg-type]
+        return [_said(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)]
+
+    def _is_told_again(self, event: Event) -> bool:
+        """True when another source told the same a moment ago: hook, cluster log and statistics all see one start."""
+        if event.kind not in _GUEST_EVENTS:
+            return False
+        key = (event.kind, event.vmid, event.node)
+        self._told = {known: told for known, told in self._told.items() if event.at_s - told[1] < SAME_S}
+        source, _ = self._told.setdefault(key, (event.source, event.at_s))
+        return source is not event.source
 
     # stepping
 
@@ -157,22 +170,24 @@ class Work:
             self.failing_since_s = self.failing_since_s if self.failing_since_s is not None else now.boot_s
             self._wish_look(now.boot_s + RETRY_S)
             text = f"the cluster cannot be looked at: {seen.error}" + (f" ({seen.hint})" if seen.hint else "")
-            said = [] if seen.error == self._said_failure else [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
-            self._said_failure = seen.error
-            return said  # type: ignore[return-value]
+            is_known, self._said_failure = seen.error == self._said_failure, seen.error
+            return [] if is_known else [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
         outputs: list[Output] = []
         if self._said_failure:
             outputs.append(Say(Record(Level.NOTICE, MessageId.OUTSIDE, "the cluster can be looked at again")))
         self._said_failure, self.failing_since_s = "", None
-        self.snapshot = self._enriched(seen.snapshot, senses)
+        self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, now)
         self.history = memory.without_stale_homes(self.history, seen.snapshot)
+        outputs += self._tell_empty(self.snapshot)
         if self.current is None:
             return outputs
-        trigger = without_echoes(self.current, traces(seen.snapshot, self.history.migrations), now.wall_s)
+        trigger: Trigger | None = self.current
+        if not self._has_moved:  # later on, the guest may well have moved for this very trigger
+            trigger = without_echoes(self.current, traces(seen.snapshot, self.history.migrations), now.wall_s)
         if trigger is None:
             echo = f"{described(self.current)}: part of a migration, nothing to do"
-            self.current, self._gate_open = None, False
+            self._done()
             return [*outputs, *self._conclude(echo, Level.INFO)]
         self.current = trigger
         if trigger.rank is not Rank.MAINTENANCE and now.boot_s < self._landed_s + LANDING_S:
@@ -180,24 +195,6 @@ class Work:
             return outputs
         self._rounds = 0
         return outputs + self._plan_and_go(senses, settings, lead, now)
-
-    def _enriched(self, snapshot: Snapshot, senses: Senses) -> Snapshot:
-        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, unseen guests."""
-        if not senses.has_seen:
-            return snapshot
-        by_node = {maintenance.node: maintenance for maintenance in (*senses.maintenance(), *snapshot.maintenance)}
-        nodes = tuple(replace(node, reports=senses.has_reported(node.name, snapshot.taken_at, node.uptime_s)) for node in snapshot.nodes)
-        known = {guest.vmid for guest in snapshot.guests}
-        ages = {node.name: node.sample_age_s for node in senses.loads.nodes} if senses.loads is not None else {}
-        nodes = tuple(replace(node, sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name)) for node in nodes)
-        return senses.smoothing.applied(
-            replace(
-                snapshot,
-                nodes=nodes,
-                maintenance=tuple(maintenance for _, maintenance in sorted(by_node.items())),
-                unseen=tuple(sorted(senses.vmids - known)) if senses.vmids else (),
-            )
-        )
 
     def _permission(self, settings: Settings, snapshot: Snapshot, now: Now) -> Permission:
         trigger = self.current
@@ -241,7 +238,7 @@ class Work:
             trigger=trigger.events[0].kind.value,
             scope=trigger.scope,
             held=held,
-            gate_open=self._gate_open,
+            opened_by=self._opened_by,
             force=trigger.force,
             balance_load=self.permission.load,
             repair_rules=self.permission.rules,
@@ -298,8 +295,12 @@ class Work:
             self.history = memory.with_answer(self.history, Answer(request, now.wall_s, text, final=True))
             self._dirty = True
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
-        self.current, self._gate_open = None, False
+        self._done()
         return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level)
+
+    def _done(self) -> None:
+        """The trigger is answered."""
+        self.current, self._opened_by, self._has_moved = None, None, False
 
     def _conclude(self, text: str, level: Level) -> list[Output]:
         self.sentence = text
@@ -334,9 +335,12 @@ class Work:
             record = intended(move, f"{lead.epoch}-{self._intents}", lead.epoch, now.wall_s, request)
             self._to_start.append(record)
         self.history = memory.with_migrations(self.history, self._to_start)
-        text = f"{described(self.current)}: {summary(self.plan)}; now {', '.join(move_words(move) for move in moves)}"
+        count = f"{len(moves)} of them start now" if len(moves) < len(self.plan.moves) else "starting now"
+        text = f"{described(self.current)}: {summary(self.plan)}; {count}"
         outputs += self._conclude(text, Level.NOTICE)
-        self._gate_open = self._gate_open or any(move.reason not in _NO_GATE for move in moves)
+        self._has_moved = True
+        if self._opened_by is None and any(move.reason in LOAD_REASONS for move in moves):
+            self._opened_by = self.plan.gate
         for request_id in self.current.requests:
             self.history = memory.with_answer(self.history, Answer(request_id, now.wall_s, text, final=False))
         self._phase = Phase.WRITING
@@ -429,6 +433,13 @@ class Work:
 
     # telling
 
+    def _tell_empty(self, snapshot: Snapshot) -> list[Output]:
+        """Each node in maintenance once when no running guest is left on it."""
+        full = {guest.node for guest in snapshot.guests if guest.is_running}
+        empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
+        new, self._empty = sorted(empty - self._empty), empty
+        return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
+
     def _tell_refusals(self) -> list[Output]:
         """Each refusal once, and again when its reason changes."""
         assert self.plan is not None
@@ -459,7 +470,10 @@ class Work:
 
 _GUEST_EVENTS = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
 _JUDGED_AT_ONCE = frozenset({EventKind.GUEST_STARTED, EventKind.OVERLOAD})
-_NO_GATE = frozenset({MoveReason.MAINTENANCE, MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY, MoveReason.RETURN_HOME})
+
+
+def _said(level: Level, text: str, event: Event) -> Say:
+    return Say(Record(level, MessageId.EVENT, text, event=event.kind.value, vmid=event.vmid, source=event.node))
 
 
 def _merged(one: Trigger, other: Trigger) -> Trigger:
@@ -472,8 +486,3 @@ def _merged(one: Trigger, other: Trigger) -> Trigger:
 def _few(vmids: tuple[int, ...]) -> str:
     shown = ", ".join(str(vmid) for vmid in vmids[:5])
     return shown if len(vmids) <= 5 else f"{shown} and {len(vmids) - 5} more"
-
-
-def status_of(work: Work) -> Mapping[str, str]:
-    """What the work would say of itself in one line each."""
-    return {"sentence": work.sentence, "phase": work._phase.name.lower()}

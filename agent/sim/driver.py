@@ -13,7 +13,6 @@ from agent.daemon import inputs, outputs
 from agent.daemon.agent import Agent, Cadence, Identity
 from agent.daemon.inputs import Now
 from agent.daemon.perform import Performer, Ports
-from agent.ports import TemporaryError
 from agent.sim.ports import ports_of
 from agent.sim.world import World
 
@@ -164,8 +163,3 @@ class Simulation:
             answer = performer.perform(output)
             if answer is not None:
                 yield answer
-
-
-def broken_settings(text: str) -> TemporaryError:
-    """What a scenario puts in place of the settings to have them unreadable."""
-    return TemporaryError(text)

@@ -331,7 +331,7 @@ def _finished(guest: _Guest) -> Guest:
         memory_bytes=guest.memory_bytes,
         cpu_used_cores=guest.used_cores if is_up else 0.0,
         memory_used_bytes=guest.used_bytes if is_up else 0,
-        memory_host_bytes=guest.used_bytes if is_up and guest.type is GuestType.QEMU else None,
+        memory_host_bytes=None if guest.type is GuestType.LXC else guest.used_bytes if is_up else 0,
         uptime_s=LONG_UP_S if is_up else 0.0,
         tags=guest.tags,
         ha=guest.ha,

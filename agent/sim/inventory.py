@@ -36,6 +36,10 @@ class Inbox:
     claimed_requests: dict[str, str] = field(default_factory=dict)
     is_broken: bool = False
 
+    def __len__(self) -> int:
+        """How much waits to be claimed."""
+        return len(self.names) + len(self.requests)
+
 
 @dataclass(slots=True)
 class SimNode:
@@ -78,6 +82,11 @@ class SimNode:
     disk_full: bool = field(default=False, init=False)
     status_text: str | None = field(default=None, init=False)
     decisions: deque[str] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT), init=False)
+
+    @property
+    def requests(self) -> dict[str, str]:
+        """Requests of commands that wait to be claimed."""
+        return self.inbox.requests
 
     def boottime_s(self, now_s: float) -> float:
         """CLOCK_BOOTTIME of the node."""

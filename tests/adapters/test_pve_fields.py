@@ -338,8 +338,11 @@ class TestOrders:
         assert fields.migrate_path("a/../b", GuestType.QEMU, 1) == "nodes/a%2F..%2Fb/qemu/1/migrate"
 
 
-KEYS = """type node vmid id status cpu maxcpu mem tags storage shared upid endtime volid manager_status node_status node_request timestamp pve1
-    maintenance local_disks local_resources mapped-resources mapped-resource-info not_allowed_nodes blocking-ha-resources rootfs mp0 lxc dev0""".split()
+KEYS = [
+    "type", "node", "vmid", "id", "status", "cpu", "maxcpu", "mem", "tags", "storage", "shared", "upid", "endtime", "volid", "pve1",
+    "manager_status", "node_status", "node_request", "timestamp", "maintenance", "local_disks", "local_resources", "mapped-resources",
+    "mapped-resource-info", "not_allowed_nodes", "blocking-ha-resources", "rootfs", "mp0", "lxc", "dev0",
+]  # fmt: skip
 
 
 class TestAnythingElse:

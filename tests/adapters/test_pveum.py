@@ -72,7 +72,27 @@ class Cluster:
 
 @pytest.fixture(params=[8, 9], ids=["pve8", "pve9"])
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Cluster:
+    """A cluster that never saw the agent."""
     return Cluster(tmp_path, request.param)
+
+
+@pytest.fixture(scope="module")
+def after_first_run(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[dict[str, Any], str | None]]:
+    """By release, what one run left: the cluster's state and the stored secret."""
+    left = {}
+    for release in (8, 9):
+        made = Cluster(tmp_path_factory.mktemp("first-run"), release)
+        made.set_up()
+        left[release] = (made.state, made.stored)
+    return left
+
+
+@pytest.fixture
+def ready(cluster: Cluster, after_first_run: dict[int, tuple[dict[str, Any], str | None]]) -> Cluster:
+    """A cluster where setup ran once."""
+    state, cluster.stored = after_first_run[cluster.state["release"]]
+    cluster.set(**{**state, "writes": []})
+    return cluster
 
 
 def assert_ready(cluster: Cluster) -> None:
@@ -101,14 +121,13 @@ def test_the_first_run_makes_everything(cluster: Cluster) -> None:
     assert cluster.state["users"][USER]["tokens"]["agent"]["privsep"] == 1
 
 
-def test_the_second_run_changes_nothing_and_says_so(cluster: Cluster) -> None:
-    cluster.set_up()
-    before, secret = cluster.state, cluster.stored
-    steps = cluster.set_up()
+def test_the_second_run_changes_nothing_and_says_so(ready: Cluster) -> None:
+    before, secret = ready.state, ready.stored
+    steps = ready.set_up()
     assert changed(steps) == []
     assert len(steps) == 5
-    assert cluster.state == before
-    assert cluster.stored == secret
+    assert ready.state == before
+    assert ready.stored == secret
 
 
 def test_the_secret_is_in_no_sentence_and_no_command(cluster: Cluster) -> None:
@@ -118,16 +137,15 @@ def test_the_secret_is_in_no_sentence_and_no_command(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("stored", [None, "", " \n"])
-def test_a_token_whose_secret_was_lost_is_made_anew(cluster: Cluster, stored: str | None) -> None:
-    cluster.set_up()
-    old = cluster.stored
-    cluster.stored = stored
-    assert changed(cluster.set_up()) == [
+def test_a_token_whose_secret_was_lost_is_made_anew(ready: Cluster, stored: str | None) -> None:
+    old = ready.stored
+    ready.stored = stored
+    assert changed(ready.set_up()) == [
         "removed the token proxlb@pve!agent, whose secret was lost, and made it anew",
         "gave proxlb@pve!agent the role ProxLBAgent on /",  # PVE dropped it with the token
     ]
-    assert cluster.stored != old
-    assert_ready(cluster)
+    assert ready.stored != old
+    assert_ready(ready)
 
 
 def test_a_secret_without_its_token_is_replaced(cluster: Cluster) -> None:
@@ -136,51 +154,45 @@ def test_a_secret_without_its_token_is_replaced(cluster: Cluster) -> None:
     assert_ready(cluster)
 
 
-def test_a_role_without_some_privileges_gets_them_and_keeps_its_others(cluster: Cluster) -> None:
-    cluster.set_up()
-    cluster.change(lambda state: state["roles"].update({ROLE: ["VM.Audit", "VM.Config.Disk"]}))
-    assert changed(cluster.set_up()) == ["added to the role ProxLBAgent: Datastore.Audit, Pool.Audit, Sys.Audit, VM.Migrate"]
-    assert set(cluster.state["roles"][ROLE]) == {*PRIVILEGES, "VM.Config.Disk"}
+def test_a_role_without_some_privileges_gets_them_and_keeps_its_others(ready: Cluster) -> None:
+    ready.change(lambda state: state["roles"].update({ROLE: ["VM.Audit", "VM.Config.Disk"]}))
+    assert changed(ready.set_up()) == ["added to the role ProxLBAgent: Datastore.Audit, Pool.Audit, Sys.Audit, VM.Migrate"]
+    assert set(ready.state["roles"][ROLE]) == {*PRIVILEGES, "VM.Config.Disk"}
 
 
-def test_further_privileges_and_permissions_are_left_alone(cluster: Cluster) -> None:
-    cluster.set_up()
-    cluster.change(lambda state: state["roles"][ROLE].append("Sys.Syslog"))
+def test_further_privileges_and_permissions_are_left_alone(ready: Cluster) -> None:
+    ready.change(lambda state: state["roles"][ROLE].append("Sys.Syslog"))
     more = {"path": "/vms/100", "type": "user", "ugid": USER, "roleid": "NoAccess", "propagate": 1}
-    cluster.change(lambda state: state["acl"].append(more))
-    before = cluster.state
-    assert changed(cluster.set_up()) == []
-    assert cluster.state == before
+    ready.change(lambda state: state["acl"].append(more))
+    before = ready.state
+    assert changed(ready.set_up()) == []
+    assert ready.state == before
 
 
 @pytest.mark.parametrize("kind", ["user", "token"])
-def test_a_lost_permission_is_given_again(cluster: Cluster, kind: str) -> None:
-    cluster.set_up()
-    cluster.change(lambda state: state.update(acl=[entry for entry in state["acl"] if entry["type"] != kind]))
-    assert len(changed(cluster.set_up())) == 1
-    assert_ready(cluster)
+def test_a_lost_permission_is_given_again(ready: Cluster, kind: str) -> None:
+    ready.change(lambda state: state.update(acl=[entry for entry in state["acl"] if entry["type"] != kind]))
+    assert len(changed(ready.set_up())) == 1
+    assert_ready(ready)
 
 
-def test_a_permission_on_the_root_alone_is_extended_to_all_below(cluster: Cluster) -> None:
-    cluster.set_up()
-    cluster.change(lambda state: [entry.update(propagate=0) for entry in state["acl"] if entry["roleid"] == ROLE])
-    assert len(changed(cluster.set_up())) == 2
-    assert_ready(cluster)
+def test_a_permission_on_the_root_alone_is_extended_to_all_below(ready: Cluster) -> None:
+    ready.change(lambda state: [entry.update(propagate=0) for entry in state["acl"] if entry["roleid"] == ROLE])
+    assert len(changed(ready.set_up())) == 2
+    assert_ready(ready)
 
 
-def test_a_permission_elsewhere_is_not_taken_for_the_one_on_the_root(cluster: Cluster) -> None:
-    cluster.set_up()
-    cluster.change(lambda state: [entry.update(path="/vms") for entry in state["acl"] if entry["roleid"] == ROLE])
-    assert len(changed(cluster.set_up())) == 2
-    assert_ready(cluster)
+def test_a_permission_elsewhere_is_not_taken_for_the_one_on_the_root(ready: Cluster) -> None:
+    ready.change(lambda state: [entry.update(path="/vms") for entry in state["acl"] if entry["roleid"] == ROLE])
+    assert len(changed(ready.set_up())) == 2
+    assert_ready(ready)
 
 
-def test_other_tokens_of_the_user_stay(cluster: Cluster) -> None:
-    cluster.set_up()
-    assert cluster.by_hand("user", "token", "add", USER, "mine").returncode == 0
-    cluster.stored = None
-    cluster.set_up()
-    assert set(cluster.state["users"][USER]["tokens"]) == {"agent", "mine"}
+def test_other_tokens_of_the_user_stay(ready: Cluster) -> None:
+    assert ready.by_hand("user", "token", "add", USER, "mine").returncode == 0
+    ready.stored = None
+    ready.set_up()
+    assert set(ready.state["users"][USER]["tokens"]) == {"agent", "mine"}
 
 
 @pytest.mark.parametrize("writes", range(5))
@@ -195,15 +207,14 @@ def test_broken_off_after_any_step_the_next_run_completes_it(cluster: Cluster, w
 
 
 @pytest.mark.parametrize("writes", range(3))
-def test_broken_off_while_a_token_is_made_anew_the_next_run_completes_it(cluster: Cluster, writes: int) -> None:
-    cluster.set_up()
-    cluster.stored = None
-    cluster.set(fail_after=writes, writes=[])
+def test_broken_off_while_a_token_is_made_anew_the_next_run_completes_it(ready: Cluster, writes: int) -> None:
+    ready.stored = None
+    ready.set(fail_after=writes)
     with pytest.raises(PermanentError):
-        cluster.set_up()
-    cluster.set(fail_after=None)
-    cluster.set_up()
-    assert_ready(cluster)
+        ready.set_up()
+    ready.set(fail_after=None)
+    ready.set_up()
+    assert_ready(ready)
 
 
 def test_a_secret_that_could_not_be_stored_is_made_anew_by_the_next_run(cluster: Cluster) -> None:
@@ -216,16 +227,15 @@ def test_a_secret_that_could_not_be_stored_is_made_anew_by_the_next_run(cluster:
     assert_ready(cluster)
 
 
-def test_nothing_is_removed_while_the_stored_secret_cannot_be_read(cluster: Cluster) -> None:
-    cluster.set_up()
-    before = cluster.state
+def test_nothing_is_removed_while_the_stored_secret_cannot_be_read(ready: Cluster) -> None:
+    before = ready.state
 
     def hang() -> str | None:
         raise NotMountedError("pmxcfs restarts")
 
     with pytest.raises(NotMountedError):
-        set_up(Pveum(str(cluster.executable)), hang, cluster.store)
-    assert cluster.state == before
+        set_up(Pveum(str(ready.executable)), hang, ready.store)
+    assert ready.state == before
 
 
 def test_warnings_on_stderr_change_nothing(cluster: Cluster) -> None:
@@ -263,23 +273,21 @@ def test_only_root_may(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(("change", "hint"), [({"enable": 0}, "--enable 1"), ({"expire": 1_000_000_000}, "--expire 0")])
-def test_a_user_that_somebody_switched_off_stays_off(cluster: Cluster, change: dict[str, int], hint: str) -> None:
-    cluster.set_up()
-    cluster.change(lambda state: state["users"][USER].update(change))
-    before = cluster.state
+def test_a_user_that_somebody_switched_off_stays_off(ready: Cluster, change: dict[str, int], hint: str) -> None:
+    ready.change(lambda state: state["users"][USER].update(change))
+    before = ready.state
     with pytest.raises(PermanentError) as refusal:
-        cluster.set_up()
+        ready.set_up()
     assert hint in refusal.value.hint
-    assert cluster.state == before
+    assert ready.state == before
 
 
-def test_a_token_that_has_expired_stays_so(cluster: Cluster) -> None:
-    cluster.set_up()
-    cluster.change(lambda state: state["users"][USER]["tokens"]["agent"].update(expire=1_000_000_000))
+def test_a_token_that_has_expired_stays_so(ready: Cluster) -> None:
+    ready.change(lambda state: state["users"][USER]["tokens"]["agent"].update(expire=1_000_000_000))
     with pytest.raises(PermanentError, match="expired"):
-        cluster.set_up()
-    cluster.change(lambda state: state["users"][USER]["tokens"]["agent"].update(expire=4_000_000_000))
-    assert changed(cluster.set_up()) == []
+        ready.set_up()
+    ready.change(lambda state: state["users"][USER]["tokens"]["agent"].update(expire=4_000_000_000))
+    assert changed(ready.set_up()) == []
 
 
 def test_two_at_once_one_is_told_to_try_again(cluster: Cluster) -> None:
@@ -374,10 +382,9 @@ def test_the_fake_knows_which_privileges_a_release_has(tmp_path: Path, release: 
         ("role list --frobnicate 1", "Unknown option: frobnicate"),
     ],
 )
-def test_the_fake_refuses_what_pveum_refuses(cluster: Cluster, command: str, complaint: str) -> None:
-    cluster.set_up()
-    before = cluster.state
-    done = cluster.by_hand(*command.split())
+def test_the_fake_refuses_what_pveum_refuses(ready: Cluster, command: str, complaint: str) -> None:
+    before = ready.state
+    done = ready.by_hand(*command.split())
     assert done.returncode == 255
     assert complaint in done.stderr
-    assert cluster.state == before
+    assert ready.state == before

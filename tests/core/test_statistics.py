@@ -67,7 +67,10 @@ def test_a_line_that_was_cut_off_gives_no_wrong_number(length: int) -> None:
     assert parse_rrd(f"{NODE_9}\n{VM_9[:length]}") in (Statistics((NODE,)), Statistics((NODE,), (VM_ON_9,)))
 
 
-@pytest.mark.parametrize("line", [VM_9.replace("/101:", "/x:"), VM_9.replace(f":{NOW}:", ":U:"), NODE_9.replace("/pve1:", "/:"), NODE_9.replace("/pve1:", "/a/b:")])
+@pytest.mark.parametrize(
+    "line",
+    [VM_9.replace("/101:", "/x:"), VM_9.replace(f":{NOW}:", ":U:"), NODE_9.replace("/pve1:", "/:"), NODE_9.replace("/pve1:", "/a/b:")],
+)
 def test_a_line_without_its_name_or_time_is_left_out(line: str) -> None:
     assert parse_rrd(line) == Statistics()
 
@@ -95,7 +98,10 @@ def test_any_text_is_taken(text: str) -> None:
 
 # --- .vmlist -----------------------------------------------------------------------------------------------------------------------
 
-VMLIST = '{\n"version": 143,\n"ids": {\n"200": { "node": "pve2", "type": "lxc", "version": 18 },\n"101": { "node": "pve1", "type": "qemu", "version": 17 }}\n\n}\n'
+VMLIST = (
+    '{\n"version": 143,\n"ids": {\n"200": { "node": "pve2", "type": "lxc", "version": 18 },\n'
+    '"101": { "node": "pve1", "type": "qemu", "version": 17 }}\n\n}\n'
+)
 
 
 def test_vmlist_says_where_guests_are() -> None:
@@ -113,7 +119,10 @@ def test_a_vmlist_that_was_cut_off_is_no_empty_cluster(text: str) -> None:
 
 def test_entries_of_vmlist_that_make_no_sense_are_left_out() -> None:
     good = '"101": {"node": "pve1", "type": "qemu", "version": 1}'
-    bad = '"x": {"node": "pve1", "type": "qemu", "version": 1}, "102": {"node": "pve1", "type": "openvz", "version": 1}, "103": 4, "104": {"node": 3}'
+    bad = (
+        '"x": {"node": "pve1", "type": "qemu", "version": 1}, "102": {"node": "pve1", "type": "openvz", "version": 1}, '
+        '"103": 4, "104": {"node": 3}'
+    )
     assert parse_vmlist(f'{{"version": 1, "ids": {{{bad}, {good}}}}}') == (VmEntry(101, "pve1", GuestType.QEMU, 1),)
 
 

@@ -46,9 +46,9 @@ class PrivateRun:
         self.inbox.mkdir(mode=0o700)
 
     def enter(self, *command: str) -> list[str]:
-        """Return the command line that runs `command` inside."""
+        """Return the command line that runs `command` inside, whose root and folder are the same: a build lives in a chroot."""
         user = ["--user", "--preserve-credentials"] if self._user_namespace else []
-        return ["nsenter", f"--target={self._holder.pid}", *user, "--mount", "--", *command]
+        return ["nsenter", f"--target={self._holder.pid}", *user, "--mount", "--root", "--wd", "--", *command]
 
     def shell(self, script: str) -> None:
         """Run a shell script inside that has to succeed."""

@@ -30,7 +30,7 @@ class Control:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=256 * 1024**2)
         app.router.add_post("/control", self._post)
-        for name in ("requests", "state", "events"):
+        for name in ("requests", "state", "rows", "events"):
             app.router.add_get(f"/control/{name}", getattr(self, f"_get_{name}"))
         return app
 
@@ -57,6 +57,13 @@ class Control:
         tasks = [{key: value for key, value in task.items() if key not in ("pid", "pstart")} for task in pve.tasklog]
         nodes = {name: {"online": pve.is_online(name)} for name in pve.nodes}
         return web.json_response({"guests": guests, "tasks": tasks, "nodes": nodes, "quorate": pve.quorate, "ha": pve.manager_status()})
+
+    async def _get_rows(self, request: web.Request) -> web.Response:
+        """The numbers that pvestatd sent last, as /cluster/resources would show them to root; no request is counted."""
+        pve = self.pve
+        shown = pve.shown_nodes()
+        nodes = [pve._node_row(name, shown.get(name)) for name in sorted(pve.nodes)]
+        return web.json_response({"nodes": nodes, "guests": [pve._guest_row(guest) for guest in pve.guests()]})
 
     def _guest_view(self, guest: Any) -> dict[str, Any]:
         kind = self.pve.spec_of(guest).type

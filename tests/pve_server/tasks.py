@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from tests.pve_server.base import Base
 RECENT_FINISHED = 25  # finished tasks of a node in the cluster-wide list
 LOG_DEFAULT = 50  # entries of /cluster/log without max
 PRI_INFO, PRI_ERROR = 6, 3
+UPID = re.compile(r"UPID:[^:\s]+:[0-9A-F]{8}:[0-9A-F]{8,9}:[0-9A-F]{8}:[^:\s]+:[^:\s]*:[^:\s]+:", re.IGNORECASE)
 
 
 class TaskWarningsError(Exception):
@@ -190,10 +192,21 @@ class TasksApi(Base):
         start = asked.get("start", 0)
         return ok(rows[start : start + asked.get("limit", 50)])
 
+    def _find_task(self, node: str, upid: str) -> dict[str, Any]:
+        task: dict[str, Any] | None = self.tasks.get(upid)
+        if task is None or task["node"] != node:
+            text = "no such task" if UPID.fullmatch(upid) else "unable to parse worker upid"
+            raise PveError(400, "Parameter verification failed.", {"upid": text})
+        return task
+
+    def _get_task(self, request: web.Request) -> dict[str, Any]:
+        task = self._find_task(request.match_info["node"], request.match_info["upid"])
+        if not self._task_owner(request[USER], task):
+            self.require(request[USER], f"/nodes/{task['node']}", "Sys.Audit")
+        return task
+
     async def _stop_task(self, values: dict[str, Any], user: str) -> None:
-        task = self.tasks.get(values["upid"])
-        if task is None or task["node"] != values["node"]:
-            raise PveError(500, "no such task")
+        task = self._find_task(values["node"], values["upid"])
         if not self._task_owner(user, task):
             self.require(user, f"/nodes/{task['node']}", "Sys.Modify")
         worker = self.workers.get(values["upid"])
@@ -210,10 +223,10 @@ def _is_wanted(task: dict[str, Any], asked: dict[str, Any]) -> bool:
             asked.get("source", "archive") in ("all", "active" if running else "archive"),
             asked.get("typefilter") in (None, task["type"]),
             asked.get("vmid") is None or task["id"] == str(asked["vmid"]),
-            asked.get("userfilter", "") in task["user"],
+            asked.get("userfilter", "").lower() in task["user"].lower(),
             task["starttime"] >= asked.get("since", 0),
             task["starttime"] <= asked.get("until", task["starttime"]),
-            not asked.get("errors") or not (running or status == "OK"),
+            not asked.get("errors") or status != "OK",
             words == [""] or (not running and _status_word(status) in words),
         )
     )

@@ -650,6 +650,13 @@ def test_task_lists_filter_as_pve_does(pve: PveServer) -> None:
     assert listed(errors=1) == [running]
 
 
+def test_a_task_that_never_was_is_refused(pve: PveServer) -> None:
+    upid = "UPID:pve1:0002B8A4:00C1F3D2:69527E40:qmigrate:100:root@pam:"
+    assert pve.api("GET", f"/nodes/pve1/tasks/{upid}/status").errors == {"upid": "no such task"}
+    assert pve.api("GET", "/nodes/pve1/tasks/UPID:x/log").errors == {"upid": "unable to parse worker upid"}
+    assert pve.api("DELETE", f"/nodes/pve2/tasks/{upid}").status == 400
+
+
 def test_the_clusters_task_list_has_running_and_finished_ones_of_living_nodes(pve: PveServer) -> None:
     running = pve.task("pve1", "vzdump")
     other = pve.task("pve2", "startall")

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`proxlb-agent plan`: what the agent would do now, and why. Moves nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from agent import wiring
+from agent.commands.planning import asker, checked_plan, question_of, why_only_words
+from agent.commands.tables import aligned, clock, counted, gib, iso, label, percent, points
+from agent.commands.wrong_use import WrongUseError, settings_of
+from agent.core.cluster import Snapshot
+from agent.core.json_types import Json, JsonObject
+from agent.core.load import Weights
+from agent.core.plan_types import Balance, Conflict, Gate, Plan, Refusal
+from agent.core.question import EVERYWHERE, Scope
+from agent.core.reasons import MEANING
+from agent.core.sentences import nothing_words, summary
+from agent.core.settings import Settings
+from agent.core.snapshot_file import SnapshotFileError, from_text
+
+SCHEMA = "proxlb-agent/plan/1"
+MOST_SHOWN = 30
+
+_GATES = {
+    Gate.CLOSED: "no load balancing: no node is over a threshold and the spread is small enough",
+    Gate.OVERLOAD: "load balancing: a node is over a threshold",
+    Gate.SPREAD: "load balancing: the spread is over balance.spread_percent",
+    Gate.FORCED: "load balancing: asked for past the gates",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What it takes."""
+    parser.add_argument("--json", action="store_true", help="the plan as JSON")
+    parser.add_argument("--snapshot", metavar="FILE", help="plan on what `snapshot` wrote, not on the cluster (-: standard input)")
+    parser.add_argument("--guest", metavar="VMID", type=int, help="look at this guest, its rules and its node only")
+    parser.add_argument("--node", metavar="NODE", help="look at this node and its guests' rules only")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Print the plan."""
+    settings = settings_of(arguments)
+    ask, history = None, None
+    if arguments.snapshot is not None:
+        snapshot = snapshot_from(arguments.snapshot)
+    else:
+        snapshot = wiring.look(settings)
+        history = wiring.read_history(settings)
+        ask = asker(settings, snapshot) if wiring.own_node(settings) is not None else None
+    question = replace(question_of(settings, snapshot, history), scope=scope_of(snapshot, arguments.guest, arguments.node))
+    plan = checked_plan(snapshot, settings, question, ask)
+    if arguments.json:
+        print(json.dumps(plan_document(plan), indent=1, allow_nan=False))
+        return 0
+    print(plan_text(plan, snapshot, settings))
+    for sentence in why_only_words(settings, snapshot, history):
+        print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
+    return 0
+
+
+def snapshot_from(path: str) -> Snapshot:
+    """The snapshot that a file holds. Raises WrongUseError."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        return from_text(text)
+    except OSError as error:
+        raise WrongUseError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise WrongUseError(f"{path}: this is no snapshot: not UTF-8") from None
+    except SnapshotFileError as error:
+        raise WrongUseError(f"{path}: {error}", "`proxlb-agent snapshot FILE` writes one") from None
+
+
+def scope_of(snapshot: Snapshot, vmid: int | None, node: str | None) -> Scope:
+    """Where to look. Raises WrongUseError for a guest or node that does not exist."""
+    scopes = []
+    if vmid is not None:
+        scopes.append(Scope(frozenset({known_guest_node(snapshot, vmid)}), frozenset({vmid})))
+    if node is not None:
+        name = known_node(node, (other.name for other in snapshot.nodes))
+        scopes.append(Scope(frozenset({name}), frozenset(guest.vmid for guest in snapshot.guests if guest.node == name)))
+    if not scopes:
+        return EVERYWHERE
+    return scopes[0] if len(scopes) == 1 else scopes[0].union(scopes[1])
+
+
+def known_guest_node(snapshot: Snapshot, vmid: int) -> str:
+    """The node of a guest. Raises WrongUseError when there is no such guest."""
+    guest = snapshot.guest(vmid)
+    if guest is None:
+        seen = " that the token sees" if snapshot.unseen else ""
+        raise WrongUseError(f"there is no guest {vmid} in the cluster{seen}", "proxlb-agent guests lists them")
+    return guest.node
+
+
+def known_node(name: str, known: Iterable[str]) -> str:
+    """The node's name as it is spelt, found in any case. Raises WrongUseError that names all nodes."""
+    names = sorted(known)
+    found = next((other for other in names if other.lower() == name.lower()), None)
+    if found is None:
+        raise WrongUseError(f"there is no node {name}", f"the nodes are: {', '.join(names) or 'none'}")
+    return found
+
+
+# as JSON
+
+
+def plan_document(plan: Plan) -> JsonObject:
+    """The plan as `agent/schemas/plan-1.json` describes it."""
+    return {
+        "schema": SCHEMA,
+        "taken_at": iso(plan.taken_at),
+        "trigger": plan.trigger,
+        "gate": plan.gate.value,
+        "moves": [
+            {
+                "vmid": move.vmid,
+                "type": move.type.value,
+                "name": move.name,
+                "source": move.source,
+                "target": move.target,
+                "reason": move.reason.value,
+                "batch": move.batch,
+                "first_pass": move.first_pass,
+                "memory_bytes": move.memory_bytes,
+                "gain": round(move.gain, 6),
+            }
+            for move in plan.moves
+        ],
+        "refused": [refusal_document(refusal) for refusal in plan.refused],
+        "conflicts": conflicts_document(plan.conflicts),
+        "before": _balance_document(plan.before),
+        "after": _balance_document(plan.after),
+    }
+
+
+def refusal_document(refusal: Refusal) -> JsonObject:
+    """A refusal as JSON."""
+    return {"vmid": refusal.vmid, "reason": refusal.reason.value, "detail": refusal.detail}
+
+
+def conflicts_document(conflicts: Iterable[Conflict]) -> list[Json]:
+    """Conflicts as JSON."""
+    return [{"rule": conflict.rule, "vmids": list(conflict.vmids), "detail": conflict.detail} for conflict in conflicts]
+
+
+def _balance_document(balance: Balance) -> JsonObject:
+    nodes: JsonObject = {
+        name: {"cpu_fraction": round(node.cpu_fraction, 4), "memory_fraction": round(node.memory_fraction, 4)} for name, node in balance.nodes
+    }
+    return {"imbalance": round(balance.imbalance, 6), "nodes": nodes}
+
+
+# for people
+
+
+def plan_text(plan: Plan, snapshot: Snapshot, settings: Settings) -> str:
+    """The plan for people to read."""
+    running = sum(guest.is_running for guest in snapshot.guests)
+    parts = [
+        f"{counted(len(snapshot.nodes), 'node')}, {counted(running, 'running guest')}, as of {clock(plan.taken_at)}\n{_GATES[plan.gate]}"
+    ]
+    if plan.moves:
+        parts.append(f"{summary(plan)}:\n{_moves_table(plan)}")
+        later = sum(not move.first_pass for move in plan.moves)
+        if later:
+            parts.append(f"{counted(later, 'move')} marked with * would wait: max_moves_per_pass, max_moves_per_hour")
+    else:
+        parts.append(nothing_words(plan, Weights.of(settings)))
+    if plan.refused:
+        parts.append(_refusals_text(plan, snapshot))
+    if plan.conflicts:
+        lines = [f"  {conflict.rule}: {conflict.detail} ({_vmids(conflict.vmids)})" for conflict in plan.conflicts]
+        parts.append("rules that cannot be kept as they are written:\n" + "\n".join(lines))
+    parts.append(_loads_table(plan))
+    return "\n\n".join(parts)
+
+
+def _moves_table(plan: Plan) -> str:
+    rows = [
+        (
+            f"{move.batch}{'' if move.first_pass else '*'}",
+            label(move.type.value, move.vmid, move.name),
+            move.source,
+            move.target,
+            move.reason.value,
+            gib(move.memory_bytes),
+            points(move.gain),
+        )
+        for move in plan.moves
+    ]
+    return aligned(("BATCH", "GUEST", "FROM", "TO", "WHY", "MEMORY", "GAIN"), rows)
+
+
+def _refusals_text(plan: Plan, snapshot: Snapshot) -> str:
+    lines = []
+    for refusal in plan.refused[:MOST_SHOWN]:
+        guest = snapshot.guest(refusal.vmid)
+        who = f"guest {refusal.vmid}" if guest is None else label(guest.type.value, guest.vmid, guest.name)
+        detail = f" ({refusal.detail})" if refusal.detail else ""
+        lines.append(f"  {who}: {refusal.reason.value}, {MEANING[refusal.reason]}{detail}")
+    if len(plan.refused) > MOST_SHOWN:
+        lines.append(f"  and {len(plan.refused) - MOST_SHOWN} more; --json has all of them")
+    return "guests that stay:\n" + "\n".join(lines)
+
+
+def _loads_table(plan: Plan) -> str:
+    after = dict(plan.after.nodes)
+    rows = []
+    for name, node in plan.before.nodes:
+        then = after.get(name, node)
+        row = (name, percent(node.cpu_fraction), percent(node.memory_fraction))
+        rows.append((*row, percent(then.cpu_fraction), percent(then.memory_fraction)) if plan.moves else row)
+    header = ("NODE", "CPU", "MEMORY")
+    return aligned((*header, "CPU THEN", "MEMORY THEN") if plan.moves else header, rows)
+
+
+def _vmids(vmids: tuple[int, ...]) -> str:
+    shown = ", ".join(str(vmid) for vmid in vmids[:8])
+    return f"guests {shown}" + (f" and {len(vmids) - 8} more" if len(vmids) > 8 else "")

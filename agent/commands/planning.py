@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The question that commands put to the planner: with what leaders remember, and with PVE's own checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from agent import wiring
+from agent.core import history as memory
+from agent.core.cluster import Guest, Snapshot
+from agent.core.documents import HistoryFile
+from agent.core.load import Ledger
+from agent.core.migrations import in_flight
+from agent.core.plan_types import Move, Plan, Refusal, Verdict
+from agent.core.planner import plan as make_plan
+from agent.core.question import Question
+from agent.core.reasons import RefusalReason
+from agent.core.settings import Mode, Settings
+from agent.ports import TemporaryError
+
+MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused; as the leader does
+
+AskPve = Callable[[Guest | Move, str], Verdict]
+
+
+def question_of(settings: Settings, snapshot: Snapshot, history: HistoryFile | None) -> Question:
+    """The question about everything, with cooldowns, homes and who is set aside as leaders left them.
+
+    The snapshot's own time counts as now, so that a snapshot from a file gives the plan of its time.
+    """
+    now = snapshot.taken_at
+    balance = settings.balance
+    records = history if history is not None else memory.empty(now)
+    return Question(
+        ledger=Ledger(memory.learned(records, now), in_flight(memory.open_migrations(records))),
+        cooling=memory.cooling(records, snapshot, now, balance.guest_cooldown_s),
+        set_aside=memory.set_aside(records, now),
+        homes={home.vmid: home.home for home in records.homes} if settings.drain.return_home else {},
+        moves_per_pass=balance.max_moves_per_pass,
+        moves_left=memory.moves_left(records, now, balance.max_moves_per_hour),
+    )
+
+
+def asker(settings: Settings, snapshot: Snapshot) -> AskPve:
+    """What asks PVE whether a guest may leave a node; a node that does not answer counts as a no."""
+    api = wiring.make_api(settings)
+
+    def ask(guest: Guest | Move, node: str) -> Verdict:
+        try:
+            return api.verdict(guest.vmid, guest.type, node, snapshot.taken_at)
+        except TemporaryError as error:
+            return Verdict(guest.vmid, snapshot.taken_at, Refusal(guest.vmid, RefusalReason.PRECONDITION, str(error)))
+
+    return ask
+
+
+def checked_plan(snapshot: Snapshot, settings: Settings, question: Question, ask: AskPve | None) -> Plan:
+    """The plan after PVE was asked about each guest that is about to move, planned anew without what it refuses."""
+    verdicts = dict(question.verdicts)
+    for _ in range(MOST_ROUNDS):
+        made = make_plan(snapshot, settings, replace(question, verdicts=verdicts))
+        about_to_move = [move for move in made.moves if move.batch == 1 and move.first_pass and move.vmid not in verdicts]
+        if ask is None or not about_to_move:
+            return made
+        verdicts |= {move.vmid: ask(move, move.source) for move in about_to_move}
+    return make_plan(snapshot, settings, replace(question, verdicts=verdicts))
+
+
+def why_only_words(settings: Settings, snapshot: Snapshot, history: HistoryFile | None) -> tuple[str, ...]:
+    """What keeps the agent from carrying out a plan as it stands, a sentence each."""
+    why = []
+    if settings.mode in (Mode.OFF, Mode.OBSERVE):
+        why.append(f"mode is {settings.mode.value}: the agent carries out nothing")
+    elif settings.mode is Mode.RULES:
+        why.append("mode is rules: the agent does not balance load")
+    if snapshot.unseen:
+        shown = ", ".join(str(vmid) for vmid in snapshot.unseen[:5]) + (", ..." if len(snapshot.unseen) > 5 else "")
+        why.append(f"the token does not see all guests ({shown}): the agent only observes; give it VM.Audit on /")
+    if history is not None:
+        observed_s = snapshot.taken_at - history.first_seen_at
+        if 0 <= observed_s < settings.triggers.first_observe_s:
+            why.append(f"the cluster is new: the agent only observes for {settings.triggers.first_observe_s - observed_s:.0f} s more")
+        if (alarm := memory.alarm(history, snapshot.taken_at)) is not None:
+            why.append(f"load balancing has stopped: {alarm}")
+    return tuple(why)

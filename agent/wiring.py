@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Puts the parts together: which adapter stands behind which port, made from the settings. The one place that names adapters."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from agent.adapters import local_files as local_folders
+from agent.adapters import yaml_files
+from agent.adapters.inbox import InboxBell, InboxFolder
+from agent.adapters.inbox import leave_request as leave_in_inbox
+from agent.adapters.instance_lock import InstanceLock
+from agent.adapters.journal import sink
+from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.systemd import SystemdNotifier, watchdog_s
+from agent.core import settings as table
+from agent.core.cluster import Snapshot
+from agent.core.documents import DocumentError, HistoryFile, parse
+from agent.core.journal import Level, MessageId, Record
+from agent.core.json_types import Json
+from agent.core.leadership import LockTimes
+from agent.core.settings import Mode, Settings
+from agent.daemon import inputs
+from agent.daemon.agent import Agent, Identity
+from agent.daemon.inputs import Now
+from agent.daemon.outputs import ReadSigns
+from agent.daemon.perform import HISTORY_PATH, Performer, Ports
+from agent.daemon.senses import Senses
+from agent.ports import (
+    ClusterApi,
+    ClusterFiles,
+    FilesystemState,
+    InboxSight,
+    JournalSink,
+    LocalFiles,
+    NotMountedError,
+    OutsideError,
+    PermanentError,
+    SettingsSource,
+)
+from agent.service import Service
+
+NODE_CONFIG = "/etc/proxlb-agent/config.yaml"
+CLUSTER_CONFIG = "proxlb/config.yaml"
+LAST_GOOD = "cluster-config.last-good.yaml"
+
+
+class ConfigFiles:
+    """The configuration as it is now: one file given by hand, or this node's and the cluster's.
+
+    A file is parsed again only when its text has changed, as it is read every few seconds.
+    """
+
+    def __init__(self, config: str | None = None) -> None:
+        self._config = config or os.environ.get("PROXLB_AGENT_CONFIG") or None
+        self._seen: tuple[Json, str | None] | None = None
+        self._result: Settings | tuple[table.Problem, ...] | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that are read."""
+        if self._config is not None:
+            return (Path(self._config),)
+        return (Path(NODE_CONFIG), Path(self.node_settings().paths.pmxcfs) / CLUSTER_CONFIG)
+
+    def node_settings(self) -> Settings:
+        """What this node's file alone says. Raises PermanentError that names every problem."""
+        if self._config is not None:
+            return self._checked(table.check(yaml_files.read(self._config)))
+        return self._checked(table.check(yaml_files.read(NODE_CONFIG, missing_ok=True), table.File.NODE))
+
+    def read(self) -> Settings:
+        """See `agent.ports.SettingsSource`."""
+        if self._config is not None:
+            return self.node_settings()
+        node = yaml_files.read(NODE_CONFIG, missing_ok=True)
+        files = PmxcfsFiles(self.node_settings().paths.pmxcfs)
+        text = files.read(CLUSTER_CONFIG)
+        if self._result is None or self._seen != (node, text):
+            cluster = None if text is None else yaml_files.parse(text, str(self.paths[1]))
+            self._result, self._seen = table.combine(node, cluster), (node, text)
+        return self._checked(self._result)
+
+    def _checked(self, result: Settings | tuple[table.Problem, ...]) -> Settings:
+        if isinstance(result, Settings):
+            return result
+        names = {table.File.CLUSTER: "the cluster's config.yaml", table.File.NODE: NODE_CONFIG, table.File.ONE: self._config or "the settings"}
+        lines = [f"{names[problem.file]}: {problem.line}" for problem in result]
+        raise PermanentError("; ".join(lines), "mend the file, and check it with: proxlb-agent check-config")
+
+
+def load_settings(config: str | None = None) -> Settings:
+    """The settings for a command: those of the cluster where they can be read, else this node's alone.
+
+    Raises:  PermanentError that names every problem.
+    """
+    source = ConfigFiles(config)
+    try:
+        return source.read()
+    except PermanentError:
+        raise
+    except OutsideError:
+        return source.node_settings()
+
+
+def settings_paths(config: str | None = None) -> tuple[Path, ...]:
+    """The files that hold the settings."""
+    return ConfigFiles(config).paths
+
+
+def make_files(settings: Settings) -> ClusterFiles:
+    """The cluster's files below /etc/pve."""
+    return PmxcfsFiles(settings.paths.pmxcfs)
+
+
+def local_files(settings: Settings) -> LocalFiles:
+    """This node's own files."""
+    return local_folders.NodeFiles(settings.paths.run, settings.paths.state)
+
+
+def status_path(settings: Settings) -> Path:
+    """Where this node's agent says how it is."""
+    return Path(settings.paths.run) / local_folders.STATUS
+
+
+def own_node(settings: Settings) -> str | None:
+    """The name of the node this runs on, None off a node (no mounted pmxcfs)."""
+    if make_files(settings).state() is FilesystemState.NOT_MOUNTED:
+        return None
+    return host_name()
+
+
+def host_name() -> str:
+    """This machine's name without its domain, which is the node's name in PVE."""
+    return os.uname().nodename.split(".")[0]
+
+
+def make_api(settings: Settings) -> ClusterApi:
+    """The cluster's API. Imports proxmoxer only here: a follower never does.
+
+    Raises:  PermanentError when there is no token yet, with what to run.
+    """
+    from agent.adapters.pve_api import ApiAccess, PveApi
+
+    api = settings.api
+    return PveApi(
+        ApiAccess(
+            hosts=tuple(api.hosts),
+            token_id=api.token_id,
+            token_secret=lambda: _token_secret(api.token_file),
+            own_node=own_node(settings),
+            pmxcfs=settings.paths.pmxcfs,
+            ca_file=api.ca_file or None,
+            verify_tls=api.verify_tls,
+            timeout_s=api.timeout_s,
+        )
+    )
+
+
+def _token_secret(path: str) -> str | None:
+    given = os.environ.get("PROXLB_AGENT_TOKEN", "").strip()
+    if given:
+        return given
+    try:
+        return Path(path).read_text(encoding="ascii").strip() or None
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise PermanentError(f"{path}: only root may read the token", "run this as root, or set PROXLB_AGENT_TOKEN") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PermanentError(f"{path}: the token cannot be read: {error}", "run: proxlb-agent setup") from None
+
+
+def look(settings: Settings) -> Snapshot:
+    """The cluster now: what the API shows, and on a node what its files add (flags, reports, unseen guests)."""
+    snapshot = make_api(settings).look()
+    files = make_files(settings)
+    if files.state() is FilesystemState.NOT_MOUNTED:
+        return snapshot
+    senses = read_senses(settings, files)
+    return senses.enriched(snapshot) if senses is not None else snapshot
+
+
+def read_senses(settings: Settings, files: ClusterFiles) -> Senses | None:
+    """What this node's files tell at one look, None when they cannot be read."""
+    clock = SystemClock()
+    seen = Performer.signs_of(files, ReadSigns(statistics=True))
+    if seen.error:
+        return None
+    senses = Senses(host_name())
+    senses.on_signs(seen, Now(clock.boottime_s(), clock.wall_s()), settings, lambda _: True)
+    return senses
+
+
+def read_history(settings: Settings) -> HistoryFile | None:
+    """What leaders did and remember, None when there is nothing yet or it cannot be read."""
+    try:
+        text = make_files(settings).read(HISTORY_PATH)
+        return None if text is None else parse(HistoryFile, text)
+    except (OutsideError, DocumentError):
+        return None
+
+
+def leave_request(settings: Settings, request_id: str, text: str) -> None:
+    """Hand a command's request to this node's agent. Raises TemporaryError when none runs."""
+    leave_in_inbox(request_id, text, f"{settings.paths.run}/inbox")
+
+
+class _WatchedInbox:
+    """The inbox folder, with its doorbell mended at each look: a folder made anew is another one."""
+
+    def __init__(self, folder: InboxFolder, bell: InboxBell) -> None:
+        self._folder, self._bell = folder, bell
+
+    def claim(self) -> InboxSight:
+        """See `agent.ports.LocalInbox`."""
+        self._bell.mend()
+        return self._folder.claim()
+
+
+class _OneApi:
+    """The API made when it is first asked for, and made anew when what it rests on has changed."""
+
+    def __init__(self, source: Callable[[], Settings]) -> None:
+        self._source = source
+        self._made: tuple[object, ClusterApi] | None = None
+
+    def __call__(self) -> ClusterApi:
+        settings = self._source()
+        key = (settings.api, settings.paths.pmxcfs)
+        if self._made is None or self._made[0] != key:
+            self._made = (key, make_api(settings))
+        return self._made[1]
+
+
+def first_settings(source: SettingsSource, node_settings: Settings, journal: JournalSink) -> Settings:
+    """The settings to begin with: a broken file of the cluster gives way to its last good copy, else to mode observe."""
+    last_good = Path(node_settings.paths.state) / LAST_GOOD
+    try:
+        return source.read()
+    except NotMountedError:
+        return node_settings  # read again when /etc/pve is there; until then nothing is done anyway
+    except OutsideError as error:
+        with suppress(OutsideError, OSError):
+            result = table.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), yaml_files.read(str(last_good)))
+            if isinstance(result, Settings):
+                _say(journal, Level.ERROR, MessageId.SETTINGS, f"the cluster's settings are broken, its last good ones are used: {error}")
+                return result
+        _say(journal, Level.ERROR, MessageId.SETTINGS, f"the cluster's settings are broken, so the agent only observes: {error}")
+        result = table.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), {"mode": Mode.OBSERVE.value})
+        return result if isinstance(result, Settings) else node_settings
+
+
+def keep_last_good(settings: Settings) -> None:
+    """Keep a copy of the cluster's settings that were taken, for a start with broken ones."""
+    with suppress(OSError, OutsideError):
+        text = make_files(settings).read(CLUSTER_CONFIG)
+        path = Path(settings.paths.state) / LAST_GOOD
+        if text is not None and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+
+
+def run_agent(config: str | None = None) -> int:
+    """Run this node's agent until it is told to stop; returns the exit status.
+
+    Raises:  PermanentError for settings of this node that name nothing usable.
+    """
+    source = ConfigFiles(config)
+    node_settings = source.node_settings()
+    clock = SystemClock()
+    journal = sink(os.environ, sys.stderr, Level[node_settings.log.level.name])
+    folder = Path(node_settings.paths.run)
+    with suppress(OSError):
+        folder.mkdir(mode=0o755, exist_ok=True)
+    instance = InstanceLock(str(folder / "agent.lock"))
+    if not instance.take():
+        holder = instance.holder()
+        raise PermanentError(f"another agent runs on this node{f' (PID {holder})' if holder else ''}", "see: systemctl status proxlb-agent")
+    settings = first_settings(source, node_settings, journal)
+    times = LockTimes(post_timeout_s=settings.api.timeout_s)
+    now = Now(clock.boottime_s(), clock.wall_s())
+    agent = Agent(Identity(host_name(), uuid.uuid4().hex[:12], _boot_id()), settings, times, now)
+    notifier = SystemdNotifier()
+    inbox = f"{node_settings.paths.run}/inbox"
+    service = Service(agent, clock, notifier, watchdog_s(os.environ), on_settings=keep_last_good)
+    bell = InboxBell(lambda: service.put(inputs.BellRang()), inbox)
+    ports = Ports(
+        clock=clock,
+        lock=PmxcfsLock(clock, node_settings.paths.pmxcfs),
+        files=PmxcfsFiles(node_settings.paths.pmxcfs),
+        api=_OneApi(lambda: agent.settings),
+        inbox=_WatchedInbox(InboxFolder(inbox), bell),
+        local=local_folders.NodeFiles(node_settings.paths.run, node_settings.paths.state),
+        settings=source,
+        journal=journal,
+        notifier=notifier,
+    )
+    try:
+        return service.run(Performer(ports, times))
+    finally:
+        bell.stop()
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _say(journal: JournalSink, level: Level, message_id: MessageId, text: str) -> None:
+    journal.say(Record(level, message_id, text))
