@@ -71,9 +71,7 @@ def _run(argv: list[str]) -> int:
         _parser().print_usage(sys.stderr)
         raise WrongUseError("name a command", "proxlb-agent --help lists them")
     command = cast(_Command, importlib.import_module(f"agent.commands.{chosen.command.replace('-', '_')}"))
-    parser = argparse.ArgumentParser(
-        prog=f"proxlb-agent {chosen.command}", description=COMMANDS[chosen.command], allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog=f"proxlb-agent {chosen.command}", description=COMMANDS[chosen.command], allow_abbrev=False)
     _add_config(parser, chosen.config)
     command.add_options(parser)
     return command.execute(parser.parse_args(chosen.rest))
@@ -98,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument(
-        "--config", metavar="FILE", default=default, help="settings, in place of both files (also: PROXLB_AGENT_CONFIG)"
-    )
+    parser.add_argument("--config", metavar="FILE", default=default, help="settings, in place of both files (also: PROXLB_AGENT_CONFIG)")
 
 
 def _complain(text: str, hint: str) -> None:

@@ -90,7 +90,11 @@ class ConfigFiles:
     def _checked(self, result: Settings | tuple[table.Problem, ...]) -> Settings:
         if isinstance(result, Settings):
             return result
-        names = {table.File.CLUSTER: "the cluster's config.yaml", table.File.NODE: NODE_CONFIG, table.File.ONE: self._config or "the settings"}
+        names = {
+            table.File.CLUSTER: "the cluster's config.yaml",
+            table.File.NODE: NODE_CONFIG,
+            table.File.ONE: self._config or "the settings",
+        }
         lines = [f"{names[problem.file]}: {problem.line}" for problem in result]
         raise PermanentError("; ".join(lines), "mend the file, and check it with: proxlb-agent check-config")
 
@@ -210,6 +214,26 @@ def read_history(settings: Settings) -> HistoryFile | None:
 def leave_request(settings: Settings, request_id: str, text: str) -> None:
     """Hand a command's request to this node's agent. Raises TemporaryError when none runs."""
     leave_in_inbox(request_id, text, f"{settings.paths.run}/inbox")
+
+
+def read_yaml(path: str, *, missing_ok: bool = False) -> Json:
+    """What a YAML file holds. Raises PermanentError with line and column, TemporaryError."""
+    return yaml_files.read(path, missing_ok=missing_ok)
+
+
+SECRET_PATH = "priv/proxlb/token"  # noqa: S105  # where it is, not what it is
+
+
+def set_up_access(settings: Settings) -> tuple[tuple[str, bool], ...]:
+    """Make role, user, token and permissions in PVE as far as they are missing; what was seen to, and whether it changed.
+
+    Raises:  as `agent.adapters.pveum.set_up`, and what reading and writing below /etc/pve raises.
+    """
+    from agent.adapters.pveum import Pveum, set_up
+
+    files = make_files(settings)
+    steps = set_up(Pveum(), lambda: (files.read(SECRET_PATH) or "").strip() or None, lambda secret: files.write(SECRET_PATH, secret + "\n"))
+    return tuple((step.text, step.changed) for step in steps)
 
 
 class _WatchedInbox:

@@ -456,14 +456,17 @@ class PveApi:
         return _Line(api, wire, secret, fingerprint)
 
     def _secret(self) -> str:
+        no_secret = PermanentError("the API token's secret is not one: it has more than one word, or signs that no token has", SETUP_HINT)
         try:
             secret = (self._access.token_secret() or "").strip()
         except OSError as error:
             raise TemporaryError(f"cannot read the API token's secret: {_said(error)}") from error
+        except UnicodeError:
+            raise no_secret from None  # the exception holds the text
         if not secret:
             raise PermanentError("there is no API token yet", SETUP_HINT)
         if not re.fullmatch(r"[!-~]+", secret):  # anything else would end up, readable, in the message of an exception of requests
-            raise PermanentError("the API token's secret is not one: it has more than one word, or signs that no token has", SETUP_HINT)
+            raise no_secret
         return secret
 
     def _pin(self, host: str) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from agent import wiring
 from agent.commands.wrong_use import WrongUseError
 from agent.core.json_types import Json
-from agent.core.settings import File, Settings, as_document, check, combine, rows
+from agent.core.settings import File, PathSettings, Settings, as_document, check, combine, rows
 from agent.ports import OutsideError
 
 
@@ -34,7 +34,7 @@ def execute(arguments: argparse.Namespace) -> int:
             result = _checked([(File.ONE, name)], problems, missing_ok=False)
             found = result or found
     else:
-        paths = [str(path) for path in wiring.settings_paths(arguments.config)]
+        paths = _paths(arguments.config)
         kinds = [File.ONE] if len(paths) == 1 else [File.NODE, File.CLUSTER]
         found = _checked(list(zip(kinds, paths, strict=True)), problems, missing_ok=len(paths) > 1)
     for problem in problems:
@@ -48,6 +48,13 @@ def execute(arguments: argparse.Namespace) -> int:
     else:
         print("no problems found")
     return 0
+
+
+def _paths(config: str | None) -> list[str]:
+    try:
+        return [str(path) for path in wiring.settings_paths(config)]
+    except OutsideError:  # the node's file, which says where the cluster's is, is wrong itself: that is told below
+        return [wiring.NODE_CONFIG, f"{PathSettings().pmxcfs}/{wiring.CLUSTER_CONFIG}"] if config is None else [config]
 
 
 def _checked(files: list[tuple[File, str]], problems: list[str], *, missing_ok: bool) -> Settings | None:

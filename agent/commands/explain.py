@@ -108,9 +108,7 @@ def explain_document(
     }
 
 
-def explain_text(
-    found: Explanation, settings: Settings, question: Question, moves: tuple[Migration, ...], notes: tuple[str, ...]
-) -> str:
+def explain_text(found: Explanation, settings: Settings, question: Question, moves: tuple[Migration, ...], notes: tuple[str, ...]) -> str:
     """The explanation for people to read."""
     guest = found.guest
     what = label(guest.type.value, guest.vmid, guest.name)

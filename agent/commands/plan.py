@@ -152,7 +152,8 @@ def conflicts_document(conflicts: Iterable[Conflict]) -> list[Json]:
 
 def _balance_document(balance: Balance) -> JsonObject:
     nodes: JsonObject = {
-        name: {"cpu_fraction": round(node.cpu_fraction, 4), "memory_fraction": round(node.memory_fraction, 4)} for name, node in balance.nodes
+        name: {"cpu_fraction": round(load.cpu_fraction, 4), "memory_fraction": round(load.memory_fraction, 4)}
+        for name, load in balance.nodes
     }
     return {"imbalance": round(balance.imbalance, 6), "nodes": nodes}
 

@@ -265,7 +265,7 @@ def _array_decoder(decode_entry: _Decode) -> _Decode:
         found: list[object] = []
         try:
             for entry in value:
-                found.append(decode_entry(entry))  # noqa: PERF401  the length tells which entry failed
+                found.append(decode_entry(entry))
         except CodecError as error:
             raise error.below(f"[{len(found)}]") from None
         return tuple(found)
@@ -394,7 +394,7 @@ def _encode_array(value: object) -> Json:
     found: list[Json] = []
     try:
         for entry in cast(tuple[object, ...], value):
-            found.append(_encoder(type(entry))(entry))  # noqa: PERF401  the length tells which entry failed
+            found.append(_encoder(type(entry))(entry))
     except CodecError as error:
         raise error.below(f"[{len(found)}]") from None
     return found

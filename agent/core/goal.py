@@ -92,21 +92,21 @@ class Goal:
         )
         cpu_variance = max(0.0, cpu_squares / n - (cpu_sum / n) ** 2)
         memory_variance = max(0.0, memory_squares / n - (memory_sum / n) ** 2)
-        return (
-            self._cpu_weight * math.sqrt(cpu_variance) + self._memory_weight * math.sqrt(memory_variance) + OVERLOAD_WEIGHT * over / n
-        )
+        return self._cpu_weight * math.sqrt(cpu_variance) + self._memory_weight * math.sqrt(memory_variance) + OVERLOAD_WEIGHT * over / n
 
     def slope(self, state: NodeState) -> float:
         """How fast the goal rises when load is added to the node: the hint by which good targets are tried first."""
-        slope = 0.0
-        for weight, squares, distance, top in (
-            (self._cpu_weight, self._cpu_squares, state.cpu_used / state.cpu_cores - self._cpu_mean, self._cpu_top - self._cpu_mean),
-            (self._memory_weight, self._memory_squares, state.memory_used / state.memory - self._memory_mean, self._memory_top - self._memory_mean),
-        ):
-            deviation = math.sqrt(squares / self._n)
-            if weight > 0 and deviation > 0:
-                slope += weight * distance / deviation + (weight * self._n if distance > top else 0.0)
-        return slope
+        cpu = state.cpu_used / state.cpu_cores - self._cpu_mean
+        memory = state.memory_used / state.memory - self._memory_mean
+        return self._slope(self._cpu_weight, self._cpu_squares, cpu, self._cpu_top - self._cpu_mean) + self._slope(
+            self._memory_weight, self._memory_squares, memory, self._memory_top - self._memory_mean
+        )
+
+    def _slope(self, weight: float, squares: float, distance: float, top: float) -> float:
+        deviation = math.sqrt(squares / self._n)
+        if weight <= 0 or deviation <= 0:
+            return 0.0
+        return weight * distance / deviation + (weight * self._n if distance > top else 0.0)
 
 
 def move_cost(memory_bytes: float, containers: int, total_memory_bytes: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
 from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, SetAside
-from agent.core.load import GuestLoad
+from agent.core.load import FRESH_S, GuestLoad
 from agent.core.migrations import Migration, MigrationState, is_load_move
 from agent.core.reasons import MoveReason
 
@@ -150,6 +150,13 @@ def learned(history: HistoryFile, now: float) -> dict[int, GuestLoad]:
         for record in history.migrations
         if record.state is MigrationState.DONE and now - (record.ended_at or 0.0) < LEARNED_S
     }
+
+
+def landed(history: HistoryFile, now: float) -> frozenset[int]:
+    """Guests that arrived so short a while ago that there are no two samples of their load on the target yet."""
+    return frozenset(
+        record.vmid for record in history.migrations if record.state is MigrationState.DONE and now - (record.ended_at or 0.0) < FRESH_S
+    )
 
 
 def with_answer(history: HistoryFile, answer: Answer) -> HistoryFile:

@@ -120,14 +120,14 @@ def next_act(state: Leadership, now_s: float, *, may_stand: bool) -> tuple[Leade
     act = None if state.waiting_for is not None else _wanted(state, now_s, may_stand=may_stand)
     if act is None:
         return state, None
-    state = replace(state, waiting_for=act)
-    if act is LockAct.ASK_EXPIRY:
-        state = replace(state, asked_expiry_s=now_s)
-    elif act is LockAct.LOOK:
-        state = replace(state, looked_s=now_s)
-    elif act is LockAct.RENEW and state.stage is Stage.FOLLOWING:
-        state = replace(state, tried_adopting_s=now_s)
-    return state, act
+    match act:
+        case LockAct.LOOK:
+            return replace(state, waiting_for=act, looked_s=now_s), act
+        case LockAct.ASK_EXPIRY:
+            return replace(state, waiting_for=act, asked_expiry_s=now_s), act
+        case LockAct.RENEW if state.stage is Stage.FOLLOWING:
+            return replace(state, waiting_for=act, tried_adopting_s=now_s), act
+    return replace(state, waiting_for=act), act
 
 
 def _lapsed_if_late(state: Leadership, now_s: float) -> Leadership:
@@ -136,7 +136,7 @@ def _lapsed_if_late(state: Leadership, now_s: float) -> Leadership:
     return state
 
 
-def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | None:
+def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | None:  # noqa: C901  # the table of stages
     times = state.times
     look_due = now_s - state.looked_s >= times.look_every_s
     match state.stage:
@@ -191,10 +191,10 @@ def _is_mine(state: Leadership) -> bool:
 
 def on_looked(state: Leadership, at_s: float, mtime_s: int | None, leader: LeaderFile | None) -> Leadership:
     """What a look showed: the lock's mtime (None: no lock) and leader.json (None: none, or not readable as one)."""
-    state = _answered(state, LockAct.LOOK)
-    state = replace(state, has_looked=True, leader_known=True, highest_epoch=max(state.highest_epoch, 0 if leader is None else leader.epoch))
-    previous, state = state.leader, replace(state, leader=leader)
-    changed = mtime_s != state.lock_mtime_s
+    previous, changed = state.leader, mtime_s != state.lock_mtime_s
+    highest = state.highest_epoch if leader is None else max(state.highest_epoch, leader.epoch)
+    waiting = None if state.waiting_for is LockAct.LOOK else state.waiting_for
+    state = replace(state, waiting_for=waiting, has_looked=True, leader_known=True, highest_epoch=highest, leader=leader)
     if state.stage is Stage.FOLLOWING:
         if changed:
             state = replace(state, unchanged_since_s=at_s, lock_mtime_s=mtime_s)

@@ -76,10 +76,15 @@ class NodeLoad:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What is known about loads beyond PVE's numbers: learned loads of guests, and migrations under way."""
+    """What is known about loads beyond PVE's numbers: learned loads of guests, migrations under way, guests that just landed.
+
+    A VM's uptime counts from the start of its process on the target, so after a long migration it does not look fresh
+    although its first samples there are as low as any new process's: `landed` tells.
+    """
 
     learned: Mapping[int, GuestLoad] = field(default_factory=dict)
     in_flight: tuple[InFlight, ...] = ()
+    landed: frozenset[int] = frozenset()
 
 
 def sane(value: float | None, size: float) -> float | None:
@@ -95,7 +100,9 @@ def measured_load(guest: Guest) -> GuestLoad | None:
     Units:   cores and bytes.
     """
     cpu = sane(guest.cpu_used_cores, max(guest.cpu_cores, 1.0))
-    memory = [m for m in (sane(guest.memory_used_bytes, guest.memory_bytes), sane(guest.memory_host_bytes, guest.memory_bytes)) if m is not None]
+    memory = [
+        m for m in (sane(guest.memory_used_bytes, guest.memory_bytes), sane(guest.memory_host_bytes, guest.memory_bytes)) if m is not None
+    ]
     if cpu is None or not memory or not guest.is_running:
         return None
     return GuestLoad(cpu, max(memory))
@@ -106,7 +113,7 @@ def is_fresh(guest: Guest) -> bool:
     return guest.is_running and (guest.uptime_s is None or guest.uptime_s < FRESH_S)
 
 
-def expected_load(guest: Guest, learned: Mapping[int, GuestLoad]) -> GuestLoad:
+def expected_load(guest: Guest, ledger: Ledger) -> GuestLoad:
     """What the guest will take: measured once there are two samples, before that learned, else a share of its size.
 
     A guest that does not run takes nothing.
@@ -114,9 +121,11 @@ def expected_load(guest: Guest, learned: Mapping[int, GuestLoad]) -> GuestLoad:
     if not guest.is_running:
         return NO_LOAD
     measured = measured_load(guest)
-    if measured is not None and not is_fresh(guest):
+    if measured is not None and not is_fresh(guest) and guest.vmid not in ledger.landed:
         return measured
-    known = learned.get(guest.vmid) or GuestLoad(EXPECTED_CPU_FRACTION * guest.cpu_cores, EXPECTED_MEMORY_FRACTION * guest.memory_bytes)
+    known = ledger.learned.get(guest.vmid)
+    if known is None:
+        known = GuestLoad(EXPECTED_CPU_FRACTION * guest.cpu_cores, EXPECTED_MEMORY_FRACTION * guest.memory_bytes)
     if measured is None:
         return known
     return GuestLoad(max(known.cpu_cores, measured.cpu_cores), max(known.memory_bytes, measured.memory_bytes))
@@ -139,7 +148,7 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
     flying = {flight.vmid: flight for flight in ledger.in_flight}
     for guest in snapshot.guests:
         measured = measured_load(guest) or NO_LOAD
-        expected = expected_load(guest, ledger.learned)
+        expected = expected_load(guest, ledger)
         flight = flying.get(guest.vmid)
         if flight is not None and guest.node == flight.source and guest.is_running:
             load = flight.load

@@ -75,7 +75,7 @@ class Placement:
         self.load_of: dict[int, GuestLoad] = {}
         for guest in snapshot.guests:
             self.at[guest.vmid] = guest.node
-            self.load_of[guest.vmid] = expected_load(guest, question.ledger.learned)
+            self.load_of[guest.vmid] = expected_load(guest, question.ledger)
             if not guest.template and guest.node in self.states:
                 self.states[guest.node].present.add(guest.vmid)
         for flight in question.ledger.in_flight:
@@ -106,7 +106,7 @@ class Placement:
         }
         return busy | {flight.vmid: "it is migrating" for flight in self.question.ledger.in_flight}
 
-    def why_guest_stays(self, guest: Guest, purpose: Purpose) -> Refusal | None:
+    def why_guest_stays(self, guest: Guest, purpose: Purpose) -> Refusal | None:  # noqa: C901  # one line a condition
         """Why the guest cannot be moved for that purpose by anybody's plan, None when it can."""
         settings, vmid = self.settings, guest.vmid
 

@@ -218,7 +218,7 @@ class _Planner:
         if len(members) < 2:
             return []
         stuck = {v for v in members if self.sketch.why_unit_stays(self.sketch.unit_here(v), Purpose.RULE) is not None}
-        stays = sorted(members, key=lambda v: (v not in stuck, -self.sketch.load_of[v].memory_bytes, v))[0]
+        stays = min(members, key=lambda v: (v not in stuck, -self.sketch.load_of[v].memory_bytes, v))
         leaving = [vmid for vmid in members if vmid != stays]
         return sorted(leaving, key=lambda vmid: (self.sketch.load_of[vmid].memory_bytes, vmid))
 

@@ -40,10 +40,11 @@ EVERYWHERE = Scope()
 class Question:
     """One question to the planner; the default asks for a whole plan with nothing remembered.
 
-    Shape:   `held` are nodes whose overload has lasted long enough to count (None: all); `opened_by` is the gate through which
-             load balancing has begun, which it goes on with (None: it has not); `force` ignores gates and cooldowns; `balance_load` and `repair_rules` switch those
-             phases; `cooling`, `set_aside` map a VMID to the words that say until when; `homes` maps a VMID to the node it
-             left for a maintenance; `moves_per_pass` and `moves_left` are the brakes (maintenance is exempt).
+    Shape:   `held` are nodes whose overload has lasted long enough to count (None: all); `opened_by` is the gate through
+             which load balancing has begun, which it then goes on with (None: it has not); `force` ignores gates and
+             cooldowns; `balance_load` and `repair_rules` switch those phases; `cooling`, `set_aside` map a VMID to the
+             words that say until when; `homes` maps a VMID to the node it left for a maintenance; `moves_per_pass` and
+             `moves_left` are the brakes (maintenance is exempt).
     """
 
     trigger: str = "manual"

@@ -11,15 +11,14 @@ from agent.core.plan_types import Move
 from agent.core.reasons import MoveReason
 from agent.core.settings import Settings
 
-
 _DRAIN = frozenset({MoveReason.MAINTENANCE, MoveReason.RETURN_HOME})
 
 
 def startable(moves: Sequence[Move], open_records: Sequence[Migration], settings: Settings) -> list[Move]:
     """The moves of the first batch that the slots and the brakes let start beside what is under way.
 
-    Slots are counted a node (as source and as target) and in all, drains and the way home by their own, larger numbers. Guests that must stay together
-    start in the same look or, where the slots are too few for all of them, one after the other.
+    Slots are counted a node (as source and as target) and in all, drains and the way home by their own, larger numbers.
+    Guests that must stay together start in the same look or, where the slots are too few for all, one after the other.
     """
     per_node: Counter[str] = Counter()
     for record in open_records:

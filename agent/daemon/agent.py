@@ -92,17 +92,17 @@ class Agent:
         for one in arrived:
             try:
                 result += self._take(one, now)
-            except Exception:
+            except Exception:  # noqa: BLE001  # the one place where bugs are caught
                 result.append(_bug(f"while taking {type(one).__name__}"))
         try:
             result += self._due(now)
-        except Exception:
+        except Exception:  # noqa: BLE001  # the one place where bugs are caught
             result.append(_bug("while deciding what is due"))
         return result, self._next_wakeup_s(now)
 
     # inputs
 
-    def _take(self, one: inputs.Input, now: Now) -> list[Output]:
+    def _take(self, one: inputs.Input, now: Now) -> list[Output]:  # noqa: C901  # one case an input
         match one:
             case inputs.LockAnswer():
                 return self._on_lock(one, now)
@@ -235,7 +235,8 @@ class Agent:
         if seen.settings is None:
             if not seen.is_broken and not seen.asked:
                 return ready  # the cluster's file cannot be read just now: the last good copy serves
-            said = [] if seen.error == self._said_settings and not seen.asked else [_settings(Level.ERROR, f"the settings are not taken: {seen.error}")]
+            is_known = seen.error == self._said_settings and not seen.asked
+            said = [] if is_known else [_settings(Level.ERROR, f"the settings are not taken: {seen.error}")]
             self._said_settings = seen.error
             return [*said, *ready]
         self._said_settings = ""

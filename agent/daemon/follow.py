@@ -18,6 +18,7 @@ from agent.daemon.outputs import AskTask, Output, Say, SearchMigration
 POLL_S = 5.0
 DOUBT_S = 60.0  # an intent without a task is in doubt for so long
 CONTAINER_START_S = 90.0  # a container is started again within this time after its task has ended
+SEARCH_MARGIN_S = 5.0  # between the clocks of two nodes
 SILENT_S = 600.0  # a task whose node has not answered for so long is lost; where the guest is decides
 
 
@@ -50,13 +51,17 @@ class Follow:
             if record.state is MigrationState.RUNNING and record.upid is not None:
                 self._waiting.add(record.intent)
                 outputs.append(AskTask(record.intent, record.upid))
-            elif record.state is MigrationState.ASKED and (record.text or record.intent in self._adopted):
+            elif self._must_be_searched(record):
                 self._waiting.add(record.intent)
-                outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - 5.0))
-            elif record.state is MigrationState.PLANNED and record.intent in self._adopted:
-                self._waiting.add(record.intent)
-                outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - 5.0))
+                outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - SEARCH_MARGIN_S))
         return outputs
+
+    def _must_be_searched(self, record: Migration) -> bool:
+        """True for an attempt that may have been asked for without anybody knowing its task."""
+        is_adopted = record.intent in self._adopted
+        return (record.state is MigrationState.ASKED and (bool(record.text) or is_adopted)) or (
+            record.state is MigrationState.PLANNED and is_adopted
+        )
 
     def next_wakeup_s(self) -> float:
         """When the next question is due."""
@@ -81,7 +86,9 @@ class Follow:
         """Nothing was asked of PVE for these."""
         return [advanced(record, MigrationState.SKIPPED, now.wall_s, text=why) for record in records]
 
-    def on_answer(self, answer: MigrationAnswer | TaskAnswer | SearchAnswer, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
+    def on_answer(
+        self, answer: MigrationAnswer | TaskAnswer | SearchAnswer, settings: Settings, now: Now
+    ) -> tuple[list[Migration], list[Output]]:
         """Take an answer; returns the records it changed and what to say."""
         self._waiting.discard(answer.intent)
         record = self._open.get(answer.intent)
@@ -99,7 +106,9 @@ class Follow:
             case PostOutcome.STARTED:
                 return self._put(advanced(record, MigrationState.RUNNING, now.wall_s, upid=answer.upid)), []
             case PostOutcome.REFUSED:
-                return self._put(advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text)), [_outcome(record, False, answer.text)]
+                return self._put(advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text)), [
+                    _outcome(record, False, answer.text)
+                ]
             case PostOutcome.NOT_SENT:
                 skipped = advanced(record, MigrationState.SKIPPED, now.wall_s, text=answer.text)
                 self._wish_look(now.boot_s + POLL_S)
@@ -171,7 +180,9 @@ class Follow:
             took_s = now.wall_s - (record.asked_at or record.planned_at)
             changed += self._put(advanced(record, state, now.wall_s, text=text))
             done = state is MigrationState.DONE
-            outputs.append(_outcome(record, done, f"{'done in' if done else 'failed after'} {took_s:.0f} s" + (f": {text}" if text else "")))
+            outputs.append(
+                _outcome(record, done, f"{'done in' if done else 'failed after'} {took_s:.0f} s" + (f": {text}" if text else ""))
+            )
         return changed, outputs
 
     def _put(self, record: Migration) -> list[Migration]:

@@ -24,6 +24,8 @@ class Lead:
         self._said_leader: str | None = None
         self._said_wait: str | None = None
         self._said_error = ""
+        self._text: str | None = None
+        self._parsed: LeaderFile | None = None
 
     def leader_name(self) -> str | None:
         """The node that leads as far as this one can tell, None when nobody does."""
@@ -75,7 +77,7 @@ class Lead:
             return leadership.on_failed(state, answer.act)
         match answer.act:
             case LockAct.LOOK:
-                return leadership.on_looked(state, answer.called_s, answer.mtime_s, _leader(answer.leader_text))
+                return leadership.on_looked(state, answer.called_s, answer.mtime_s, self._leader_in(answer.leader_text))
             case LockAct.TAKE:
                 return leadership.on_took(state, answer.called_s, got_it=answer.outcome is LockOutcome.DONE)
             case LockAct.RENEW:
@@ -90,6 +92,12 @@ class Lead:
         if answer.act is LockAct.WRITE_LEADING:
             return leadership.on_wrote_leading(state, written)
         return leadership.on_wrote_released(state, written)
+
+    def _leader_in(self, text: str | None) -> LeaderFile | None:
+        """leader.json as a value, parsed only when it has changed: it is read every second."""
+        if text != self._text:
+            self._text, self._parsed = text, _leader(text)
+        return self._parsed
 
     def _changes(self, before: Stage, epoch: int, now: Now) -> list[Output]:
         state, said = self.state, list[Output]()

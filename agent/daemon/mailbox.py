@@ -124,7 +124,8 @@ class Mailbox:
         self._claiming = False
         node = self._file.node
         if seen.sight is None:
-            said: list[Output] = [] if seen.error == self._said else [_say(Level.WARNING, f"this node's inbox cannot be read: {seen.error}")]
+            is_known = seen.error == self._said
+            said: list[Output] = [] if is_known else [_say(Level.WARNING, f"this node's inbox cannot be read: {seen.error}")]
             self._said = seen.error
             return [], said
         self._said = ""
@@ -138,9 +139,7 @@ class Mailbox:
             seq = self._file.seq
             for event in events:
                 seq += 1
-                kept.append(
-                    InboxEvent(seq, now.wall_s, event.kind, event.vmid, event.origin, event.request, event.detail, event.force)
-                )
+                kept.append(InboxEvent(seq, now.wall_s, event.kind, event.vmid, event.origin, event.request, event.detail, event.force))
             self._file = replace(self._file, seq=seq, events=tuple(kept[-KEPT_EVENTS:]))
             self._dirty = True
         return events, outputs

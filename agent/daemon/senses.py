@@ -29,6 +29,8 @@ class Senses:
         self._node = node
         self._cursor = ClusterLogCursor()
         self._seqs: dict[str, int] | None = None
+        self._texts: dict[str, str] = {}
+        self._log = ""
         self._flags: dict[str, str] | None = None
         self._before: Snapshot | None = None
         self._raised: dict[str, float] = {}
@@ -57,10 +59,13 @@ class Senses:
         is_first = self._seqs is None
         seqs = {} if self._seqs is None else self._seqs
         for node, text in seen.inboxes or ():
+            if self._texts.get(node) == text:
+                continue  # read and taken before
             try:
                 inbox = parse(InboxFile, text)
             except DocumentError:
                 continue  # torn or of another version: read again in two seconds
+            self._texts[node] = text
             if inbox.node != node:
                 continue  # a file put there by hand speaks for nobody
             self.inboxes[node] = inbox
@@ -100,8 +105,9 @@ class Senses:
     # the cluster log
 
     def _from_log(self, seen: SignsSeen, now: Now) -> list[Event]:
-        if seen.log is None:
+        if seen.log is None or seen.log == self._log:
             return []
+        self._log = seen.log
         advance = self._cursor.advance(seen.log)
         self._cursor = advance.cursor
         events = [event for task in log_tasks(advance.entries) if (event := self._of_task(task, now)) is not None]

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 
 from agent.core import history as memory
-from agent.core.cluster import BULK_KINDS, Snapshot
+from agent.core.cluster import Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile, render
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
@@ -19,14 +19,16 @@ from agent.core.planner import plan as make_plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sentences import move_words, nothing_words, summary
-from agent.core.settings import Mode, Settings
+from agent.core.settings import Settings
 from agent.core.slots import startable
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
 from agent.daemon.outputs import AskVerdict, Observe, Output, Say, StartMigration, WriteShared
 from agent.daemon.perform import HISTORY_PATH
+from agent.daemon.permission import NOTHING, permission
 from agent.daemon.senses import Senses
+from agent.daemon.telling import Telling, of_event
 from agent.ports import MigrationOrder
 
 VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
@@ -46,16 +48,6 @@ class Phase(Enum):
     WRITING = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Permission:
-    """What the leader may do now, and why not more."""
-
-    act: bool
-    rules: bool
-    load: bool
-    why_not: str = ""
-
-
 class Work:
     """One lead's work, made anew with each epoch; what must outlive it stands in history.json."""
 
@@ -66,7 +58,7 @@ class Work:
         self.plan: Plan | None = None
         self.snapshot: Snapshot | None = None
         self.sentence = ""
-        self.permission = Permission(False, False, False)
+        self.permission = NOTHING
         self.failing_since_s: float | None = None
         self.follow = Follow(memory.open_migrations(history), now)
         self._phase = Phase.IDLE
@@ -82,13 +74,9 @@ class Work:
         self._dirty = True
         self._intents = 0
         self._took_lead_s = took_lead_s
-        self._said_refusals: dict[int, str] = {}
-        self._said_conflicts: frozenset[str] = frozenset()
-        self._said_failure = ""
-        self._said_alarm: str | None = None
         self._landed_s = -1e9
+        self._telling = Telling()
         self._told: dict[tuple[EventKind, int | None, str | None], tuple[EventSource, float]] = {}
-        self._empty: frozenset[str] = frozenset()
 
     # events
 
@@ -101,7 +89,7 @@ class Work:
                 echo = "it is migrating" if ended is None else f"it migrated {now.wall_s - ended:.0f} s ago"
         if echo is not None:
             text = f"guest {event.vmid}: {event.kind.value} on {event.node}, {echo}: nothing to look at"
-            return [_said(Level.DEBUG, text, event)]
+            return [of_event(Level.DEBUG, text, event)]
         if self._is_told_again(event):
             return []
         before = self.pending
@@ -109,7 +97,7 @@ class Work:
         if before is not None and len(before.events) == len(self.pending.events):
             return []
         level = Level.DEBUG if event.kind is EventKind.TIMER else Level.INFO
-        return [_said(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)]
+        return [of_event(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)]
 
     def _is_told_again(self, event: Event) -> bool:
         """True when another source told the same a moment ago: hook, cluster log and statistics all see one start."""
@@ -169,17 +157,13 @@ class Work:
         if seen.snapshot is None:
             self.failing_since_s = self.failing_since_s if self.failing_since_s is not None else now.boot_s
             self._wish_look(now.boot_s + RETRY_S)
-            text = f"the cluster cannot be looked at: {seen.error}" + (f" ({seen.hint})" if seen.hint else "")
-            is_known, self._said_failure = seen.error == self._said_failure, seen.error
-            return [] if is_known else [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
-        outputs: list[Output] = []
-        if self._said_failure:
-            outputs.append(Say(Record(Level.NOTICE, MessageId.OUTSIDE, "the cluster can be looked at again")))
-        self._said_failure, self.failing_since_s = "", None
+            return self._telling.failure(seen.error, seen.hint)
+        outputs = self._telling.success()
+        self.failing_since_s = None
         self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, now)
         self.history = memory.without_stale_homes(self.history, seen.snapshot)
-        outputs += self._tell_empty(self.snapshot)
+        outputs += self._telling.empty_nodes(self.snapshot)
         if self.current is None:
             return outputs
         trigger: Trigger | None = self.current
@@ -196,31 +180,6 @@ class Work:
         self._rounds = 0
         return outputs + self._plan_and_go(senses, settings, lead, now)
 
-    def _permission(self, settings: Settings, snapshot: Snapshot, now: Now) -> Permission:
-        trigger = self.current
-        if settings.mode in (Mode.OFF, Mode.OBSERVE):
-            return Permission(False, True, True, f"mode is {settings.mode.value}")
-        if snapshot.unseen:
-            return Permission(False, True, True, f"the token does not see guests {_few(snapshot.unseen)}: only observing")
-        observed_s = now.wall_s - self.history.first_seen_at
-        if 0 <= observed_s < settings.triggers.first_observe_s:
-            return Permission(False, True, True, f"the cluster is new and only observed for {settings.triggers.first_observe_s - observed_s:.0f} s")
-        if settings.mode is Mode.RULES:
-            return Permission(True, True, False, "mode is rules")
-        alarm = memory.alarm(self.history, now.wall_s)
-        if alarm is not None:
-            return Permission(True, True, False, alarm)
-        if now.boot_s < self._landed_s + LANDING_S:
-            return Permission(True, True, False, "a guest has just arrived")
-        if trigger is not None and trigger.force:
-            return Permission(True, True, True)
-        bulk = [task for task in snapshot.tasks if task.is_running and task.kind in BULK_KINDS]
-        if bulk:
-            return Permission(True, True, False, f"{bulk[0].kind} is running on {bulk[0].node}")
-        if now.boot_s < self.warm_at_s(settings):
-            return Permission(True, True, False, f"no load balancing for {self.warm_at_s(settings) - now.boot_s:.0f} s yet")
-        return Permission(True, True, True)
-
     def warm_at_s(self, settings: Settings) -> float:
         """When load balancing may begin: `warmup_s` after the lead was taken or the membership changed."""
         return self._took_lead_s + settings.triggers.warmup_s
@@ -233,6 +192,7 @@ class Work:
         """The question to the planner that answers the trigger."""
         assert self.snapshot is not None
         started = frozenset(event.node for event in trigger.events if event.kind in _JUDGED_AT_ONCE and event.node is not None)
+        under_way = sum(record.reason is not MoveReason.MAINTENANCE for record in self.follow.records)
         held = None if senses.held is None else senses.long_held(now, settings) | started
         return Question(
             trigger=trigger.events[0].kind.value,
@@ -241,21 +201,30 @@ class Work:
             opened_by=self._opened_by,
             force=trigger.force,
             balance_load=self.permission.load,
-            repair_rules=self.permission.rules,
-            ledger=Ledger(memory.learned(self.history, now.wall_s), in_flight(self.follow.records)),
+            ledger=Ledger(
+                memory.learned(self.history, now.wall_s), in_flight(self.follow.records), memory.landed(self.history, now.wall_s)
+            ),
             cooling=memory.cooling(self.history, self.snapshot, now.wall_s, settings.balance.guest_cooldown_s),
             set_aside=memory.set_aside(self.history, now.wall_s),
             homes={home.vmid: home.home for home in self.history.homes} if settings.drain.return_home else {},
             verdicts={vmid: verdict for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < REFUSAL_S},
-            moves_per_pass=max(0, settings.balance.max_moves_per_pass - sum(r.reason is not MoveReason.MAINTENANCE for r in self.follow.records)),
+            moves_per_pass=max(0, settings.balance.max_moves_per_pass - under_way),
             moves_left=memory.moves_left(self.history, now.wall_s, settings.balance.max_moves_per_hour),
         )
 
     def _plan_and_go(self, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
         assert self.current is not None and self.snapshot is not None
         outputs: list[Output] = []
-        self.permission = self._permission(settings, self.snapshot, now)
-        outputs += self._tell_alarm(now)
+        self.permission = permission(
+            settings,
+            self.snapshot,
+            self.history,
+            now,
+            warm_at_s=self.warm_at_s(settings),
+            settled_at_s=self._landed_s + LANDING_S,
+            force=self.current.force,
+        )
+        outputs += self._telling.alarm(memory.alarm(self.history, now.wall_s))
         self.plan = make_plan(self.snapshot, settings, self.question(self.current, senses, settings, now))
         open_records = self.follow.records
         ready = startable(self.plan.moves, open_records, settings) if self.permission.act else []
@@ -267,7 +236,7 @@ class Work:
             self._unanswered = {move.vmid for move in ask}
             return [*outputs, *(AskVerdict(move.vmid, move.type, move.source) for move in ask)]
         ready = [move for move in ready if move.vmid in fresh]
-        outputs += self._tell_refusals() + self._tell_conflicts()
+        outputs += self._telling.refusals(self.plan) + self._telling.conflicts(self.plan)
         if ready:
             return outputs + self._intend(ready, lead, now)
         if open_records:
@@ -431,49 +400,9 @@ class Work:
         self._verdicts.pop(record.vmid, None)
         self._wish_look(now.boot_s + RETRY_S)
 
-    # telling
-
-    def _tell_empty(self, snapshot: Snapshot) -> list[Output]:
-        """Each node in maintenance once when no running guest is left on it."""
-        full = {guest.node for guest in snapshot.guests if guest.is_running}
-        empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
-        new, self._empty = sorted(empty - self._empty), empty
-        return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
-
-    def _tell_refusals(self) -> list[Output]:
-        """Each refusal once, and again when its reason changes."""
-        assert self.plan is not None
-        said: list[Output] = []
-        now_refused = {refusal.vmid: f"{refusal.reason.value} {refusal.detail}".strip() for refusal in self.plan.refused}
-        for refusal in self.plan.refused:
-            if self._said_refusals.get(refusal.vmid, "").split(" ")[0] != refusal.reason.value and len(said) < MOST_ROUNDS:
-                detail = f" ({refusal.detail})" if refusal.detail else ""
-                text = f"guest {refusal.vmid} stays: {refusal.reason.value}{detail}"
-                said.append(Say(Record(Level.INFO, MessageId.REFUSAL, text, reason=refusal.reason.value, vmid=refusal.vmid)))
-        self._said_refusals = now_refused
-        return said
-
-    def _tell_conflicts(self) -> list[Output]:
-        assert self.plan is not None
-        texts = {f"{conflict.rule}: {conflict.detail} (guests {_few(conflict.vmids)})" for conflict in self.plan.conflicts}
-        new = sorted(texts - self._said_conflicts)
-        self._said_conflicts = frozenset(texts)
-        return [Say(Record(Level.WARNING, MessageId.CONFLICT, f"the rules contradict each other: {text}")) for text in new]
-
-    def _tell_alarm(self, now: Now) -> list[Output]:
-        alarm = memory.alarm(self.history, now.wall_s)
-        before, self._said_alarm = self._said_alarm, alarm
-        if alarm is not None and before is None:
-            return [Say(Record(Level.ERROR, MessageId.ALARM, f"load balancing stops, maintenance and rules go on: {alarm}"))]
-        return []
-
 
 _GUEST_EVENTS = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
 _JUDGED_AT_ONCE = frozenset({EventKind.GUEST_STARTED, EventKind.OVERLOAD})
-
-
-def _said(level: Level, text: str, event: Event) -> Say:
-    return Say(Record(level, MessageId.EVENT, text, event=event.kind.value, vmid=event.vmid, source=event.node))
 
 
 def _merged(one: Trigger, other: Trigger) -> Trigger:
@@ -481,8 +410,3 @@ def _merged(one: Trigger, other: Trigger) -> Trigger:
     for event in other.events:
         result = joined(result, event)
     return replace(result, scope=result.scope.union(other.scope))
-
-
-def _few(vmids: tuple[int, ...]) -> str:
-    shown = ", ".join(str(vmid) for vmid in vmids[:5])
-    return shown if len(vmids) <= 5 else f"{shown} and {len(vmids) - 5} more"

@@ -371,6 +371,10 @@ class TestToken:
         with pytest.raises(TemporaryError, match="Permission denied"):
             make(own(pve), token_secret=broken).look()
 
+    def test_a_file_that_is_no_text_holds_no_secret(self, pve: PveServer, make: Make) -> None:
+        with pytest.raises(PermanentError, match="is not one"):
+            make(own(pve), token_secret=lambda: b"\xff".decode("ascii")).look()
+
     def test_the_secret_is_in_no_log(self, api: PveApi, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.DEBUG):
             api.look()
@@ -540,9 +544,8 @@ class TestFailover:
         api = make(own(pve), f"127.0.0.1:{pve.endpoints[1].port}", own_node=None)
         assert api.look().nodes
         first = pve.requests()[0]["listener"]
-        pve.node_online("pve3", online=False)
-        with pytest.raises(TemporaryError):
-            api.task(UPID.replace("pve1", "pve3"))
+        pve.fail_call("GET", RESOURCES, 595, "No route to host")
+        assert api.look().nodes
         pve.clear()
         assert api.look().nodes
         assert {str(request["listener"]) for request in pve.requests()} == {str(first)}

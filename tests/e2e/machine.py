@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ STOP_WAIT_S = 30.0
 RUN_WAIT_S = 120.0
 LATE_S = 15.0  # what the machine outside may take on top of a limit that is kept inside
 POLL_S = 0.1
+KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}
 ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb")
 # First process of the box. Whatever it mounts or starts ends with it. The Debian below stays as it is: changes go to `upper`.
 BOX = """
@@ -105,15 +106,16 @@ class Machine:
         sweep()
         began = time.monotonic()
         BOXES.mkdir(parents=True, exist_ok=True)
-        self._work = Path(tempfile.mkdtemp(prefix=f"box-{os.getpid()}-", dir=BOXES))
+        self._work = BOXES / f"box-{os.getpid()}-{secrets.token_hex(4)}"
         for part in ("upper", "overlay", "root"):
-            (self._work / part).mkdir(0o755)
-        self._work.chmod(0o755)
+            (self._work / part).mkdir(0o755, parents=True)
         # setpriv: the box dies with this process; unshare: everything in the box dies with its first process.
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--net", "--pid", "--fork"]
         command += ["--kill-child", "--mount-proc", "/bin/sh", "-c", BOX, "box", self.name, str(self._root), str(self._work)]
         with self.console.open("wb") as out:
-            self._box = subprocess.Popen([*command, *self._options], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+            self._box = subprocess.Popen(
+                [*command, *self._options], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
         until = began + BOOT_WAIT_S
         self.wait_for(self._find_init, until - time.monotonic(), "no init came up")
         self.wait_for(lambda: self.state() in {"running", "degraded"}, until - time.monotonic(), "it did not come up")
@@ -181,7 +183,11 @@ class Machine:
             )
         except subprocess.TimeoutExpired:
             raise MachineError(f"no end of: {shlex.join(words)}") from None
-        done = Done(ended.returncode, ended.stdout.decode(errors="replace"), ended.stderr.decode(errors="replace"), time.monotonic() - began)
+        done = Done(
+            ended.returncode, ended.stdout.decode(errors="replace"), ended.stderr.decode(errors="replace"), time.monotonic() - began
+        )
+        if done.status in KILLED and done.took_s >= limit_s:
+            raise MachineError(f"no end within {limit_s:.0f} s of: {shlex.join(words)}\n{done.stdout}{done.stderr}")
         if check and done.status != 0:
             raise MachineError(f"status {done.status} of: {shlex.join(words)}\n{done.stdout}{done.stderr}")
         return done
@@ -217,9 +223,7 @@ class Machine:
 
     def copy_in(self, source: Path, into: str) -> None:
         """Copy a file or directory of this machine into a directory inside (made if it is missing)."""
-        with subprocess.Popen(
-            ["tar", "-C", source.parent, "--exclude=__pycache__", "-c", source.name], stdout=subprocess.PIPE
-        ) as tar:
+        with subprocess.Popen(["tar", "-C", source.parent, "--exclude=__pycache__", "-c", source.name], stdout=subprocess.PIPE) as tar:
             assert tar.stdout
             packed = tar.stdout.read()
         self.run(["/bin/sh", "-ec", 'mkdir -p "$1"; tar -C "$1" --no-same-owner -x', "copy", into], stdin=packed)

@@ -93,11 +93,12 @@ def _build(release: str, built: Path) -> None:
     command += [" ".join(PACKAGES), " ".join(MASKED)]
     with log.open("wb") as out:
         try:
-            status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=BUILD_LIMIT_S).returncode
+            ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=BUILD_LIMIT_S)
+            status = f"status {ended.returncode}"
         except subprocess.TimeoutExpired:
-            status = f"none within {BUILD_LIMIT_S} s"
-    if status != 0:
+            status = f"no end within {BUILD_LIMIT_S} s"
+    if status != "status 0":
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         subprocess.run(["rm", "-rf", "--one-file-system", beside])
-        raise BuildError(f"building Debian {release} ended with status {status}; {log} ends:\n{end}")
+        raise BuildError(f"building Debian {release} came to {status}; {log} ends:\n{end}")
     os.replace(beside, built)

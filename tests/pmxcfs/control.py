@@ -59,7 +59,7 @@ class Control:
         with self._cluster.changed:
             return sorted(self._cluster.find(self._node(node), path).children or {})
 
-    def guest(self, vmid: int, node: str, type: str = "qemu", conf: str | None = None) -> None:  # noqa: A002  # PVE's word
+    def guest(self, vmid: int, node: str, type: str = "qemu", conf: str | None = None) -> None:  # PVE's word
         """Write a guest's configuration; one that is on another node is handed over, by one rename, as a migration does."""
         with self._cluster.changed:
             self._cluster.place_guest(vmid, type, node, None if conf is None else conf.encode())

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`proxlb-agent maintenance`: has a node emptied and kept empty, ends that, or lists such nodes."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent import wiring
+from agent.commands.draining import wait_until_empty, wait_until_home
+from agent.commands.plan import known_node
+from agent.commands.tables import aligned
+from agent.commands.wrong_use import own_node_or_refuse, settings_of
+from agent.core.documents import DocumentError, InboxFile, parse
+from agent.core.settings import Mode, Settings
+from agent.core.statistics import parse_members
+from agent.daemon.perform import FLAG_FOLDER, INBOX_FOLDER
+from agent.ports import ClusterFiles, OutsideError, PermanentError
+
+MAX_REASON = 200
+FLAG = "/etc/proxlb-agent/maintenance"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What it takes."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="enter|leave|list")
+    enter = actions.add_parser("enter", help="have the node emptied and kept empty", allow_abbrev=False)
+    enter.add_argument("node", metavar="NODE")
+    enter.add_argument("--wait", action="store_true", help="until no guest runs there that could leave")
+    enter.add_argument("--reason", metavar="TEXT", help="what others read: why")
+    leave = actions.add_parser("leave", help="end that; what left comes home", allow_abbrev=False)
+    leave.add_argument("node", metavar="NODE")
+    leave.add_argument("--wait", action="store_true", help="until what left has come home")
+    actions.add_parser("list", help="the nodes in maintenance, and who says so", allow_abbrev=False)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Enter, leave or list."""
+    settings = settings_of(arguments)
+    own_node_or_refuse(settings, "maintenance")
+    files = wiring.make_files(settings)
+    if arguments.action == "list":
+        return _list(settings, files)
+    nodes = known_nodes(files)
+    name = known_node(arguments.node, nodes)
+    if arguments.action == "enter":
+        _enter(settings, files, nodes, name, arguments.reason)
+        return wait_until_empty(settings, name) if arguments.wait else 0
+    _leave(settings, files, name)
+    return wait_until_home(settings, name) if arguments.wait else 0
+
+
+def known_nodes(files: ClusterFiles) -> Mapping[str, bool]:
+    """The cluster's nodes, and which of them are online."""
+    members = parse_members(files.read(".members") or "")
+    if members is None:
+        return dict.fromkeys(files.list("nodes"), True)
+    return dict(members.nodes) or {members.nodename: True}
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Who says that a node is in maintenance: the flag below /etc/pve, the node's own, the settings or the HA manager."""
+
+    node: str
+    by: str
+    text: str
+
+
+def causes(settings: Settings, files: ClusterFiles) -> tuple[Cause, ...]:
+    """Everything below /etc/pve and in the settings that keeps a node in maintenance."""
+    found = []
+    for name in files.list(FLAG_FOLDER):
+        text = None if name.startswith(".") else files.read(f"{FLAG_FOLDER}/{name}")
+        if text is not None:
+            found.append(Cause(name, "proxlb-agent maintenance enter", text.strip()))
+    for name in files.list(INBOX_FOLDER):
+        text = files.read(f"{INBOX_FOLDER}/{name}") if name.endswith(".json") and not name.startswith(".") else None
+        try:
+            inbox = None if text is None else parse(InboxFile, text)
+        except DocumentError:
+            continue  # torn or of another version
+        if inbox is not None and inbox.flag is not None:
+            found.append(Cause(inbox.node, f"{FLAG} on the node", inbox.flag))
+    found += [Cause(name, "nodes.maintenance in the settings", "") for name in settings.nodes.maintenance]
+    return tuple(sorted(found, key=lambda cause: (cause.node, cause.by)))
+
+
+def _list(settings: Settings, files: ClusterFiles) -> int:
+    found = causes(settings, files)
+    try:
+        asked = {maintenance.node: maintenance.cause for maintenance in wiring.look(settings).maintenance}
+        told = {cause.node for cause in found}
+        found += tuple(Cause(node, "the HA manager", cause) for node, cause in asked.items() if node not in told)
+    except OutsideError as error:
+        print(f"proxlb-agent: note: requests to the HA manager are not known: {error}", file=sys.stderr)
+    if not found:
+        print("no node is in maintenance")
+    else:
+        print(aligned(("NODE", "SAID BY", "REASON"), [(cause.node, cause.by, cause.text or "-") for cause in found]))
+    return 0
+
+
+def _enter(settings: Settings, files: ClusterFiles, nodes: Mapping[str, bool], name: str, reason: str | None) -> None:
+    before = files.read(f"{FLAG_FOLDER}/{name}")
+    if before is not None and reason is None:
+        print(f"{name} is in maintenance already" + (f": {before.strip()}" if before.strip() else ""))
+        return
+    out = {cause.node.lower() for cause in causes(settings, files)} | {other.lower() for other in settings.nodes.ignore}
+    left = [other for other, is_online in nodes.items() if is_online and other != name and other.lower() not in out]
+    if before is None and not left:
+        text = f"{name} is the last usable node: its guests would have nowhere to go"
+        raise PermanentError(text, "end the maintenance of another node first; proxlb-agent maintenance list shows them")
+    user = os.environ.get("SUDO_USER") or getpass.getuser()
+    text = " ".join((reason or f"asked for by {user}").split())[:MAX_REASON]
+    files.write(f"{FLAG_FOLDER}/{name}", text + "\n")
+    print(f"{name} is in maintenance now: {text}")
+    if settings.mode in (Mode.OFF, Mode.OBSERVE):
+        print(f"proxlb-agent: note: mode is {settings.mode.value}, so nobody moves its guests", file=sys.stderr)
+
+
+def _leave(settings: Settings, files: ClusterFiles, name: str) -> None:
+    had_flag = files.read(f"{FLAG_FOLDER}/{name}") is not None
+    if had_flag:
+        files.remove(f"{FLAG_FOLDER}/{name}")
+    rest = [cause for cause in causes(settings, files) if cause.node.lower() == name.lower()]
+    if rest:
+        raise PermanentError(f"{name} is still in maintenance: {', '.join(cause.by for cause in rest)} says so", "end it there")
+    print(f"{name} is no longer in maintenance" if had_flag else f"{name} is not in maintenance")

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`proxlb-agent status`: who leads, what runs, what waits, as this node's agent says it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from typing import cast
+
+from agent import wiring
+from agent.commands.tables import aligned, clock, counted, label, percent
+from agent.commands.wrong_use import settings_of
+from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
+from agent.core.json_types import Json, JsonObject
+from agent.core.settings import Settings
+from agent.daemon.perform import LEADER_PATH
+from agent.daemon.status import STATUS_SCHEMA
+from agent.ports import OutsideError, PermanentError, TemporaryError
+
+STALE_S = 60.0  # an agent that is well writes more often
+_SEE = "see: systemctl status proxlb-agent"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What it takes."""
+    parser.add_argument("--json", action="store_true", help="status.json as it is")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Print the status."""
+    settings = settings_of(arguments)
+    document = read_status(settings)
+    print(json.dumps(document, indent=1) if arguments.json else status_text(document, _leader(settings), time.time()))
+    return 0
+
+
+def read_status(settings: Settings) -> JsonObject:
+    """What this node's agent says of itself.
+
+    Raises:  PermanentError when no agent runs here, as far as its file tells; TemporaryError when the file is damaged.
+    """
+    path = wiring.status_path(settings)
+    try:
+        with path.open("rb") as file:
+            age_s = time.time() - os.fstat(file.fileno()).st_mtime
+            document = cast(Json, json.loads(file.read()))
+    except FileNotFoundError:
+        raise PermanentError(f"the agent does not run on this machine ({path} is not there){_who_leads(settings)}", _SEE) from None
+    except PermissionError:
+        raise PermanentError(f"{path}: only root may read it", "run this as root") from None
+    except (OSError, ValueError) as error:
+        raise TemporaryError(f"{path} cannot be read: {error}") from None
+    if age_s > STALE_S:
+        text = f"the agent does not run or hangs: it last said how it is {age_s:.0f} s ago ({path})"
+        raise PermanentError(text + _who_leads(settings), _SEE)
+    if not isinstance(document, dict) or document.get("schema") != STATUS_SCHEMA:
+        raise TemporaryError(f"{path} was written by another version of the agent; restart it: systemctl restart proxlb-agent")
+    return document
+
+
+def _leader(settings: Settings) -> LeaderFile | None:
+    try:
+        text = wiring.make_files(settings).read(LEADER_PATH)
+        return None if text is None else parse(LeaderFile, text)
+    except (OutsideError, DocumentError):
+        return None
+
+
+def _who_leads(settings: Settings) -> str:
+    leader = _leader(settings)
+    if leader is None:
+        return ""
+    return f"; leader.json names {leader.node}" if leader.state is LeaderState.LEADING else f"; {leader.node} was the last to lead"
+
+
+def status_text(document: JsonObject, leader: LeaderFile | None, now: float) -> str:
+    """The status for people to read."""
+    node, stage = document["node"], document["stage"]
+    parts = [f"proxlb-agent {document['version']} on {node}, mode {document['mode']}: {stage} ({document['stage_meaning']})"]
+    facts: list[tuple[str, str]] = [("/etc/pve", str(document["filesystem"])), ("leader", _leader_words(document, leader, now))]
+    for title, key in (("answering", "answering"), ("waiting for", "waiting_for"), ("last decision", "last_decision"), ("alarm", "alarm")):
+        if document[key]:
+            facts.append((title, str(document[key])))
+    if maintenance := cast(list[str], document["maintenance"]):
+        facts.append(("maintenance", ", ".join(maintenance)))
+    width = max(len(title) for title, _ in facts)
+    parts.append("\n".join(f"{title:{width}}  {text}" for title, text in facts))
+    nodes = cast(dict[str, dict[str, float]], document["nodes"])
+    if nodes:
+        rows = [(name, percent(load["cpu_fraction"]), percent(load["memory_fraction"])) for name, load in sorted(nodes.items())]
+        parts.append(aligned(("NODE", "CPU", "MEMORY"), rows))
+    elif stage != "leading":
+        parts.append("the leader's status tells more; loads: proxlb-agent cluster")
+    migrations = cast(list[dict[str, Json]], document["migrations"])
+    if migrations:
+        parts.append(f"{counted(len(migrations), 'migration')} under way:\n{_migrations_table(migrations, now)}")
+    aside = cast(dict[str, str], document["set_aside"])
+    if aside:
+        parts.append("set aside after failures:\n" + "\n".join(f"  guest {vmid}: {text}" for vmid, text in aside.items()))
+    return "\n\n".join(parts)
+
+
+def _leader_words(document: JsonObject, leader: LeaderFile | None, now: float) -> str:
+    name, epoch, lease_until = document["leader"], document["epoch"], document["lease_until"]
+    if name is None:
+        if leader is not None and leader.state is LeaderState.RELEASED:
+            return f"nobody; {leader.node} let go at {clock(leader.since)}"
+        return "nobody yet"
+    words = f"{name}, epoch {epoch}"
+    if isinstance(lease_until, int | float):
+        words += f", lease for {max(0.0, lease_until - now):.0f} s"
+    if leader is not None and leader.node == name and leader.state is LeaderState.LEADING:
+        words += f", since {clock(leader.since)}"
+    return words
+
+
+def _migrations_table(migrations: list[dict[str, Json]], now: float) -> str:
+    rows = []
+    for record in migrations:
+        asked_at = record["asked_at"]
+        since = f"{now - asked_at:.0f} s" if isinstance(asked_at, int | float) else "-"
+        who = label(str(record["type"]), int(cast(int, record["vmid"])), str(record["name"]))
+        rows.append((who, str(record["source"]), str(record["target"]), str(record["reason"]), str(record["state"]), since))
+    return aligned(("GUEST", "FROM", "TO", "WHY", "STATE", "SINCE"), rows)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the leader has said already, so that it says each thing once, and again only when it has changed."""
+
+from __future__ import annotations
+
+from agent.core.cluster import Snapshot
+from agent.core.events import Event
+from agent.core.journal import Level, MessageId, Record
+from agent.core.plan_types import Plan
+from agent.daemon.outputs import Output, Say
+
+MOST_REFUSALS = 25  # of one plan; the rest is in `proxlb-agent plan`
+
+
+class Telling:
+    """Remembers what was said of refusals, conflicts, alarms, empty nodes and failures of the API."""
+
+    def __init__(self) -> None:
+        self._refusals: dict[int, str] = {}
+        self._conflicts: frozenset[str] = frozenset()
+        self._alarm: str | None = None
+        self._empty: frozenset[str] = frozenset()
+        self._failure = ""
+
+    def refusals(self, plan: Plan) -> list[Output]:
+        """Each refusal of the plan whose reason is new."""
+        said: list[Output] = []
+        for refusal in plan.refused:
+            if self._refusals.get(refusal.vmid) != refusal.reason.value and len(said) < MOST_REFUSALS:
+                detail = f" ({refusal.detail})" if refusal.detail else ""
+                text = f"guest {refusal.vmid} stays: {refusal.reason.value}{detail}"
+                said.append(Say(Record(Level.INFO, MessageId.REFUSAL, text, reason=refusal.reason.value, vmid=refusal.vmid)))
+        self._refusals = {refusal.vmid: refusal.reason.value for refusal in plan.refused}
+        return said
+
+    def conflicts(self, plan: Plan) -> list[Output]:
+        """Each conflict of the rules that is new."""
+        texts = {f"{conflict.rule}: {conflict.detail} (guests {few(conflict.vmids)})" for conflict in plan.conflicts}
+        new, self._conflicts = sorted(texts - self._conflicts), frozenset(texts)
+        return [Say(Record(Level.WARNING, MessageId.CONFLICT, f"a rule cannot be kept: {text}")) for text in new]
+
+    def alarm(self, alarm: str | None) -> list[Output]:
+        """The beginning and the end of an alarm."""
+        before, self._alarm = self._alarm, alarm
+        if alarm is not None and before is None:
+            return [Say(Record(Level.ERROR, MessageId.ALARM, f"load balancing stops, maintenance and rules go on: {alarm}"))]
+        if alarm is None and before is not None:
+            return [Say(Record(Level.NOTICE, MessageId.ALARM, "load balancing goes on"))]
+        return []
+
+    def empty_nodes(self, snapshot: Snapshot) -> list[Output]:
+        """Each node in maintenance once when no running guest is left on it."""
+        full = {guest.node for guest in snapshot.guests if guest.is_running}
+        empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
+        new, self._empty = sorted(empty - self._empty), empty
+        return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
+
+    def failure(self, error: str, hint: str) -> list[Output]:
+        """The cluster could not be looked at."""
+        is_known, self._failure = error == self._failure, error
+        text = f"the cluster cannot be looked at: {error}" + (f" ({hint})" if hint else "")
+        return [] if is_known else [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
+
+    def success(self) -> list[Output]:
+        """The cluster could be looked at."""
+        failed, self._failure = self._failure, ""
+        return [Say(Record(Level.NOTICE, MessageId.OUTSIDE, "the cluster can be looked at again"))] if failed else []
+
+
+def of_event(level: Level, text: str, event: Event) -> Say:
+    """A line about an event, with its fields."""
+    return Say(Record(level, MessageId.EVENT, text, event=event.kind.value, vmid=event.vmid, source=event.node))
+
+
+def few(vmids: tuple[int, ...]) -> str:
+    """The first VMIDs, and how many more there are."""
+    shown = ", ".join(str(vmid) for vmid in vmids[:5])
+    return shown if len(vmids) <= 5 else f"{shown} and {len(vmids) - 5} more"
