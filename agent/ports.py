@@ -85,7 +85,8 @@ class LeaderLock(Protocol):
         """Look without writing."""
 
     def take(self) -> bool:
-        """mkdir: True when this node has it now, False when somebody holds it. Atomic in the cluster."""
+        """mkdir: True when this node has it now, False when somebody holds it, be it this node. Atomic in the cluster. After an
+        error it may have succeeded all the same: `renew` finds out."""
 
     def renew(self) -> None:
         """utime(max(now, stored + 1)). Raises NotHolderError when the lock is gone or another node's."""
@@ -160,7 +161,7 @@ class ClusterApi(Protocol):
         """The cluster now, in at most 6 requests however many guests. Own files below /etc/pve are not consulted here."""
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
-        """PVE's own check whether the guest may migrate, and where not; one request (two for a container on PVE 8)."""
+        """PVE's own check whether the guest may migrate, and where not; one request, two for a container."""
 
     def migrate(self, order: MigrationOrder) -> str:
         """Start a migration; returns its UPID. Raises RefusedError with PVE's text when nothing was started, InDoubtError
@@ -170,7 +171,8 @@ class ClusterApi(Protocol):
         """How the task stands. Raises TemporaryError when its node does not answer, RefusedError when it is unknown there."""
 
     def find_migration(self, vmid: int, source: str, since_wall_s: float) -> str | None:
-        """UPID of a migrate task of the guest started on `source` since then, None when there is none."""
+        """UPID of a migrate task of the guest started on `source` since then, None when there is none. Whole seconds of the
+        source's clock: allow for a difference of clocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ class LocalInbox(Protocol):
     """The folder where hookscripts and commands of this node leave events."""
 
     def claim(self) -> InboxSight:
-        """Take all that is there, oldest first. Raises TemporaryError when the folder is missing or unsafe."""
+        """Take all that is there, oldest first. Asking again says that what was given before has been passed on: until then
+        it is kept, and given again to the next process. Raises TemporaryError when the folder is missing or unsafe."""
 
 
 class LocalFiles(Protocol):

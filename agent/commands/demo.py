@@ -97,6 +97,7 @@ def _tell(scenario: Scenario, story: Story, speed: float | None) -> None:
 def _watch(scenario: Scenario, story: Story, speed: float) -> None:
     """The moving picture."""
     threshold = scenario.settings.balance.memory.threshold_percent / 100
+    is_plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     begun_s = time.monotonic()
     with _screen():
         now_s = 0.0
@@ -104,7 +105,7 @@ def _watch(scenario: Scenario, story: Story, speed: float) -> None:
             now_s = min(story.ends_at_s, (time.monotonic() - begun_s) * speed)
             scenario.simulation.run(now_s)
             size = shutil.get_terminal_size((100, 30))
-            canvas = Canvas(columns=max(60, min(size.columns - 1, 118)), rows=size.lines)
+            canvas = Canvas(columns=max(60, min(size.columns - 1, 118)), rows=size.lines, is_plain=is_plain)
             sentences = [journal_text(line).strip() for line in scenario.new_lines(0)]
             frame = picture(scenario.world, story.caption(now_s), sentences, threshold, canvas, speed)
             sys.stdout.write(HOME + "".join(f"{line}\x1b[K\n" for line in frame.split("\n")[: size.lines - 1]) + CLEAR_BELOW)

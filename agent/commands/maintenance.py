@@ -19,7 +19,7 @@ from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.settings import Mode, Settings
 from agent.core.statistics import parse_members
 from agent.daemon.perform import FLAG_FOLDER, INBOX_FOLDER
-from agent.ports import ClusterFiles, OutsideError, PermanentError
+from agent.ports import ClusterFiles, FilesystemState, NoQuorumError, OutsideError, PermanentError
 
 MAX_REASON = 200
 FLAG = "/etc/proxlb-agent/maintenance"
@@ -45,6 +45,8 @@ def execute(arguments: argparse.Namespace) -> int:
     files = wiring.make_files(settings)
     if arguments.action == "list":
         return _list(settings, files)
+    if files.state() is FilesystemState.NO_QUORUM:
+        raise NoQuorumError("this node is not in the quorate part of the cluster: flags cannot be changed from here")
     nodes = known_nodes(files)
     name = known_node(arguments.node, nodes)
     if arguments.action == "enter":

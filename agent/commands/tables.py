@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from agent.core.cluster import GIB
 
 GAP = "  "
-_NUMBER = re.compile(r"-?[0-9][0-9.,]*( .*)?|-")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?( (GiB|%|s))?\*?|-")
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,20 +12,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from agent.core.load import GuestLoad
-from agent.core.placement import Placement
+from agent.core.placement import Placement, Purpose
 from agent.core.steps import Step
 
 
 def into_batches(start: Placement, steps: Sequence[Step]) -> tuple[list[list[Step]], list[Step]]:
     """Return the steps as batches, and those for which no safe moment exists.
 
-    Steps that fit early run early, in the given order of rank. Where running late steps early would block an earlier
+    Steps that fit early run early, those of a higher rank first. Where running late steps early would block an earlier
     one for good, all run strictly in the given order instead, which the planner has shown to fit one at a time.
 
     Shape:   `start` is a sketch before any move; it is used up.
     Raises:  nothing.
     """
-    batches, stuck = _greedy(start.restarted(), steps, may_overtake=True)
+    batches, stuck = _greedy(start.restarted(), sorted(steps, key=lambda step: step.purpose is Purpose.LOAD), may_overtake=True)
     if stuck:
         ordered, still_stuck = _greedy(start.restarted(), steps, may_overtake=False)
         if len(still_stuck) < len(stuck):
@@ -62,6 +62,7 @@ class _Arrivals:
         self._sketch = sketch
         self._load: dict[str, GuestLoad] = defaultdict(lambda: GuestLoad(0.0, 0.0))
         self._guests: dict[str, set[int]] = defaultdict(set)
+        self._thresholds: set[str] = set()  # nodes to which a move for load is under way: while it is, nothing lifts them over a threshold
 
     def has_room_for(self, step: Step) -> bool:
         sketch, target = self._sketch, step.target
@@ -70,11 +71,14 @@ class _Arrivals:
         for vmid in step.vmids:
             if not self._guests[target].isdisjoint(sketch.rules.apart.get(vmid, ())):
                 return False
-        return sketch.why_no_room(self._with(step), step.vmids[0], target, step.purpose) is None
+        purpose = Purpose.LOAD if target in self._thresholds else step.purpose
+        return sketch.why_no_room(self._with(step), step.vmids[0], target, purpose) is None
 
     def add(self, step: Step) -> None:
         self._load[step.target] = self._with(step)
         self._guests[step.target].update(step.vmids)
+        if step.purpose is Purpose.LOAD:
+            self._thresholds.add(step.target)
 
     def _with(self, step: Step) -> GuestLoad:
         load, before = self._sketch.load_of_unit(step.vmids), self._load[step.target]

@@ -13,7 +13,7 @@ from agent.core.order import into_batches
 from agent.core.placement import Placement, Purpose
 from agent.core.plan_types import Conflict, Gate, Move, Plan, Refusal
 from agent.core.question import Question
-from agent.core.reasons import MoveReason, RefusalReason
+from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.rules import crowded
 from agent.core.settings import Settings
 from agent.core.steps import Step
@@ -53,14 +53,16 @@ class _Planner:
             conflicts += crowded(sketch.rules, len(sketch.usable))
         gate = Gate.CLOSED
         if not self.snapshot.unseen:
-            self._drain()
-            if self.question.repair_rules:
-                self._repair_pins()
-                self._repair_affinity()
-                self._repair_anti_affinity({conflict.rule for conflict in conflicts})
-            self._return_home()
+            hopeless = {conflict.rule for conflict in conflicts}
+            self._put_right(hopeless)
             if self.question.balance_load:
-                gate = self._balance()
+                gate, sources = self._gate()
+                while gate is not Gate.CLOSED:
+                    self._balance(gate, sources)
+                    before_repairs = list(self.steps)
+                    self._put_right(hopeless)  # evened out, the nodes may have room for what had none
+                    if self.steps == before_repairs:
+                        break
         moves = self._ordered()
         moved = {move.vmid for move in moves}
         return Plan(
@@ -75,16 +77,34 @@ class _Planner:
             evaluations=self.evaluations,
         )
 
+    def _put_right(self, hopeless: set[str]) -> None:
+        """What does not wait for a gate: maintenance, broken rules, the way home."""
+        self._drain()
+        if self.question.repair_rules:
+            self._repair_pins()
+            self._repair_affinity()
+            self._repair_anti_affinity(hopeless)
+        self._return_home()
+
     # steps
 
     def _take(self, unit: tuple[int, ...], target: str, reason: MoveReason) -> None:
-        """Make the step in the sketch; a guest that moved before in this plan goes straight to its last target."""
-        self.steps = [step for step in self.steps if not set(step.vmids) & set(unit)]
-        home = tuple((vmid, self.sketch.guest_of[vmid].node) for vmid in unit)
+        """Make the step in the sketch; a guest that moved before in this plan goes straight to its last target.
+
+        Who moves anyway, for maintenance or a rule, and goes to a better node for load keeps the reason why it moves.
+        """
+        replaced = self._steps_of(unit)
+        self.steps = [step for step in self.steps if step not in replaced]
+        if reason in LOAD_REASONS and len(replaced) == 1 and set(replaced[0].vmids) == set(unit):
+            reason = replaced[0].reason
+        leaves = tuple((vmid, node) for vmid in unit if (node := self.sketch.guest_of[vmid].node) != target)
         self.sketch.move(unit, target)
         self.goal.changed()
-        if any(node != target for _, node in home):
-            self.steps.append(Step(home, target, reason))
+        if leaves:
+            self.steps.append(Step(leaves, target, reason))
+
+    def _steps_of(self, unit: tuple[int, ...]) -> list[Step]:
+        return [step for step in self.steps if not set(step.vmids).isdisjoint(unit)]
 
     def _refuse(self, refusal: Refusal) -> None:
         if refusal.vmid not in self.in_flight:
@@ -224,24 +244,21 @@ class _Planner:
 
     # load
 
-    def _balance(self) -> Gate:
-        gate, sources = self._gate()
-        if gate is Gate.CLOSED:
-            return gate
+    def _balance(self, gate: Gate, sources: list[str]) -> None:
+        """Go down the goal as far as it goes; the gate has been passed."""
         start, steps_before = self.goal.value, list(self.steps)
         refused_before = dict(self.refused)
         units = self._units_on(sources)
         while (found := self._best_step(units, set(sources))) is not None:
             self._take(found[0], found[1], _REASONS[gate])
         least = 0.0 if self.question.force else self.settings.balance.min_gain_percent / 100
-        if self.goal.value > start - least and len(self.steps) != len(steps_before):
+        if self.goal.value > start - least and self.steps != steps_before:
             lowered = start - self.goal.value
             self._undo(steps_before)
             self.refused = refused_before
             for vmid in sorted(v for v, node in self.sketch.at.items() if node in sources and self.sketch.guest_of[v].is_running):
                 self._refuse(Refusal(vmid, RefusalReason.NO_GAIN, f"all moves together gain {100 * lowered:.2f} points"))
         self._explain_those_who_stay(sources)
-        return gate
 
     def _undo(self, steps: list[Step]) -> None:
         self.sketch = self.sketch.restarted()
@@ -273,15 +290,22 @@ class _Planner:
     def _units_on(self, sources: list[str]) -> list[tuple[int, ...]]:
         """The units that load balancing may move, once for the whole descent: a unit moves whole, so it stays one.
 
-        What moves in this plan for a rule or a drain is not moved on for load.
+        Who moves in this plan for maintenance or a rule may do so to a better node; who comes home stays there.
         """
-        settled = {vmid for step in self.steps for vmid in step.vmids}
         found, here = [], set(sources)
         for vmid in sorted(vmid for vmid, node in self.sketch.at.items() if node in here):
             unit = self.sketch.unit_here(vmid)
-            if vmid == unit[0] and settled.isdisjoint(unit) and self.sketch.why_unit_stays(unit, Purpose.LOAD) is None:
+            if vmid == unit[0] and not self._is_settled(unit) and self.sketch.why_unit_stays(unit, Purpose.LOAD) is None:
                 found.append(unit)
         return found
+
+    def _is_settled(self, unit: tuple[int, ...]) -> bool:
+        for step in self._steps_of(unit):
+            if step.reason is MoveReason.RETURN_HOME:
+                return True
+            if step.reason is MoveReason.MAINTENANCE and set(step.vmids) != set(unit):
+                return True  # as one step it would have one reason, and maintenance is not a matter of load
+        return False
 
     def _best_step(self, units: list[tuple[int, ...]], sources: set[str]) -> tuple[tuple[int, ...], str] | None:
         """The best step from the fullest to the emptiest nodes; only when there is none, the best of all."""

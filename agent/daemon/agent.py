@@ -264,7 +264,7 @@ class Agent:
         result += self.lead.next_outputs(now, may_stand=may_stand)
         if self.lead.state.stage is not Stage.LEADING and (self.work is not None or self._history is not None):
             self._forget_lead()
-        result += self.mailbox.next_outputs(now, can_write=can_write)
+        result += self.mailbox.next_outputs(now, can_write=can_write, leads=self.work is not None)
         if not self._reading_settings and now.boot_s - self._settings_s >= self._cadence.settings_s:
             self._settings_s, self._reading_settings = now.boot_s, True
             result.append(outputs.ReadSettings(asked=False))

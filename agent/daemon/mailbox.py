@@ -79,10 +79,15 @@ class Mailbox:
         """The doorbell rang: look at once."""
         self._bell = True
 
-    def next_outputs(self, now: Now, *, can_write: bool) -> list[Output]:
-        """Claims and writes that are due."""
+    def next_outputs(self, now: Now, *, can_write: bool, leads: bool) -> list[Output]:
+        """Claims and writes that are due.
+
+        Claiming says that what was claimed before has been passed on. So a follower claims nothing more until its relay
+        file is written; a leader has the events already, and its successor looks at everything.
+        """
         outputs: list[Output] = []
-        if not self._claiming and (self._bell or now.boot_s - self._claimed_s >= CLAIM_EVERY_S):
+        passed_on = leads or (not self._dirty and self._writing is None) or not self._file.events
+        if not self._claiming and passed_on and (self._bell or now.boot_s - self._claimed_s >= CLAIM_EVERY_S):
             self._claiming, self._bell, self._claimed_s = True, False, now.boot_s
             outputs.append(ClaimInbox())
         if not self._knows_own_file:

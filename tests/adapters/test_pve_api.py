@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agent.adapters import pve_api
-from agent.adapters.pve_api import ApiAccess, PveApi
+from agent.adapters.pve import api as pve_api
+from agent.adapters.pve.api import ApiAccess, PveApi
 from agent.core.cluster import GIB, GuestType, Maintenance
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason

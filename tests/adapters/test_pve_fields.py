@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.adapters import pve_fields as fields
-from agent.adapters.pve_fields import Storage
+from agent.adapters.pve import fields
+from agent.adapters.pve.fields import Storage
 from agent.core.cluster import GIB, GuestType, Maintenance, Node, Task
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason

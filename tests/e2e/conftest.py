@@ -19,6 +19,7 @@ from tests.pve_server.client import cluster, ct, vm
 RELEASES = os.environ.get("PROXLB_E2E_RELEASES", "bookworm").split()
 GIB = 1 << 30
 DIST = PROJECT / "dist"
+SOURCES = ("agent", "hookscripts", "packaging", "debian")
 
 
 @pytest.fixture(scope="session", params=RELEASES)
@@ -51,8 +52,8 @@ def node(root: Path) -> Iterator[Node]:
 @pytest.fixture(scope="session")
 def deb() -> Path:
     """The agent's package in dist/, built anew when there is none or a source is newer."""
-    sources = [path for folder in ("agent", "hookscripts", "packaging", "debian") for path in (PROJECT / folder).rglob("*") if path.is_file()]
-    newest = max(path.stat().st_mtime for path in sources if path.suffix != ".pyc")
+    sources = [path for folder in SOURCES for path in (PROJECT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    newest = max(path.stat().st_mtime for path in sources)
     if not any(built.stat().st_mtime > newest for built in DIST.glob("proxlb-agent_*.deb")):
         built = subprocess.run(["packaging/build"], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert built.returncode == 0, built.stdout[-4000:]

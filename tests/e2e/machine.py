@@ -195,6 +195,7 @@ class Machine:
     def start(self, name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Background:
         """Start a program that runs on, as the transient unit `name`; its output is kept."""
         output = f"/run/{name}.output"
+        self.put(output, "")
         told = [f"--setenv={key}={value}" for key, value in (env or {}).items()]
         kept = [f"--property=Standard{what}=append:{output}" for what in ("Output", "Error")]
         self.run(["systemd-run", "--quiet", f"--unit={name}", "--property=RemainAfterExit=yes", *kept, *told, "--", *command])

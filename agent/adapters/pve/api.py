@@ -19,7 +19,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import requests
 from proxmoxer import ProxmoxAPI
@@ -29,18 +29,10 @@ from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.util import Timeout
 from urllib3.util.ssl_ import create_urllib3_context
 
-from agent.adapters import pve_fields as fields
+from agent.adapters.pve import fields
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.plan_types import Verdict
 from agent.ports import InDoubtError, MigrationOrder, OutsideError, PermanentError, RefusedError, TaskSight, TemporaryError
-
-if TYPE_CHECKING:
-    from typing_extensions import override
-else:
-
-    def override(method):  # typing has it from Python 3.12 on
-        return method
-
 
 T = TypeVar("T")
 
@@ -119,7 +111,6 @@ class _Wire(HTTPAdapter):
         self.exchange = _Exchange()
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
-    @override
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
         if self._verify is False:  # without a context of ours urllib3 reads the system's authorities for each connection: 50 ms for nothing
             more["ssl_context"] = create_urllib3_context(cert_reqs=ssl.CERT_NONE)  # type: ignore[no-untyped-call]
@@ -132,7 +123,6 @@ class _Wire(HTTPAdapter):
         """Close the connection; the next request makes a new one."""
         self.poolmanager.clear()
 
-    @override
     def send(
         self,
         request: requests.PreparedRequest,
@@ -161,12 +151,10 @@ def _recording_pool(wire: _Wire) -> type[HTTPSConnectionPool]:
     """A connection pool whose connections tell the wire's exchange when they connect and when bytes go out."""
 
     class Connection(HTTPSConnection):
-        @override
         def connect(self) -> None:
             wire.exchange.is_connected_anew = True
             super().connect()  # type: ignore[no-untyped-call]
 
-        @override
         def send(self, data: Any) -> None:
             if self.sock is None:
                 self.connect()
