@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from agent.core.json_types import JsonObject
-
 
 class Level(IntEnum):
     """syslog's priorities, as far as the agent uses them."""
@@ -44,7 +42,7 @@ class Record:
     """One line of the journal with its fields.
 
     Shape:   `event`, `reason`, `vmid`, `source`, `target`, `epoch` become the PROXLB_ fields of that name; None leaves
-             the field out. `details` goes to the decision journal below the state directory, not to journald.
+             the field out.
     """
 
     level: Level
@@ -56,7 +54,6 @@ class Record:
     source: str | None = None
     target: str | None = None
     epoch: int | None = None
-    details: JsonObject | None = None
 
     def fields(self) -> dict[str, str]:
         """The journal fields beside MESSAGE and PRIORITY, in a fixed order."""

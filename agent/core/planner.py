@@ -31,12 +31,18 @@ def plan(snapshot: Snapshot, settings: Settings, question: Question | None = Non
     Raises:  nothing; a snapshot without usable nodes gives a plan without moves.
     Source:  Ganeti hbal, its steepest descent over a table of statistics.
     """
-    return _Planner(snapshot, settings, question or Question()).run()
+    planner = _Planner(snapshot, settings, question or Question())
+    result = planner.run()
+    if planner.has_stuck_repair:  # going to better nodes for load made it stuck: what must be comes first
+        result = _Planner(snapshot, settings, question or Question(), repairs_are_final=True).run()
+    return result
 
 
 class _Planner:
-    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question) -> None:
+    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question, *, repairs_are_final: bool = False) -> None:
         self.snapshot, self.settings, self.question = snapshot, settings, question
+        self.repairs_are_final = repairs_are_final
+        self.has_stuck_repair = False
         self.sketch = Placement(snapshot, settings, question)
         self.goal = Goal(self.sketch)
         self.weights = Weights.of(settings)
@@ -293,18 +299,21 @@ class _Planner:
         Who moves in this plan for maintenance or a rule may do so to a better node; who comes home stays there.
         """
         found, here = [], set(sources)
+        step_of = {vmid: step for step in self.steps for vmid in step.vmids}
         for vmid in sorted(vmid for vmid, node in self.sketch.at.items() if node in here):
             unit = self.sketch.unit_here(vmid)
-            if vmid == unit[0] and not self._is_settled(unit) and self.sketch.why_unit_stays(unit, Purpose.LOAD) is None:
+            steps = [step_of[member] for member in unit if member in step_of]
+            if vmid == unit[0] and not self._is_settled(unit, steps, here) and self.sketch.why_unit_stays(unit, Purpose.LOAD) is None:
                 found.append(unit)
         return found
 
-    def _is_settled(self, unit: tuple[int, ...]) -> bool:
-        for step in self._steps_of(unit):
-            if step.reason is MoveReason.RETURN_HOME:
+    def _is_settled(self, unit: tuple[int, ...], steps: list[Step], sources: set[str]) -> bool:
+        """Whether the steps that brought the unit where it is stand, whatever the load."""
+        for step in steps:
+            if step.reason is MoveReason.RETURN_HOME or (self.repairs_are_final and step.purpose is not Purpose.LOAD):
                 return True
-            if step.reason is MoveReason.MAINTENANCE and set(step.vmids) != set(unit):
-                return True  # as one step it would have one reason, and maintenance is not a matter of load
+            if set(step.vmids) != set(unit):  # moved on, all would move as one, for load: then all must be free to
+                return step.reason is MoveReason.MAINTENANCE or any(self.sketch.guest_of[vmid].node not in sources for vmid in unit)
         return False
 
     def _best_step(self, units: list[tuple[int, ...]], sources: set[str]) -> tuple[tuple[int, ...], str] | None:
@@ -359,6 +368,7 @@ class _Planner:
         batches, stuck = into_batches(sketch, self.steps)
         for step in stuck:
             self._refuse(Refusal(step.vmids[0], RefusalReason.NO_ORDER))
+            self.has_stuck_repair |= step.purpose is not Purpose.LOAD
         goal = Goal(sketch)
         moves: list[Move] = []
         budget = min(self.question.moves_per_pass, self.question.moves_left)

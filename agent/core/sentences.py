@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agent.core.cluster import GIB
+from agent.core.codec import to_json
 from agent.core.load import Weights
 from agent.core.migrations import Migration
 from agent.core.plan_types import Gate, Move, Plan
@@ -66,3 +68,9 @@ def summary(plan: Plan) -> str:
     size = sum(move.memory_bytes for move in plan.moves) / GIB
     count = f"{len(plan.moves)} move{'s' if len(plan.moves) != 1 else ''}"
     return f"{count}, {size:.1f} GiB, imbalance {100 * plan.before.imbalance:.1f} to {100 * plan.after.imbalance:.1f} points"
+
+
+def decision_line(at: float, text: str, moves: Sequence[Move]) -> str:
+    """One line of the decision journal: JSON with what was decided and the moves that began with it; `at` in Unix seconds."""
+    document = {"schema": "proxlb-agent/decision/1", "at": round(at, 3), "text": text, "moves": [to_json(move) for move in moves]}
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
@@ -18,13 +19,13 @@ from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
-from agent.core.sentences import move_words, nothing_words, summary
+from agent.core.sentences import decision_line, move_words, nothing_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
-from agent.daemon.outputs import AskVerdict, Observe, Output, Say, StartMigration, WriteShared
+from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartMigration, WriteShared
 from agent.daemon.perform import HISTORY_PATH
 from agent.daemon.permission import NOTHING, permission
 from agent.daemon.senses import Senses
@@ -172,7 +173,7 @@ class Work:
         if trigger is None:
             echo = f"{described(self.current)}: part of a migration, nothing to do"
             self._done()
-            return [*outputs, *self._conclude(echo, Level.INFO)]
+            return [*outputs, *self._conclude(echo, Level.INFO, now)]
         self.current = trigger
         if trigger.rank is not Rank.MAINTENANCE and now.boot_s < self._landed_s + LANDING_S:
             self._wish_look(self._landed_s + LANDING_S)  # loads still show the guest where it was: plan when they do not
@@ -265,15 +266,19 @@ class Work:
             self._dirty = True
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
-        return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level)
+        return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
 
     def _done(self) -> None:
         """The trigger is answered."""
         self.current, self._opened_by, self._has_moved = None, None, False
 
-    def _conclude(self, text: str, level: Level) -> list[Output]:
+    def _conclude(self, text: str, level: Level, now: Now, moves: Sequence[Move] = ()) -> list[Output]:
+        """The sentence that ends a look: in the journal, in the status, and, unless it is routine, in the decision journal."""
         self.sentence = text
-        return [Say(Record(level, MessageId.DECISION, text))]
+        said: list[Output] = [Say(Record(level, MessageId.DECISION, text))]
+        if level <= Level.INFO:
+            said.append(KeepDecision(decision_line(now.wall_s, text, moves)))
+        return said
 
     def on_verdict(self, seen: VerdictSeen, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
         """Take PVE's own check of a guest; when all have come, plan again with them."""
@@ -306,7 +311,7 @@ class Work:
         self.history = memory.with_migrations(self.history, self._to_start)
         count = f"{len(moves)} of them start now" if len(moves) < len(self.plan.moves) else "starting now"
         text = f"{described(self.current)}: {summary(self.plan)}; {count}"
-        outputs += self._conclude(text, Level.NOTICE)
+        outputs += self._conclude(text, Level.NOTICE, now, moves)
         self._has_moved = True
         if self._opened_by is None and any(move.reason in LOAD_REASONS for move in moves):
             self._opened_by = self.plan.gate

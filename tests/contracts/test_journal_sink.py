@@ -10,7 +10,7 @@ from tests.contracts.stages import JournalStage
 def test_records_arrive_in_order(journal: JournalStage) -> None:
     sink = journal.sink()
     sink.say(Record(Level.INFO, MessageId.STARTED, "the agent runs"))
-    sink.say(Record(Level.NOTICE, MessageId.MOVE, "vm:101 pve1 -> pve2", vmid=101, source="pve1", target="pve2", details={"gain": 0.1}))
+    sink.say(Record(Level.NOTICE, MessageId.MOVE, "vm:101 pve1 -> pve2", vmid=101, source="pve1", target="pve2"))
     assert journal.texts() == ["the agent runs", "vm:101 pve1 -> pve2"]
 
 

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What design promises of a running agent, measured: latencies, requests, memory, idle cpu, and a whole plan at 16/500.
+
+Run as root, from the project's root:  .cache/tools/bin/python -m tests.bench.promises [--idle-s 60] [--starts 10]
+The agent is a real process between the mounted stand-in for /etc/pve and the played API, on one machine: the two
+servers take their share of it, so times are upper bounds. Prints a table; judges nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from agent.core.cluster import Snapshot
+from agent.sim.generator import generate
+from tests.service.rig import HERE, Rig
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def specs(snapshot: Snapshot) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The snapshot as the played API takes it; its first node is this machine."""
+    names = {node.name: HERE if index == 0 else node.name for index, node in enumerate(snapshot.nodes)}
+    nodes = {
+        names[node.name]: {
+            "cores": int(node.cpu_cores),
+            "memory_bytes": node.memory_bytes,
+            "overhead_cores": max(
+                0.0, (node.cpu_used_cores or 0) - sum(g.cpu_used_cores or 0 for g in snapshot.guests if g.node == node.name)
+            ),
+            "overhead_bytes": max(
+                0, (node.memory_used_bytes or 0) - sum(g.memory_used_bytes or 0 for g in snapshot.guests if g.node == node.name)
+            ),
+        }
+        for node in snapshot.nodes
+    }
+    guests = [
+        {
+            "vmid": guest.vmid, "node": names[guest.node], "type": guest.type.value, "name": guest.name, "status": guest.status,
+            "maxcpu": guest.cpu_cores, "maxmem_bytes": guest.memory_bytes, "cpu_cores": guest.cpu_used_cores or 0.0,
+            "mem_bytes": guest.memory_used_bytes or 0, "tags": ";".join(guest.tags) or None,
+        }
+        for guest in snapshot.guests
+        if not guest.template
+    ]  # fmt: skip
+    return nodes, guests
+
+
+def memory_mib(pid: int) -> tuple[float, float]:
+    """Resident memory of a process, and its proportional share (shared pages divided), in MiB."""
+    resident = share = 0.0
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("Rss:"):
+                resident = float(line.split()[1]) / 1024
+            elif line.startswith("Pss:"):
+                share = float(line.split()[1]) / 1024
+    return resident, share
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far, user and system."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def waited(rig: Rig, act: Callable[[], None], words: str) -> float:
+    """Seconds from the act to a new line of the journal with these words."""
+    before = rig.log.count(words)
+    begun = time.monotonic()
+    act()
+    rig.wait(lambda: rig.log.count(words) > before, words, 120)
+    return time.monotonic() - begun
+
+
+def rows(idle_s: float, starts: int) -> Iterator[tuple[str, str]]:
+    """Measure; yields a name and a figure at a time."""
+    snapshot = generate(1, 16, 500, "zipf")
+    nodes, guests = specs(snapshot)
+    settle_s = 1
+    with Rig(nodes, guests, mode="off", log={"level": "debug"}, triggers={"settle_s": settle_s, "settle_max_s": 5, "warmup_s": 0,
+             "first_observe_s": 0, "reconcile_s": 86400}) as rig:  # fmt: skip
+        rig.start()
+        assert rig.process is not None
+        rig.wait_for("runs on")
+        time.sleep(15)
+        yield "follower (has not led): resident / proportional memory, MiB", "{:.1f} / {:.1f}".format(*memory_mib(rig.process.pid))
+        rig.kill()
+        rig.configure(mode="observe")
+        rig.release_lead()
+        rig.start()
+        assert rig.process is not None
+        pid = rig.process.pid
+        rig.wait_for("took the lead: ", 120)
+        vmid = min(guest["vmid"] for guest in guests if guest["node"] == HERE)
+        elsewhere = next(name for name in nodes if name != HERE)
+
+        def by_hook() -> None:
+            rig.hook(f"{vmid}.post-start")
+
+        def by_log() -> None:
+            upid = f"UPID:{HERE}:0002B8A4:00C1F3D2:{int(time.time()):08X}:qmstart:{vmid}:root@pam:"
+            rig.pmxcfs.log(HERE, f"end task {upid} OK")
+
+        seq = iter(range(1, 10_000))
+
+        def by_inbox() -> None:
+            number = next(seq)
+            rig.report(elsewhere, {"seq": number, "at": time.time(), "kind": "guest-started", "vmid": vmid}, seq=number)
+
+        asked = rig.pve.counters()
+        decisions = 0
+        for name, act, place in (
+            ("hook on this node", by_hook, HERE),
+            ("cluster log", by_log, HERE),
+            ("inbox file of another node", by_inbox, elsewhere),
+        ):
+            times = []
+            for _ in range(starts):
+                times.append(waited(rig, act, f"guest {vmid} started on {place}: ") - settle_s)
+                decisions += 1
+                time.sleep(31)  # what was told a moment ago by another source is not told again
+            yield (
+                f"event to plan, {name}, less settle_s: median / worst of {starts}, s",
+                f"{statistics.median(times):.2f} / {max(times):.2f}",
+            )
+        more = sum(rig.pve.counters().values()) - sum(asked.values())
+        yield f"API requests a decision (mean of {decisions})", f"{more / decisions:.2f}"
+        yield (
+            f"leader at 16/500 after {decisions + 1} decisions: resident / proportional memory, MiB",
+            "{:.1f} / {:.1f}".format(*memory_mib(pid)),
+        )
+        asked = rig.pve.counters()
+        before, writes = cpu_s(pid), rig.pmxcfs.writes()
+        time.sleep(idle_s)
+        yield f"leader, idle: cpu over {idle_s:.0f} s, % of a core", f"{100 * (cpu_s(pid) - before) / idle_s:.2f}"
+        yield f"leader, idle: API requests in {idle_s:.0f} s", str(sum(rig.pve.counters().values()) - sum(asked.values()))
+        yield f"leader, idle: writes to /etc/pve in {idle_s:.0f} s (6 a minute are renewals)", str(rig.pmxcfs.writes() - writes)
+        asked = rig.pve.counters()
+        begun = time.monotonic()
+        done = subprocess.run(
+            ["/usr/bin/python3", "-m", "agent", "--config", str(rig.folder / "config.yaml"), "plan", "--json"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        wall_s = time.monotonic() - begun
+        plan = json.loads(done.stdout)
+        yield (
+            "plan --json at 16/500: wall, s; requests; moves",
+            f"{wall_s:.2f}; {sum(rig.pve.counters().values()) - sum(asked.values())}; {len(plan['moves'])}",
+        )
+        for name in ("before", "after"):
+            loads = plan[name]["nodes"].values()
+            memory, cpu = [n["memory_fraction"] for n in loads], [n["cpu_fraction"] for n in loads]
+            yield f"spread {name}: memory, cpu, points", f"{100 * (max(memory) - min(memory)):.1f}, {100 * (max(cpu) - min(cpu)):.1f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--idle-s", type=float, default=60)
+    parser.add_argument("--starts", type=int, default=10)
+    arguments = parser.parse_args()
+    for name, figure in rows(arguments.idle_s, arguments.starts):
+        print(f"| {name} | {figure} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Commands on a simulated cluster with real agents: the cluster lives on while a command waits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.commands import draining
+from agent.sim.migrations import FailureKind
+from tests.commands.rig import Run, Stage, entry
+
+OBSERVE = {"mode": "observe"}
+
+
+def quiet() -> dict[str, object]:
+    """A cluster.yaml on which nothing is to be done."""
+    return entry(guests=[{"vmid": 101, "node": "pve1", "name": "web1", "used_memory_gib": 3}])
+
+
+class TestReading:
+    def test_the_plan_moves_nothing_and_says_why(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(settings=OBSERVE)
+        ran = run("plan")
+        assert ran.status == 0
+        assert "overload" in ran.out
+        assert "pve1" in ran.out
+        assert "mode is observe" in ran.err
+        assert on.world.post_record == []
+
+    def test_pve_is_asked_about_each_guest_that_is_about_to_move(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(settings=OBSERVE)
+        assert json.loads(run("plan", "--json").out)["moves"]
+        for guest in on.world.guests.values():
+            guest.local_disks = ("local-zfs:vm-disk-0",)
+        on.world.api_requests.clear()
+        planned = json.loads(run("plan", "--json").out)
+        assert planned["moves"] == []
+        assert {refusal["reason"] for refusal in planned["refused"] if refusal["vmid"] < 200} == {"local-disk"}
+        assert on.world.api_requests["GET migrate"] == 5
+
+    def test_a_guest_that_moved_lately_is_cooling(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(live_s=200.0)
+        moved = on.world.post_record[0].order.vmid
+        ran = run("explain", moved)
+        assert "moved lately: moved" in ran.out
+        assert "to pve3, spread: done" in ran.out
+        assert "stays: cooldown" in ran.out
+
+    def test_a_quiet_cluster_has_nothing_to_do(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(quiet())
+        ran = run("plan")
+        assert (ran.status, ran.err) == (0, "")
+        assert "nothing to do" in ran.out
+
+    def test_the_scope_of_a_plan_can_be_a_guest_or_a_node(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(settings=OBSERVE)
+        assert json.loads(run("plan", "--node", "PVE1", "--json").out)["moves"]
+        assert json.loads(run("plan", "--guest", 101, "--json").out)["moves"]
+        assert json.loads(run("plan", "--node", "pve2", "--json").out)["moves"] == []
+
+    def test_explain_names_every_node(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(settings=OBSERVE)
+        ran = run("explain", 101)
+        assert ran.status == 0
+        assert "same-node: the guest is there already" in ran.out
+        assert "better than here" in ran.out
+
+    def test_status_is_what_the_agent_says(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(live_s=200.0)
+        ran = run("status")
+        assert ran.status == 0
+        assert "pve1, epoch 2, lease for" in ran.out
+        assert "last decision" in ran.out
+
+    def test_the_history_tells_past_moves(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(live_s=200.0)
+        ran = run("history")
+        assert ran.status == 0
+        assert f"vm:{on.world.post_record[0].order.vmid}" in ran.out
+        assert "done" in ran.out
+
+    def test_cluster_and_guests(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(settings=OBSERVE)
+        ran = run("cluster")
+        assert ran.status == 0
+        assert "3 nodes, PVE 9.0.10" in ran.out
+        assert ran.out.count("takes guests") == 3
+        ran = run("guests", "--node", "pve2")
+        assert "vm:201" in ran.out
+        assert "vm:101" not in ran.out
+
+    def test_a_snapshot_gives_the_same_plan_elsewhere(self, stage: Callable[..., Stage], run: Run, tmp_path: Path) -> None:
+        stage(settings=OBSERVE)
+        there = json.loads(run("plan", "--json").out)
+        file = tmp_path / "snapshot.json"
+        ran = run("snapshot", file)
+        assert (ran.status, ran.out) == (0, "")
+        assert run("snapshot", "-").out == file.read_text()
+        again = json.loads(run("plan", "--snapshot", file, "--json").out)
+        assert [move["vmid"] for move in again["moves"]] == [move["vmid"] for move in there["moves"]]
+
+
+class TestBalance:
+    def test_it_shows_asks_hands_over_and_follows(self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        on = stage(settings={"triggers": {"warmup_s": 3600, "first_observe_s": 0}})
+        monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+        ran = run("balance", "--force")
+        assert ran.status == 0
+        assert "Carry this out?" in ran.err
+        assert ": done" in ran.out
+        assert "pve1" in {post.order.source for post in on.world.post_record}
+
+    def test_no_means_no(self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        on = stage(settings={"triggers": {"warmup_s": 3600, "first_observe_s": 0}})
+        monkeypatch.setattr(sys, "stdin", Terminal("\n"))
+        ran = run("balance")
+        assert ran.status == 0
+        assert ran.out.rstrip().endswith("nothing was asked for")
+        on.live(120)
+        assert on.world.post_record == []
+
+    def test_without_a_terminal_it_wants_yes(self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        stage()
+        monkeypatch.setattr(sys, "stdin", Terminal("y\n", is_terminal=False))
+        ran = run("balance")
+        assert ran.status == 2
+        assert "--yes" in ran.complaint
+
+    def test_a_failed_migration_is_a_failure(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(settings={"triggers": {"warmup_s": 3600, "first_observe_s": 0}})
+        on.world.fail_next_migration(FailureKind.ABORTED, times=20)
+        ran = run("balance", "--yes", "--force")
+        assert ran.status == 1
+        assert "failed" in ran.out
+
+    def test_nothing_to_do_asks_for_nothing(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        assert run("balance", "--yes").status == 0
+        assert not on.world.nodes["pve1"].requests
+
+    def test_nobody_who_answers_is_waited_for_but_not_for_ever(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(settings={"triggers": {"warmup_s": 3600, "first_observe_s": 0}})
+        for node in on.world.nodes:
+            on.world.kill_agent(node)
+        ran = run("balance", "--yes", "--force")
+        assert ran.status == 1
+        assert "no leader has answered for 120 s" in ran.complaint
+
+    def test_mode_observe_carries_out_nothing(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(settings=OBSERVE)
+        ran = run("balance", "--yes")
+        assert ran.status == 1
+        assert "mode is observe" in ran.complaint
+
+
+class TestMaintenance:
+    def test_enter_wait_and_leave(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        ran = run("maintenance", "enter", "PVE1", "--wait", "--reason", "a new\nkernel")
+        assert ran.status == 0
+        assert ran.out.splitlines() == ["pve1 is in maintenance now: a new kernel", "pve1 is empty"]
+        assert on.world.main.files["proxlb/maintenance/pve1"] == "a new kernel\n"
+        assert on.world.guests[101].node != "pve1"
+        assert "proxlb-agent maintenance enter  a new kernel" in run("maintenance", "list").out
+        on.live(60)
+        ran = run("maintenance", "leave", "pve1", "--wait")
+        assert ran.status == 0
+        assert ran.out.splitlines() == ["pve1 is no longer in maintenance", "all guests of pve1 are home"]
+        assert on.world.guests[101].node == "pve1"
+        assert run("maintenance", "list").out == "no node is in maintenance\n"
+
+    def test_who_cannot_leave_is_named(self, stage: Callable[..., Stage], run: Run) -> None:
+        document = quiet()
+        document["guests"] = [
+            {"vmid": 101, "node": "pve1", "used_memory_gib": 3},
+            {"vmid": 102, "node": "pve1", "used_memory_gib": 3, "tags": ["plb_ignore"]},
+        ]
+        on = stage(document)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 1
+        assert "vm:102 stays: a plb_ignore tag" in ran.err.splitlines()[-1]
+        assert on.world.guests[101].node != "pve1"
+        assert "proxlb/maintenance/pve1" in on.world.main.files
+
+    def test_when_nobody_works_it_does_not_wait_for_ever(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        for node in on.world.nodes:
+            on.world.kill_agent(node)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 1
+        assert "nothing has moved for 5 minutes" in ran.err.splitlines()[-1]
+        assert on.world.now_s < 30 + draining.STALL_S + 60
+
+    def test_twice_is_once(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(quiet())
+        run("maintenance", "enter", "pve2", "--reason", "one")
+        assert run("maintenance", "enter", "pve2").out == "pve2 is in maintenance already: one\n"
+        assert run("maintenance", "enter", "pve2", "--reason", "two").out == "pve2 is in maintenance now: two\n"
+        run("maintenance", "leave", "pve2")
+        ran = run("maintenance", "leave", "pve2")
+        assert (ran.status, ran.out) == (0, "pve2 is not in maintenance\n")
+
+    def test_the_last_usable_node_is_kept(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        assert run("maintenance", "enter", "pve2").status == 0
+        assert run("maintenance", "enter", "pve3").status == 0
+        ran = run("maintenance", "enter", "pve1")
+        assert ran.status == 1
+        assert "last usable node" in ran.complaint
+        assert "proxlb/maintenance/pve1" not in on.world.main.files
+
+    def test_an_unknown_node_is_answered_with_the_known_ones(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        ran = run("maintenance", "enter", "pve9")
+        assert ran.status == 2
+        assert ran.complaint == "there is no node pve9; the nodes are: pve1, pve2, pve3"
+        assert not any("maintenance" in path for path in on.world.main.files)
+
+    def test_another_cause_is_named_when_leaving(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        on.world.set_local_flag("pve2", "disk swap")
+        on.live(30)
+        assert "/etc/proxlb-agent/maintenance on the node  disk swap" in run("maintenance", "list").out
+        ran = run("maintenance", "leave", "pve2")
+        assert ran.status == 1
+        assert "still in maintenance: /etc/proxlb-agent/maintenance" in ran.complaint
+
+    def test_without_quorum_nothing_is_written(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        on.world.cut_node("pve1")
+        ran = run("maintenance", "enter", "pve2")
+        assert ran.status == 1
+        assert "quorate" in ran.complaint
+
+
+class Terminal:
+    """Standard input with somebody at it."""
+
+    def __init__(self, text: str, is_terminal: bool = True) -> None:
+        self._text, self._is_terminal = text, is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def readline(self) -> str:
+        return self._text
