@@ -302,8 +302,9 @@ def run_agent(config: str | None = None) -> int:
     clock = SystemClock()
     journal = sink(os.environ, sys.stderr, Level[node_settings.log.level.name])
     folder = Path(node_settings.paths.run)
-    with suppress(OSError):
+    with suppress(OSError):  # tmpfiles.d makes them; this is for a folder that somebody removed, and for trying the agent out
         folder.mkdir(mode=0o755, exist_ok=True)
+        (folder / "inbox").mkdir(mode=0o700, exist_ok=True)
     instance = InstanceLock(str(folder / "agent.lock"))
     if not instance.take():
         holder = instance.holder()

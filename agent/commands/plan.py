@@ -15,6 +15,7 @@ from agent.commands.planning import asker, checked_plan, question_of, why_only_w
 from agent.commands.tables import aligned, clock, counted, gib, iso, label, percent, points
 from agent.commands.wrong_use import WrongUseError, settings_of
 from agent.core.cluster import Snapshot
+from agent.core.explain import why_no_target
 from agent.core.json_types import Json, JsonObject
 from agent.core.load import Weights
 from agent.core.plan_types import Balance, Conflict, Gate, Plan, Refusal
@@ -164,9 +165,8 @@ def _balance_document(balance: Balance) -> JsonObject:
 def plan_text(plan: Plan, snapshot: Snapshot, settings: Settings) -> str:
     """The plan for people to read."""
     running = sum(guest.is_running for guest in snapshot.guests)
-    parts = [
-        f"{counted(len(snapshot.nodes), 'node')}, {counted(running, 'running guest')}, as of {clock(plan.taken_at)}\n{_GATES[plan.gate]}"
-    ]
+    size = f"{counted(len(snapshot.nodes), 'node')}, {counted(running, 'running guest')}"
+    parts = [f"{size}, as of {clock(plan.taken_at)}\n{_gate_words(plan, snapshot, settings)}"]
     if plan.moves:
         parts.append(f"{summary(plan)}:\n{_moves_table(plan)}")
         later = sum(not move.first_pass for move in plan.moves)
@@ -181,6 +181,17 @@ def plan_text(plan: Plan, snapshot: Snapshot, settings: Settings) -> str:
         parts.append("rules that cannot be kept as they are written:\n" + "\n".join(lines))
     parts.append(_loads_table(plan))
     return "\n\n".join(parts)
+
+
+def _gate_words(plan: Plan, snapshot: Snapshot, settings: Settings) -> str:
+    """What let load balancing begin, or why it did not."""
+    if plan.gate is Gate.CLOSED and snapshot.unseen:
+        return "no plan is made: the token does not see all guests"
+    refusals = why_no_target(snapshot, settings)
+    if plan.gate is Gate.CLOSED and sum(refusal is None for refusal in refusals.values()) < 2:
+        why = ", ".join(f"{name}: {refusal.reason.value}" for name, refusal in refusals.items() if refusal is not None)
+        return "no load balancing: fewer than two nodes can take part" + (f" ({why})" if why else "")
+    return _GATES[plan.gate]
 
 
 def _moves_table(plan: Plan) -> str:

@@ -13,9 +13,9 @@ from agent.core.journal import Level
 from agent.core.settings import Settings, check
 from agent.ports import OutsideError
 from agent.sim.cluster_file import ScenarioError, read_cluster
-from agent.sim.driver import Simulation
 from agent.sim.scenario_events import ScenarioEvent, read_events
 from agent.sim.world import JournalLine, World
+from agent.simulation import Simulation
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,21 +79,30 @@ def explain(snapshot: Snapshot, settings: Settings, question: Question, vmid: in
         together=tuple(other for other in sketch.rules.unit(vmid) if other != vmid),
         apart=tuple(sorted(sketch.rules.apart.get(vmid, ()))),
         contradicted=vmid in sketch.rules.contradicted,
-        targets=tuple(_target(sketch, unit, name, purpose) for name in sorted(sketch.node_of)),
+        targets=_targets(sketch, unit, purpose),
     )
 
 
-def _target(sketch: Placement, unit: tuple[int, ...], name: str, purpose: Purpose) -> TargetView:
-    refusal = sketch.why_not_target(unit, name, purpose)
-    if refusal is not None:
-        return TargetView(name, None, None, refusal)
+def _targets(sketch: Placement, unit: tuple[int, ...], purpose: Purpose) -> tuple[TargetView, ...]:
+    """Every node as a target, each as if the guests went there in the sketch and nobody else moved."""
+    source = sketch.at[unit[0]]
     before = Goal(sketch)
-    moved = sketch.restarted()
-    moved.move(unit, name)
-    after = Goal(moved)
     containers = sum(sketch.guest_of[member].type is GuestType.LXC for member in unit)
     cost = move_cost(sketch.load_of_unit(unit).memory_bytes, containers, before.total_memory)
-    return TargetView(name, before.imbalance - after.imbalance, before.value - after.value - cost, None)
+    found = []
+    for name in sorted(sketch.node_of):
+        refusal = sketch.why_not_target(unit, name, purpose)
+        if refusal is not None:
+            found.append(TargetView(name, None, None, refusal))
+            continue
+        sketch.move(unit, name)
+        after = Goal(sketch)
+        found.append(TargetView(name, before.imbalance - after.imbalance, before.value - after.value - cost, None))
+        if source in sketch.states:
+            sketch.move(unit, source)
+        else:
+            sketch = sketch.restarted()
+    return tuple(found)
 
 
 def why_no_target(snapshot: Snapshot, settings: Settings) -> dict[str, Refusal | None]:

@@ -94,6 +94,7 @@ class Leadership:
     asked_expiry_s: float = -1e9
     tried_adopting_s: float = -1e9
     stands_again_s: float = -1e9
+    not_before_s: float = -1e9
     waiting_for: LockAct | None = None
     stop_wanted: bool = False
 
@@ -117,7 +118,8 @@ def next_act(state: Leadership, now_s: float, *, may_stand: bool) -> tuple[Leade
     `may_stand` False keeps a follower from becoming leader (mode off, no API access); it does not end a lead.
     """
     state = _lapsed_if_late(state, now_s)
-    act = None if state.waiting_for is not None else _wanted(state, now_s, may_stand=may_stand)
+    is_early = state.waiting_for is not None or now_s < state.not_before_s
+    act = None if is_early else _wanted(state, now_s, may_stand=may_stand)
     if act is None:
         return state, None
     match act:
@@ -149,9 +151,9 @@ def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | No
         case Stage.FOLLOWING:
             if state.stop_wanted:
                 return None
-            if look_due or not state.has_looked:
+            if look_due:
                 return LockAct.LOOK
-            if not may_stand or now_s < state.stands_again_s:
+            if not state.has_looked or not may_stand or now_s < state.stands_again_s:
                 return None
             if state.lock_mtime_s is None:
                 return LockAct.TAKE
@@ -163,7 +165,7 @@ def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | No
             return None
         case Stage.HOLDING | Stage.LEADING | Stage.LAPSED:
             if now_s - state.renewed_s >= times.renew_every_s or state.stage is Stage.LAPSED:
-                return LockAct.RENEW if state.stage is not Stage.LAPSED or look_due else None
+                return LockAct.RENEW
             if state.stage is Stage.HOLDING:
                 if not state.leader_known:
                     return LockAct.LOOK
@@ -222,7 +224,7 @@ def on_took(state: Leadership, called_s: float, *, got_it: bool) -> Leadership:
         return state
     if not got_it:
         return replace(state, looked_s=-1e9)  # somebody was quicker: look at once
-    return replace(state, stage=Stage.HOLDING, lease_until_s=called_s + state.times.lease_s, renewed_s=called_s, leader_known=False)
+    return replace(state, stage=Stage.HOLDING, lease_until_s=called_s + state.times.lease_s, renewed_s=called_s, leader_known=False, looked_s=-1e9)
 
 
 def on_renewed(state: Leadership, called_s: float) -> Leadership:
@@ -231,10 +233,10 @@ def on_renewed(state: Leadership, called_s: float) -> Leadership:
     lease = called_s + state.times.lease_s
     match state.stage:
         case Stage.FOLLOWING | Stage.LAPSED:
-            return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False)
+            return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False, looked_s=-1e9)
         case Stage.HOLDING | Stage.LEADING:
             if called_s >= state.lease_until_s:
-                return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False)
+                return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False, looked_s=-1e9)
             return replace(state, lease_until_s=max(lease, state.lease_until_s), renewed_s=called_s)
         case _:
             return replace(state, renewed_s=called_s)
@@ -248,10 +250,18 @@ def on_not_holder(state: Leadership, at_s: float) -> Leadership:
     return _lost(state, at_s) if state.stage is not Stage.FOLLOWING else state
 
 
-def on_failed(state: Leadership, act: LockAct) -> Leadership:
-    """A call failed for a reason that may pass; nothing is known that was not known before. The lease decides."""
-    state = _answered(state, act)
+def on_failed(state: Leadership, act: LockAct, at_s: float) -> Leadership:
+    """A call failed for a reason that may pass; nothing is known that was not known before. The lease decides.
+
+    The next call waits as long as between two looks, so that a filesystem that is not there is not asked without a pause.
+    """
+    state = replace(_answered(state, act), not_before_s=at_s + state.times.look_every_s)
     return replace(state, stage=Stage.LEFT) if state.stage is Stage.LEAVING else state
+
+
+def on_asked(state: Leadership) -> Leadership:
+    """utime(0, 0) came back: whether pmxcfs drops the lock shows at the next look."""
+    return _answered(state, LockAct.ASK_EXPIRY)
 
 
 def on_wrote_leading(state: Leadership, written: LeaderFile) -> Leadership:

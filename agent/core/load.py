@@ -131,6 +131,11 @@ def expected_load(guest: Guest, ledger: Ledger) -> GuestLoad:
     return GuestLoad(max(known.cpu_cores, measured.cpu_cores), max(known.memory_bytes, measured.memory_bytes))
 
 
+def _size(value: float) -> float:
+    """The size of a guest, nothing where PVE reports none."""
+    return value if math.isfinite(value) and value > 0 else 0.0
+
+
 def memory_limit_bytes(node: Node, settings: Settings) -> float:
     """What guests and system may use of the node's memory: all of it less the larger of the two reserves."""
     reserve = settings.balance.node_reserve
@@ -156,6 +161,12 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
             _add(cpu_extra, memory_extra, guest.node, GuestLoad(-measured.cpu_cores, -measured.memory_bytes))
             before = leaving.get(guest.node, NO_LOAD)
             leaving[guest.node] = GuestLoad(before.cpu_cores + measured.cpu_cores, before.memory_bytes + measured.memory_bytes)
+        elif flight is not None and guest.node in (flight.source, flight.target) and not guest.is_running:
+            # a container between stop and start, and back to its source if the migration fails
+            _add(cpu_extra, memory_extra, flight.target, flight.load)
+            if guest.node == flight.source:
+                before = leaving.get(guest.node, NO_LOAD)
+                leaving[guest.node] = GuestLoad(before.cpu_cores + flight.load.cpu_cores, before.memory_bytes + flight.load.memory_bytes)
         elif guest.is_running:
             _add(
                 cpu_extra,
@@ -163,10 +174,6 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
                 guest.node,
                 GuestLoad(expected.cpu_cores - measured.cpu_cores, expected.memory_bytes - measured.memory_bytes),
             )
-    for vmid, flight in flying.items():
-        guest_now = snapshot.guest(vmid)
-        if guest_now is not None and guest_now.node == flight.target and not guest_now.is_running:
-            _add(cpu_extra, memory_extra, flight.target, flight.load)  # a container between stop and start
     loads: dict[str, NodeLoad] = {}
     for node in snapshot.nodes:
         if why_not_measured(node) is not None:

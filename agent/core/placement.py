@@ -81,6 +81,8 @@ class Placement:
         for flight in question.ledger.in_flight:
             if flight.vmid in self.guest_of:
                 self.load_of[flight.vmid] = flight.load
+                if self.at[flight.vmid] == flight.source:
+                    self.at[flight.vmid] = flight.target  # who must be with it goes there, whom it leaves is apart from it
                 for name in (flight.source, flight.target):
                     if name in self.states:
                         self.states[name].present.add(flight.vmid)
@@ -115,6 +117,11 @@ class Placement:
 
         if guest.template:
             return refuse(RefusalReason.TEMPLATE)
+        node = self.node_of.get(guest.node)
+        if node is None or not node.online:
+            return refuse(RefusalReason.NODE_OFFLINE, guest.node)
+        if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
+            return refuse(RefusalReason.NODE_IGNORED, guest.node)
         if guest.ha is not None:
             return refuse(RefusalReason.HA_MANAGED, guest.ha)
         if vmid in self.rules.ignored:
@@ -190,6 +197,8 @@ class Placement:
             return refuse(RefusalReason.NODE_STARTING, f"up for {node.uptime_s:.0f} s")
         if node.reports is False:
             return refuse(RefusalReason.NODE_SILENT)
+        if self.states[node.name].memory_limit <= 0:
+            return refuse(RefusalReason.NO_MEMORY, "the reserve is all it has")  # a witness: neither a target nor part of the spread
         return None
 
     def has_backup(self, name: str) -> bool:

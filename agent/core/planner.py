@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.goal import Goal, move_cost
@@ -20,6 +21,8 @@ from agent.core.steps import Step
 
 TRIED_FIRST = 6  # the fullest nodes as sources and the emptiest as targets hold a good step nearly always; all are tried when they do not
 
+GO_ON_FRACTION = 0.25  # of min_gain: what a plan that has begun must still gain, so that its tail is carried out, and noise is not
+
 
 def plan(snapshot: Snapshot, settings: Settings, question: Question | None = None) -> Plan:
     """Return the moves that put the cluster right: maintenance, then broken rules, return home, then load.
@@ -31,10 +34,17 @@ def plan(snapshot: Snapshot, settings: Settings, question: Question | None = Non
     Raises:  nothing; a snapshot without usable nodes gives a plan without moves.
     Source:  Ganeti hbal, its steepest descent over a table of statistics.
     """
-    planner = _Planner(snapshot, settings, question or Question())
+    question = question or Question()
+    snapshot = replace(  # sums of floats depend on their order
+        snapshot,
+        nodes=tuple(sorted(snapshot.nodes, key=lambda node: node.name)),
+        guests=tuple(sorted(snapshot.guests, key=lambda guest: guest.vmid)),
+        tasks=tuple(sorted(snapshot.tasks, key=lambda task: (task.started_at, task.upid))),
+    )
+    planner = _Planner(snapshot, settings, question)
     result = planner.run()
     if planner.has_stuck_repair:  # going to better nodes for load made it stuck: what must be comes first
-        result = _Planner(snapshot, settings, question or Question(), repairs_are_final=True).run()
+        result = _Planner(snapshot, settings, question, repairs_are_final=True).run()
     return result
 
 
@@ -205,9 +215,9 @@ class _Planner:
                 self._gather(unit)
 
     def _gather(self, unit: tuple[int, ...]) -> None:
-        """Bring a split unit together where the fewest guests, then bytes, have to move."""
+        """Bring a split unit together where the fewest guests, of these those that have not just moved, then bytes, have to move."""
         sketch = self.sketch
-        best: tuple[int, float, float, str] | None = None
+        best: tuple[int, int, float, float, str] | None = None
         why: Refusal | None = None
         for name in sketch.usable:
             movers = tuple(vmid for vmid in unit if sketch.at[vmid] != name)
@@ -222,10 +232,11 @@ class _Planner:
                 why = why or refusal
                 continue
             self.evaluations += 1
-            rank = (len(movers), sketch.load_of_unit(movers).memory_bytes, self.goal.slope(sketch.states[name]), name)
+            moved = len(self.question.cooling.keys() & set(movers))  # who has just moved is followed rather than sent back
+            rank = (len(movers), moved, sketch.load_of_unit(movers).memory_bytes, self.goal.slope(sketch.states[name]), name)
             best = rank if best is None else min(best, rank)
         if best is not None:
-            self._take(tuple(vmid for vmid in unit if sketch.at[vmid] != best[3]), best[3], MoveReason.AFFINITY)
+            self._take(tuple(vmid for vmid in unit if sketch.at[vmid] != best[-1]), best[-1], MoveReason.AFFINITY)
         elif why is not None:
             self._refuse(why)
 
@@ -257,7 +268,7 @@ class _Planner:
         units = self._units_on(sources)
         while (found := self._best_step(units, set(sources))) is not None:
             self._take(found[0], found[1], _REASONS[gate])
-        least = 0.0 if self.question.force else self.settings.balance.min_gain_percent / 100
+        least = self._least_gain()
         if self.goal.value > start - least and self.steps != steps_before:
             lowered = start - self.goal.value
             self._undo(steps_before)
@@ -265,6 +276,13 @@ class _Planner:
             for vmid in sorted(v for v, node in self.sketch.at.items() if node in sources and self.sketch.guest_of[v].is_running):
                 self._refuse(Refusal(vmid, RefusalReason.NO_GAIN, f"all moves together gain {100 * lowered:.2f} points"))
         self._explain_those_who_stay(sources)
+
+    def _least_gain(self) -> float:
+        """What all load moves together must take off the goal, for the plan to be worth beginning or going on with."""
+        least = self.settings.balance.min_gain_percent / 100
+        if self.question.force:
+            return 0.0
+        return least if self.question.opened_by is None else least * GO_ON_FRACTION
 
     def _undo(self, steps: list[Step]) -> None:
         self.sketch = self.sketch.restarted()

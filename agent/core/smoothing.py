@@ -7,85 +7,85 @@ So a guest takes its history along when it moves, and a node does not pay for gu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from agent.core.cluster import Guest, Node, Snapshot
+from agent.core.cluster import Snapshot
 from agent.core.load import is_fresh, measured_load, sane
 
-WINDOW_S = 300.0
+SMOOTHED_OVER_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """Samples of one figure over the last `WINDOW_S` seconds: (time, value), by time."""
+class Average:
+    """An exponentially weighted mean with the time constant `SMOOTHED_OVER_S`; of the first samples the plain mean.
 
-    samples: tuple[tuple[float, float], ...] = ()
+    Units:   `at` in seconds of the clock of the samples.
+    """
 
-    def with_sample(self, at: float, value: float) -> Series:
-        """The series with one more sample; a time that is already there, or goes back, changes nothing."""
-        if self.samples and at <= self.samples[-1][0]:
+    mean: float
+    at: float
+    samples: int = 1
+
+    def with_sample(self, at: float, value: float) -> Average:
+        """The mean with one more sample; a time that is already there, or goes back, changes nothing."""
+        if at <= self.at:
             return self
-        kept = tuple(sample for sample in self.samples if sample[0] > at - WINDOW_S)
-        return Series((*kept, (at, value)))
-
-    @property
-    def mean(self) -> float | None:
-        """The mean of the samples, None when there are none."""
-        return sum(value for _, value in self.samples) / len(self.samples) if self.samples else None
+        share = max(1 / (self.samples + 1), 1 - math.exp((self.at - at) / SMOOTHED_OVER_S))
+        return Average(self.mean + share * (value - self.mean), at, self.samples + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """The cpu series of each guest, and of each node without its guests; memory changes slowly and is taken as it is.
+    """The mean cpu load of each guest, and of each node without its guests; memory changes slowly and is taken as it is.
 
     Units:   cores.
     """
 
-    guests: Mapping[int, Series] = field(default_factory=dict)
-    nodes: Mapping[str, Series] = field(default_factory=dict)
+    guests: Mapping[int, Average] = field(default_factory=dict)
+    nodes: Mapping[str, Average] = field(default_factory=dict)
 
     def with_snapshot(self, snapshot: Snapshot, at: float) -> Smoothing:
-        """The series with the snapshot's loads as one more sample; guests and nodes that are gone are forgotten."""
-        guests: dict[int, Series] = {}
+        """The means with the snapshot's loads as one more sample; guests and nodes that are gone are forgotten."""
+        guests: dict[int, Average] = {}
         used: dict[str, float] = {}
         for guest in snapshot.guests:
             load = measured_load(guest)
             if load is None:
                 continue
             used[guest.node] = used.get(guest.node, 0.0) + load.cpu_cores
-            series = self.guests.get(guest.vmid, Series())
-            guests[guest.vmid] = series if is_fresh(guest) else series.with_sample(at, load.cpu_cores)
-        nodes: dict[str, Series] = {}
+            before = self.guests.get(guest.vmid)
+            if not is_fresh(guest):
+                guests[guest.vmid] = Average(load.cpu_cores, at) if before is None else before.with_sample(at, load.cpu_cores)
+            elif before is not None:
+                guests[guest.vmid] = before
+        nodes: dict[str, Average] = {}
         for node in snapshot.nodes:
             cpu = sane(node.cpu_used_cores, node.cpu_cores) if node.online else None
             if cpu is not None:
-                nodes[node.name] = self.nodes.get(node.name, Series()).with_sample(at, cpu - used.get(node.name, 0.0))
+                own, mean = cpu - used.get(node.name, 0.0), self.nodes.get(node.name)
+                nodes[node.name] = Average(own, at) if mean is None else mean.with_sample(at, own)
         return Smoothing(guests, nodes)
 
     def applied(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with smoothed cpu loads; who has no samples keeps the load PVE reported."""
-        guests: list[Guest] = []
-        delta: dict[str, float] = {}
-        for guest in snapshot.guests:
-            load, mean = measured_load(guest), self.guests.get(guest.vmid, Series()).mean
-            if load is not None and mean is not None and not is_fresh(guest):
-                delta[guest.node] = delta.get(guest.node, 0.0) + mean - load.cpu_cores
-                guests.append(replace(guest, cpu_used_cores=mean))
-            else:
-                guests.append(guest)
-        measured: dict[str, float] = {}
-        for guest in snapshot.guests:
-            if (load := measured_load(guest)) is not None:
-                measured[guest.node] = measured.get(guest.node, 0.0) + load.cpu_cores
-        nodes: list[Node] = []
-        for node in snapshot.nodes:
-            own = self.nodes.get(node.name, Series()).mean
-            if own is None or node.cpu_used_cores is None:
-                nodes.append(node)
-            else:
-                cpu = own + measured.get(node.name, 0.0) + delta.get(node.name, 0.0)
-                nodes.append(replace(node, cpu_used_cores=max(0.0, cpu)))
+        guests = list(snapshot.guests)
+        smoothed: dict[str, float] = {}
+        for index, guest in enumerate(guests):
+            load = measured_load(guest)
+            if load is None:
+                continue
+            cpu, average = load.cpu_cores, self.guests.get(guest.vmid)
+            if average is not None and not is_fresh(guest):
+                cpu = average.mean
+                guests[index] = replace(guest, cpu_used_cores=cpu)
+            smoothed[guest.node] = smoothed.get(guest.node, 0.0) + cpu
+        nodes = list(snapshot.nodes)
+        for index, node in enumerate(nodes):
+            own = self.nodes.get(node.name)
+            if own is not None and node.cpu_used_cores is not None:
+                nodes[index] = replace(node, cpu_used_cores=max(0.0, own.mean + smoothed.get(node.name, 0.0)))
         return replace(snapshot, guests=tuple(guests), nodes=tuple(nodes))
 
 

@@ -24,11 +24,16 @@ from agent.daemon.status import status_text
 from agent.daemon.work import Work
 from agent.ports import FilesystemState
 
+AGAIN_S = 5.0  # between two tries of what failed
+
 _WAITING = {
     FilesystemState.NOT_MOUNTED: "waiting: /etc/pve is not mounted (is pve-cluster running?)",
     FilesystemState.NO_QUORUM: "waiting: this node is not in the quorate part of the cluster",
     FilesystemState.STANDALONE: "waiting: this node is in no cluster, so there is nothing to balance",
 }
+
+
+STATUS_AGAIN_S = 30.0  # `status` takes an agent whose file is a minute old for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ class Agent:
         self.exit_status: int | None = None
         self._history: HistoryFile | None = None
         self._asked_history = False
-        self._signs_s = self._statistics_s = self._settings_s = self._status_s = self._timer_s = -1e9
+        self._history_again_s = -1e9
+        self._signs_s = self._statistics_s = self._settings_s = self._status_s = self._wrote_status_s = self._timer_s = -1e9
         self._reading_signs = self._reading_settings = False
         self._stop_s: float | None = None
         self._said_state: FilesystemState | None = FilesystemState.QUORATE
@@ -201,6 +207,7 @@ class Agent:
         if self.lead.state.stage is not Stage.LEADING or self.work is not None:
             return []
         if seen.error:
+            self._history_again_s = now.boot_s + AGAIN_S
             return [_outside(Level.WARNING, f"history.json cannot be read: {seen.error}")]
         said: list[Output] = []
         if seen.text is None:
@@ -274,7 +281,7 @@ class Agent:
 
     def _due_as_leader(self, now: Now) -> list[Output]:
         result: list[Output] = []
-        if self.work is None and self._history is None and not self._asked_history:
+        if self.work is None and self._history is None and not self._asked_history and now.boot_s >= self._history_again_s:
             self._asked_history = True
             self.senses = Senses(self.identity.node)
             self._signs_s = self._statistics_s = -1e9
@@ -314,8 +321,8 @@ class Agent:
         self._status_s = now.boot_s
         result: list[Output] = []
         text, line = status_text(self, now)
-        if text != self._status:
-            self._status = text
+        if text != self._status or now.boot_s - self._wrote_status_s >= STATUS_AGAIN_S:
+            self._status, self._wrote_status_s = text, now.boot_s
             result.append(outputs.WriteStatus(text))
         if line != self._line:
             self._line = line

@@ -74,7 +74,7 @@ class Lead:
         if answer.outcome is LockOutcome.NOT_HOLDER:
             return leadership.on_not_holder(state, now.boot_s)
         if answer.outcome is LockOutcome.FAILED:
-            return leadership.on_failed(state, answer.act)
+            return leadership.on_failed(state, answer.act, now.boot_s)
         match answer.act:
             case LockAct.LOOK:
                 return leadership.on_looked(state, answer.called_s, answer.mtime_s, self._leader_in(answer.leader_text))
@@ -83,12 +83,12 @@ class Lead:
             case LockAct.RENEW:
                 return leadership.on_renewed(state, answer.called_s)
             case LockAct.ASK_EXPIRY:
-                return leadership.on_failed(state, answer.act)
+                return leadership.on_asked(state)
             case LockAct.RELEASE:
                 return leadership.on_released(state, now.boot_s)
         written = _leader(answer.leader_text)
         if written is None:
-            return leadership.on_failed(state, answer.act)
+            return leadership.on_failed(state, answer.act, now.boot_s)
         if answer.act is LockAct.WRITE_LEADING:
             return leadership.on_wrote_leading(state, written)
         return leadership.on_wrote_released(state, written)

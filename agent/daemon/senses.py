@@ -36,6 +36,7 @@ class Senses:
         self._raised: dict[str, float] = {}
         self.inboxes: dict[str, InboxFile] = {}
         self.loads: Snapshot | None = None
+        self.node_loads: Mapping[str, NodeLoad] = {}
         self.smoothing = Smoothing()
         self.held: Held | None = None
         self.vmids: frozenset[int] = frozenset()
@@ -171,11 +172,12 @@ class Senses:
         return events + self._overloads(now, settings)
 
     def _overloads(self, now: Now, settings: Settings) -> list[Event]:
-        """Overload that has lasted, and uneven load: told once, and again only after `reconcile_s`."""
+        """Overload that has lasted, and uneven load: told once as long as it lasts, and at most every `reconcile_s` when it comes and
+        goes. What becomes possible meanwhile, the regular look finds."""
         if self.loads is None:
             return []
         weights = Weights.of(settings)
-        loads = node_loads(self.loads, Ledger(), settings)
+        loads = self.node_loads = node_loads(self.loads, Ledger(), settings)
         cpu_only = replace(weights, memory_threshold=None)
         memory_only = replace(weights, cpu_threshold=None)
         self.held = (self.held or Held()).with_look(
@@ -193,7 +195,7 @@ class Senses:
             detail = f"{100 * width:.0f} points between {high} and {low}"
             wanted.append(Event(EventKind.SPREAD, EventSource.STATISTICS, now.boot_s, node=high, detail=detail))
         keys = {f"{event.kind}:{event.node}" for event in wanted}
-        self._raised = {key: at for key, at in self._raised.items() if key in keys and now.boot_s - at < settings.triggers.reconcile_s}
+        self._raised = {key: at for key, at in self._raised.items() if key in keys or now.boot_s - at < settings.triggers.reconcile_s}
         events = [event for event in wanted if f"{event.kind}:{event.node}" not in self._raised]
         self._raised.update({f"{event.kind}:{event.node}": now.boot_s for event in events})
         return events

@@ -10,7 +10,6 @@ from agent import __version__
 from agent.core import history as memory
 from agent.core.json_types import JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
-from agent.core.load import Ledger, node_loads
 from agent.core.migrations import Migration
 from agent.core.triggers import described
 from agent.daemon.inputs import Now
@@ -46,8 +45,8 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
     state, work = agent.lead.state, agent.work
     maintenance = sorted({m.node for m in agent.senses.maintenance()} | set(agent.settings.nodes.maintenance)) if work is not None else []
     nodes: JsonObject = {}
-    if work is not None and agent.senses.loads is not None:
-        for name, load in sorted(node_loads(agent.senses.loads, Ledger(), agent.settings).items()):
+    if work is not None:
+        for name, load in sorted(agent.senses.node_loads.items()):
             nodes[name] = {"cpu_fraction": round(load.cpu_fraction, 3), "memory_fraction": round(load.memory_fraction, 3)}
     filesystem = agent.filesystem
     return {

@@ -36,6 +36,7 @@ VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
 LANDING_S = 15.0  # pvestatd's round of 10 s and its own time: before that, loads still show the guest where it was
 RETRY_S = 10.0
 REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
+UNSEEN_START_S = 15.0  # the same for a guest that has just started: PVE's numbers still say that it does not run
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
@@ -73,11 +74,13 @@ class Work:
         self._serial = 0
         self._writing: int | None = None
         self._dirty = True
+        self._write_again_s = -1e9
         self._intents = 0
         self._took_lead_s = took_lead_s
         self._landed_s = -1e9
         self._telling = Telling()
         self._told: dict[tuple[EventKind, int | None, str | None], tuple[EventSource, float]] = {}
+        self._started: dict[int, tuple[str | None, float]] = {}
 
     # events
 
@@ -91,6 +94,10 @@ class Work:
         if echo is not None:
             text = f"guest {event.vmid}: {event.kind.value} on {event.node}, {echo}: nothing to look at"
             return [of_event(Level.DEBUG, text, event)]
+        if event.vmid is not None and event.kind is EventKind.GUEST_STARTED:
+            self._started.setdefault(event.vmid, (event.node, event.at_s))
+        elif event.vmid is not None and event.kind is EventKind.GUEST_STOPPED:
+            self._started.pop(event.vmid, None)
         if self._is_told_again(event):
             return []
         before = self.pending
@@ -124,7 +131,7 @@ class Work:
         if self._phase is Phase.IDLE and self._look_at_s is not None and now.boot_s >= self._look_at_s:
             self._phase, self._look_at_s = Phase.OBSERVING, None
             outputs.append(Observe())
-        if self._dirty and self._writing is None and self._phase is not Phase.WRITING:
+        if self._dirty and self._writing is None and self._phase is not Phase.WRITING and now.boot_s >= self._write_again_s:
             outputs.append(self._write(now))
         return outputs
 
@@ -161,7 +168,7 @@ class Work:
             return self._telling.failure(seen.error, seen.hint)
         outputs = self._telling.success()
         self.failing_since_s = None
-        self.snapshot = senses.enriched(seen.snapshot)
+        self.snapshot = self._with_starts(senses.enriched(seen.snapshot), now)
         outputs += self._settle_ended(seen.snapshot, now)
         self.history = memory.without_stale_homes(self.history, seen.snapshot)
         outputs += self._telling.empty_nodes(self.snapshot)
@@ -180,6 +187,19 @@ class Work:
             return outputs
         self._rounds = 0
         return outputs + self._plan_and_go(senses, settings, lead, now)
+
+    def _with_starts(self, snapshot: Snapshot, now: Now) -> Snapshot:
+        """The snapshot with the guests running that were seen to start a moment ago, so that a start is judged at once."""
+        self._started = {vmid: start for vmid, start in self._started.items() if now.boot_s - start[1] < UNSEEN_START_S}
+        if not self._started:
+            return snapshot
+        guests = tuple(
+            replace(guest, status="running", uptime_s=0.0)
+            if guest.status == "stopped" and guest.vmid in self._started and self._started[guest.vmid][0] == guest.node
+            else guest
+            for guest in snapshot.guests
+        )
+        return replace(snapshot, guests=guests)
 
     def warm_at_s(self, settings: Settings) -> float:
         """When load balancing may begin: `warmup_s` after the lead was taken or the membership changed."""
@@ -309,7 +329,9 @@ class Work:
             record = intended(move, f"{lead.epoch}-{self._intents}", lead.epoch, now.wall_s, request)
             self._to_start.append(record)
         self.history = memory.with_migrations(self.history, self._to_start)
-        count = f"{len(moves)} of them start now" if len(moves) < len(self.plan.moves) else "starting now"
+        count = "starting now"
+        if len(moves) < len(self.plan.moves):
+            count = f"{len(moves)} of them start{'s' if len(moves) == 1 else ''} now"
         text = f"{described(self.current)}: {summary(self.plan)}; {count}"
         outputs += self._conclude(text, Level.NOTICE, now, moves)
         self._has_moved = True
@@ -333,6 +355,7 @@ class Work:
         self._writing = None
         if answer.error:
             self._dirty = True
+            self._write_again_s = now.boot_s + RETRY_S
         if self._phase is not Phase.WRITING:
             return []
         self._phase = Phase.IDLE

@@ -15,8 +15,8 @@ from agent import wiring
 from agent.cli import main
 from agent.core.settings import Settings, check
 from agent.sim.cluster_file import read_cluster
-from agent.sim.driver import Simulation
 from agent.sim.ports import ports_of
+from agent.simulation import Simulation
 from tests.commands.rig import NODES, Place, Ran, Run, Stage, entry, members
 from tests.pve_server.client import TOKEN_SECRET, PveServer, cluster
 

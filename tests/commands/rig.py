@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.sim.driver import Simulation
 from agent.sim.world import World
+from agent.simulation import Simulation
 
 NODES = ("pve1", "pve2", "pve3")
 RELEASED = {

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from agent.commands import draining
+from agent.commands.status import STALE_S
 from agent.sim.migrations import FailureKind
+from agent.sim.ports import SimLocalFiles
 from tests.commands.rig import Run, Stage, entry
 
 OBSERVE = {"mode": "observe"}
@@ -41,7 +44,7 @@ class TestReading:
         planned = json.loads(run("plan", "--json").out)
         assert planned["moves"] == []
         assert {refusal["reason"] for refusal in planned["refused"] if refusal["vmid"] < 200} == {"local-disk"}
-        assert on.world.api_requests["GET migrate"] == 5
+        assert on.world.api_requests["GET migrate"] == 4  # the one of pve2 is not about to move
 
     def test_a_guest_that_moved_lately_is_cooling(self, stage: Callable[..., Stage], run: Run) -> None:
         on = stage(live_s=200.0)
@@ -76,6 +79,14 @@ class TestReading:
         assert ran.status == 0
         assert "pve1, epoch 2, lease for" in ran.out
         assert "last decision" in ran.out
+
+    def test_an_agent_to_which_nothing_happens_is_still_heard_of(self, stage: Callable[..., Stage], mocker: MockerFixture) -> None:
+        on = stage(quiet(), live_s=200.0)
+        written = mocker.patch.object(SimLocalFiles, "write_status", autospec=True)
+        for _ in range(4):
+            written.reset_mock()
+            on.live(STALE_S - 10)
+            assert {json.loads(call.args[1])["node"] for call in written.call_args_list} == set(on.world.nodes)
 
     def test_the_history_tells_past_moves(self, stage: Callable[..., Stage], run: Run) -> None:
         on = stage(live_s=200.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,10 +262,16 @@ def test_guests_that_the_token_does_not_see(place: Callable[..., Place], run: Ru
     real: Any = wiring.look
     mocker.patch.object(wiring, "look", side_effect=lambda settings: _with_unseen(real(settings)))
     assert "105" in run("--config", where.config, "cluster").out
-    assert "the agent only observes" in run("--config", where.config, "plan").err
+    ran = run("--config", where.config, "plan")
+    assert "no plan is made: the token does not see all guests" in ran.out
+    assert "the agent only observes" in ran.err
+
+
+def test_nodes_whose_agents_have_not_reported_are_named(place: Callable[..., Place], run: Run, pve: PveServer) -> None:
+    where = place(pve.port, mounted="quorate")
+    ran = run("--config", where.config, "plan")
+    assert "fewer than two nodes can take part (pve1: node-silent, pve2: node-silent, pve3: node-silent)" in ran.out
 
 
 def _with_unseen(snapshot: Any) -> Any:
-    from dataclasses import replace
-
     return replace(snapshot, unseen=(105,))

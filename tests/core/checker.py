@@ -118,6 +118,8 @@ class State:
         for guest in snapshot.guests:
             now = measured(guest) or (0.0, 0.0)
             flight = flights.get(guest.vmid)
+            if flight is not None and guest.node not in (flight.source, flight.target):
+                flight = None
             if flight is None or (guest.node == flight.target and guest.status == "running"):
                 if guest.status == "running":
                     self._add(guest.node, self.load[guest.vmid], now)
@@ -256,11 +258,15 @@ class _Check:
         }
         self.usable = {node.name for node in snapshot.nodes if self._why_not_usable(node) is None}
         self.backups = {task.node for task in snapshot.tasks if task.ended_at is None and task.kind == "vzdump"}
-        self.busy = {task.target_id for task in snapshot.tasks if task.ended_at is None and task.kind not in ("startall", "stopall", "migrateall")}
+        self.busy = {
+            task.target_id for task in snapshot.tasks if task.ended_at is None and task.kind not in ("startall", "stopall", "migrateall")
+        }
 
     def findings(self) -> Iterator[str]:
         yield from self._form()
-        moves = [move for move in self.plan.moves if move.vmid in self.guests and any(node.name == move.target for node in self.snapshot.nodes)]
+        moves = [
+            move for move in self.plan.moves if move.vmid in self.guests and any(node.name == move.target for node in self.snapshot.nodes)
+        ]
         for move in moves:
             yield from self._guest(move)
             yield from self._ends(move)

@@ -63,7 +63,9 @@ def started(guest: Guest, ago_s: float = 3.0) -> Guest:
     return replace(guest, cpu_used_cores=0.0, memory_used_bytes=GIB // 8, uptime_s=ago_s)
 
 
-def cluster(*things: Node | Guest | Task, system_gib: float = 2.0, system_cpu: float = 0.5, drain: Iterable[str] = (), **other: object) -> Snapshot:
+def cluster(
+    *things: Node | Guest | Task, system_gib: float = 2.0, system_cpu: float = 0.5, drain: Iterable[str] = (), **other: object
+) -> Snapshot:
     """The snapshot of these nodes, guests and tasks; a node's load is its guests' and a bit for the system."""
     guests = sorted((thing for thing in things if isinstance(thing, Guest)), key=lambda guest: guest.vmid)
     nodes = []

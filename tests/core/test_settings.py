@@ -340,7 +340,7 @@ def schema() -> JsonObject:
     """The schema that the table makes."""
     top: JsonObject = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "proxlb-agent/config/1",
+        "$id": "urn:proxlb-agent:config:1",
         "title": "Settings of proxlb-agent, both files in one",
         "type": "object",
         "additionalProperties": False,

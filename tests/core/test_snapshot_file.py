@@ -39,7 +39,7 @@ SMALL = Snapshot(
     pve_version="9.1.1",
 )
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=6)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 T = typing.TypeVar("T")
 

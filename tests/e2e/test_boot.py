@@ -147,7 +147,8 @@ def test_a_killed_test_leaves_nothing(root: Path, number: signal.Signals) -> Non
         "import sys, time; from pathlib import Path; from tests.e2e.machine import Machine\n"
         "with Machine(Path(sys.argv[1])) as machine: print(machine.name, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, root], cwd=PROJECT, stdout=-1, stderr=subprocess.DEVNULL, text=True) as process:
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", code, str(root)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=-1, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         name = process.stdout.readline().strip().removeprefix("proxlb-")
         assert left_of(name)

@@ -10,6 +10,7 @@ cluster.yaml, events.yaml and settings.yaml are what `proxlb-agent simulate` tak
     must: ["regex", {line: regex, from_s: 20, to_s: 30, times: 1}]    # searched in `  22.0  pve1  notice   moving ...`
     must_not: ["regex"]
     placements: {101: pve2}         # at the end
+    placements_if_killed: {}        # the same for those runs, as a gate that was open before a kill may be closed after it
     posts: {101: 1}                 # requests to migrate, of every guest that had one; or most_posts: 5
     stopped: [105]                  # who does not run at the end and did at the start
     answers: {r1: "regex"}          # of requests, in history.json
@@ -19,7 +20,7 @@ cluster.yaml, events.yaml and settings.yaml are what `proxlb-agent simulate` tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,9 +68,10 @@ class Checks:
     unhurried: bool = False
     kill_everywhere: bool = False
     settings_changes: tuple[SettingsChange, ...] = ()
-    must: tuple[str | Line, ...] = ()
+    must: tuple[Line, ...] = ()
     must_not: tuple[str, ...] = ()
     placements: Mapping[int, str] = field(default_factory=dict)
+    placements_if_killed: Mapping[int, str] | None = None
     posts: Mapping[int, int] | None = None
     most_posts: int | None = None
     stopped: tuple[int, ...] = ()
@@ -114,7 +116,10 @@ def text(line: JournalLine) -> str:
 
 def read_checks(folder: Path) -> Checks:
     """The folder's checks.yaml."""
-    return from_json(Checks, wiring.read_yaml(str(folder / "checks.yaml")))
+    document = wiring.read_yaml(str(folder / "checks.yaml"))
+    if isinstance(document, dict) and isinstance(wanted := document.get("must"), list):
+        document = {**document, "must": [{"line": line} if isinstance(line, str) else line for line in wanted]}
+    return from_json(Checks, document)
 
 
 def run(folder: Path, checks: Checks, *, kill_after: int | None = None, further_s: float = 0.0) -> Run:

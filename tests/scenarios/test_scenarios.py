@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from difflib import unified_diff
 from pathlib import Path
 
 import pytest
 
-from tests.scenarios.scenario import RESTART_AFTER_S, Checks, Line, Run, actions_in, read_checks, run
+from tests.scenarios.scenario import RESTART_AFTER_S, Checks, Run, actions_in, read_checks, run
 
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(path.parent.name for path in HERE.glob("*/checks.yaml"))
@@ -34,6 +35,8 @@ def test_killed_leader(name: str) -> None:
     """Whatever line of an action is the last before a kill: nothing is started twice, and what had to be done is done."""
     folder = HERE / name
     checks = read_checks(folder)
+    if checks.placements_if_killed is not None:
+        checks = replace(checks, placements=checks.placements_if_killed)
     undisturbed = run(folder, checks)
     usual = started(undisturbed)
     lines = actions_in(undisturbed)
@@ -64,8 +67,7 @@ def started(done: Run) -> Counter[int]:
 def broken_checks(checks: Checks, done: Run) -> Iterator[str]:
     """What of the hand-written checks does not hold."""
     lines = done.journal.splitlines()
-    for wanted in checks.must:
-        entry = wanted if isinstance(wanted, Line) else Line(wanted)
+    for entry in checks.must:
         found = [line for line in lines if re.search(entry.line, line) and entry.from_s <= at_s(line) <= entry.to_s]
         if not found or (entry.times is not None and len(found) != entry.times):
             yield f"must be there: {entry}, found {len(found)} times"
