@@ -170,6 +170,9 @@ class ClusterApi(Protocol):
     def task(self, upid: str) -> TaskSight:
         """How the task stands. Raises TemporaryError when its node does not answer, RefusedError when it is unknown there."""
 
+    def close(self) -> None:
+        """Close connections; the next call opens them again."""
+
     def find_migration(self, vmid: int, source: str, since_wall_s: float) -> str | None:
         """UPID of a migrate task of the guest started on `source` since then, None when there is none. Whole seconds of the
         source's clock: allow for a difference of clocks."""

@@ -183,7 +183,11 @@ def _token_secret(path: str) -> str | None:
 
 def look(settings: Settings) -> Snapshot:
     """The cluster now: what the API shows, and on a node what its files add (flags, reports, unseen guests)."""
-    snapshot = make_api(settings).look()
+    api = make_api(settings)
+    try:
+        snapshot = api.look()
+    finally:
+        api.close()
     files = make_files(settings)
     if files.state() is FilesystemState.NOT_MOUNTED:
         return snapshot

@@ -224,7 +224,9 @@ def on_took(state: Leadership, called_s: float, *, got_it: bool) -> Leadership:
         return state
     if not got_it:
         return replace(state, looked_s=-1e9)  # somebody was quicker: look at once
-    return replace(state, stage=Stage.HOLDING, lease_until_s=called_s + state.times.lease_s, renewed_s=called_s, leader_known=False, looked_s=-1e9)
+    return replace(
+        state, stage=Stage.HOLDING, lease_until_s=called_s + state.times.lease_s, renewed_s=called_s, leader_known=False, looked_s=-1e9
+    )
 
 
 def on_renewed(state: Leadership, called_s: float) -> Leadership:

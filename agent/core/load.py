@@ -89,7 +89,7 @@ class Ledger:
 
 def sane(value: float | None, size: float) -> float | None:
     """The value when it can be a load of something of that size, else None (missing, NaN, negative, absurd)."""
-    if value is None or not math.isfinite(value) or value < 0 or value > SANE_FACTOR * size:
+    if value is None or not math.isfinite(value) or not 0 <= value <= SANE_FACTOR * size:  # a size of NaN is none
         return None
     return float(value)
 
@@ -99,7 +99,7 @@ def measured_load(guest: Guest) -> GuestLoad | None:
 
     Units:   cores and bytes.
     """
-    cpu = sane(guest.cpu_used_cores, max(guest.cpu_cores, 1.0))
+    cpu = sane(guest.cpu_used_cores, max(_size(guest.cpu_cores), 1.0))
     memory = [
         m for m in (sane(guest.memory_used_bytes, guest.memory_bytes), sane(guest.memory_host_bytes, guest.memory_bytes)) if m is not None
     ]
@@ -125,7 +125,7 @@ def expected_load(guest: Guest, ledger: Ledger) -> GuestLoad:
         return measured
     known = ledger.learned.get(guest.vmid)
     if known is None:
-        known = GuestLoad(EXPECTED_CPU_FRACTION * guest.cpu_cores, EXPECTED_MEMORY_FRACTION * guest.memory_bytes)
+        known = GuestLoad(EXPECTED_CPU_FRACTION * _size(guest.cpu_cores), EXPECTED_MEMORY_FRACTION * _size(guest.memory_bytes))
     if measured is None:
         return known
     return GuestLoad(max(known.cpu_cores, measured.cpu_cores), max(known.memory_bytes, measured.memory_bytes))
@@ -196,7 +196,7 @@ def why_not_measured(node: Node) -> str | None:
     """Why a node's load cannot be used, None when it can."""
     if not node.online:
         return "offline"
-    if not (math.isfinite(node.cpu_cores) and node.cpu_cores > 0 and node.memory_bytes > 0):
+    if not (math.isfinite(node.cpu_cores) and node.cpu_cores > 0 and math.isfinite(node.memory_bytes) and node.memory_bytes > 0):
         return "PVE reports no size for it"
     if sane(node.cpu_used_cores, node.cpu_cores) is None or sane(node.memory_used_bytes, node.memory_bytes) is None:
         return "PVE reports no load for it"

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
 from agent.core.events import Event, EventKind
+from agent.core.load import FRESH_S
 from agent.core.migrations import Migration
 from agent.core.question import EVERYWHERE, Scope
 from agent.core.settings import TriggerSettings
@@ -39,6 +40,7 @@ _EVERYWHERE = frozenset(
 )
 _AT_ONCE = frozenset({EventKind.MAINTENANCE_BEGAN, EventKind.REQUEST})
 _OF_A_GUEST = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
+_NOT_YET_SEEN = frozenset({"stopped", "unknown"})
 _RANK = {EventKind.MAINTENANCE_BEGAN: Rank.MAINTENANCE, EventKind.OVERLOAD: Rank.OVERLOAD, EventKind.SPREAD: Rank.SPREAD}
 
 
@@ -166,11 +168,33 @@ def without_echoes(trigger: Trigger, seen: MigrationTraces, now: float) -> Trigg
     return result
 
 
+def with_starts(snapshot: Snapshot, trigger: Trigger, now_s: float) -> Snapshot:
+    """The snapshot with guests running that have just started, by what the trigger's events say.
+
+    PVE shows a start only when pvestatd has looked, up to `FRESH_S` later. Such a guest has no load yet, so its expected
+    one counts. An event of a stop that came after takes it back.
+
+    Units:   `now_s` in CLOCK_BOOTTIME seconds, as the events' times.
+    """
+    started: dict[int, bool] = {}
+    for event in sorted(trigger.events, key=lambda event: event.at_s):
+        if event.vmid is not None and event.kind in _OF_A_GUEST and event.kind is not EventKind.GUEST_CHANGED and event.origin is None:
+            started[event.vmid] = event.kind is EventKind.GUEST_STARTED and now_s - event.at_s < FRESH_S
+    guests = tuple(
+        replace(guest, status="running", uptime_s=0.0, cpu_used_cores=0.0, memory_used_bytes=0, memory_host_bytes=None)
+        if started.get(guest.vmid) and guest.status in _NOT_YET_SEEN and not guest.template
+        else guest
+        for guest in snapshot.guests
+    )
+    return replace(snapshot, guests=guests) if any(started.values()) else snapshot
+
+
 def described(trigger: Trigger) -> str:
     """The trigger in words, for the journal: what happened, not what is done about it."""
     parts = [_words(event) for event in trigger.events[:3]]
     if len(trigger.events) > 3:
-        parts.append(f"and {len(trigger.events) - 3} more events")
+        more = len(trigger.events) - 3
+        parts.append(f"and {more} more event{'s' if more > 1 else ''}")
     return ", ".join(parts)
 
 

@@ -233,7 +233,7 @@ class Agent:
         self._local_events = []
         taken = self.work.follow.records
         if taken:
-            said.append(_outside(Level.NOTICE, f"takes over {len(taken)} migrations of the former leader"))
+            said.append(_outside(Level.NOTICE, f"takes over {len(taken)} migration{'s' if len(taken) != 1 else ''} of the former leader"))
         return said
 
     def _on_settings(self, seen: inputs.SettingsSeen, now: Now) -> list[Output]:

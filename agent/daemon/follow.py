@@ -126,7 +126,9 @@ class Follow:
         if answer.error or now.wall_s - since < DOUBT_S:
             return [], []
         if record.state is MigrationState.PLANNED:
-            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text="the former leader did not start it")), []
+            self._wish_look(now.boot_s)
+            text = "the former leader did not start it"
+            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text)), [_outcome(record, None, text)]
         self._end(record, "there is no task of it", now)
         return [], []
 

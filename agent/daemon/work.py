@@ -19,10 +19,10 @@ from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
-from agent.core.sentences import decision_line, move_words, nothing_words, summary
+from agent.core.sentences import decision_line, move_words, nothing_words, state_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
-from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, without_echoes
+from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
 from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartMigration, WriteShared
@@ -66,7 +66,7 @@ class Work:
         self._phase = Phase.IDLE
         self._look_at_s: float | None = None
         self._opened_by: Gate | None = None
-        self._has_moved = False
+        self._has_moved = self._has_failed = False
         self._verdicts: dict[int, Verdict] = {}
         self._unanswered: set[int] = set()
         self._rounds = 0
@@ -182,6 +182,7 @@ class Work:
             self._done()
             return [*outputs, *self._conclude(echo, Level.INFO, now)]
         self.current = trigger
+        self.snapshot = with_starts(self.snapshot, trigger, now.boot_s)
         if trigger.rank is not Rank.MAINTENANCE and now.boot_s < self._landed_s + LANDING_S:
             self._wish_look(self._landed_s + LANDING_S)  # loads still show the guest where it was: plan when they do not
             return outputs
@@ -272,8 +273,9 @@ class Work:
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
         if not self.plan.moves:
-            text = nothing_words(self.plan, weights)
-            if not self.permission.load and self.permission.why_not and not self.plan.refused:
+            is_all_done = self._has_moved and not self.plan.refused
+            text = f"nothing more to do ({state_words(self.plan, weights)})" if is_all_done else nothing_words(self.plan, weights)
+            if not self.permission.load and self.permission.why_not and not self.plan.refused and not self._has_moved:
                 text += f"; {self.permission.why_not}"
         elif not self.permission.act:
             text = f"would make {summary(self.plan)}, first {move_words(self.plan.moves[0])}, but {self.permission.why_not}"
@@ -282,7 +284,7 @@ class Work:
         else:
             text = f"{summary(self.plan)} wait for the next look"
         for request in self.current.requests:
-            self.history = memory.with_answer(self.history, Answer(request, now.wall_s, text, final=True))
+            self.history = memory.with_answer(self.history, Answer(request, now.wall_s, text, final=True, failed=self._has_failed))
             self._dirty = True
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
@@ -290,7 +292,8 @@ class Work:
 
     def _done(self) -> None:
         """The trigger is answered."""
-        self.current, self._opened_by, self._has_moved = None, None, False
+        self.current, self._opened_by = None, None
+        self._has_moved = self._has_failed = False
 
     def _conclude(self, text: str, level: Level, now: Now, moves: Sequence[Move] = ()) -> list[Output]:
         """The sentence that ends a look: in the journal, in the status, and, unless it is routine, in the decision journal."""
@@ -426,6 +429,7 @@ class Work:
     def _failed(self, record: Migration, now: Now) -> None:
         self.history = memory.with_failure(self.history, record.vmid, record.text or record.state.value, now.wall_s)
         self._verdicts.pop(record.vmid, None)
+        self._has_failed = True
         self._wish_look(now.boot_s + RETRY_S)
 
 

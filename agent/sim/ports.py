@@ -215,6 +215,9 @@ class SimApi:
             raise RefusedError(f"{upid}: no such task")
         return TaskSight(upid, task.status)
 
+    def close(self) -> None:
+        """See `agent.ports.ClusterApi`."""
+
     def find_migration(self, vmid: int, source: str, since_wall_s: float) -> str | None:
         """See `agent.ports.ClusterApi`."""
         self._ask("GET tasks", of=source)

@@ -56,6 +56,7 @@ class Facts:
     set_aside: frozenset[int] = frozenset()
     learned: Mapping[int, Load] = field(default_factory=dict)
     in_flight: tuple[Flight, ...] = ()
+    landed: frozenset[int] = frozenset()
     refused_guests: frozenset[int] = frozenset()
     refused_nodes: frozenset[tuple[int, str]] = frozenset()
     most_first: int = 1 << 30
@@ -71,20 +72,20 @@ def number(value: float | None, size: float) -> float | None:
 
 def measured(guest: Guest) -> Load | None:
     """What PVE measured of a running guest."""
-    cpu = number(guest.cpu_used_cores, max(1.0, guest.cpu_cores))
+    cpu = number(guest.cpu_used_cores, max(1.0, _size(guest.cpu_cores)))
     amounts = [number(value, guest.memory_bytes) for value in (guest.memory_used_bytes, guest.memory_host_bytes)]
     known = [amount for amount in amounts if amount is not None]
     return (cpu, float(max(known))) if guest.status == "running" and cpu is not None and known else None
 
 
-def expected(guest: Guest, learned: Mapping[int, Load]) -> Load:
+def expected(guest: Guest, facts: Facts) -> Load:
     """What the guest takes, or will take in a minute."""
     if guest.status != "running":
         return 0.0, 0.0
     now = measured(guest)
-    if now is not None and guest.uptime_s is not None and guest.uptime_s >= 25:
+    if now is not None and guest.uptime_s is not None and guest.uptime_s >= 25 and guest.vmid not in facts.landed:
         return now
-    cpu, memory = learned.get(guest.vmid, (_size(guest.cpu_cores) / 4, _size(guest.memory_bytes) * 7 / 10))
+    cpu, memory = facts.learned.get(guest.vmid, (_size(guest.cpu_cores) / 4, _size(guest.memory_bytes) * 7 / 10))
     return (cpu, memory) if now is None else (max(cpu, now[0]), max(memory, now[1]))
 
 
@@ -96,7 +97,7 @@ def why_no_load(node: Node) -> str | None:
     """Why a node's load is unknown."""
     if not node.online:
         return "it is offline"
-    if not math.isfinite(node.cpu_cores) or node.cpu_cores <= 0 or node.memory_bytes <= 0:
+    if _size(node.cpu_cores) == 0 or _size(node.memory_bytes) == 0:
         return "it has no size"
     if number(node.cpu_used_cores, node.cpu_cores) is None or number(node.memory_used_bytes, node.memory_bytes) is None:
         return "its load is unknown"
@@ -113,7 +114,7 @@ class State:
         self.leaving: dict[str, Load] = defaultdict(lambda: (0.0, 0.0))
         self.at = {guest.vmid: guest.node for guest in snapshot.guests}
         self.also_at: dict[int, set[str]] = defaultdict(set)
-        self.load = {guest.vmid: expected(guest, facts.learned) for guest in snapshot.guests}
+        self.load = {guest.vmid: expected(guest, facts) for guest in snapshot.guests}
         flights = {flight.vmid: flight for flight in facts.in_flight}
         for guest in snapshot.guests:
             now = measured(guest) or (0.0, 0.0)
@@ -327,7 +328,7 @@ class _Check:
         pins = self.tags.pins.get(vmid)
         if pins is not None and move.target not in pins:
             yield f"pin: guest {vmid} goes to {move.target}"
-        load = expected(guest, self.facts.learned)
+        load = expected(guest, self.facts)
         if abs(move.memory_bytes - load[1]) > 1 or not math.isclose(move.cpu_cores, load[0], rel_tol=1e-6, abs_tol=ROUNDING):
             yield f"load: guest {vmid} takes {load}, not {(move.cpu_cores, move.memory_bytes)}"
 

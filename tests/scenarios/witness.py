@@ -27,6 +27,9 @@ class Witness:
         self._posts = 0
         self._together = [group for group in self._affinity_groups() if self._is_together(group)]
         self.running_at_first = set(world.running())
+        self._places = world.placements()
+        self._vmlist_version = world.vmlist_version
+        self._moved_s: dict[int, float] = {}
         self.problems: list[str] = []
 
     def look(self) -> None:
@@ -39,6 +42,16 @@ class Witness:
         for post in started:
             self._say(post, self._overfull(post))
             self._say(post, self._breaks_a_rule(post))
+            self._say(post, self._is_too_soon(post))
+        self._see_who_moved()
+
+    def _see_who_moved(self) -> None:
+        if self._world.vmlist_version == self._vmlist_version:
+            return
+        self._vmlist_version = self._world.vmlist_version
+        places = self._world.placements()
+        self._moved_s |= {vmid: self._world.now_s for vmid, node in places.items() if self._places.get(vmid, node) != node}
+        self._places = places
 
     def _say(self, post: Post, problems: Iterable[str]) -> None:
         for problem in problems:
@@ -85,6 +98,15 @@ class Witness:
             if target in ({other.node} if flight is None else {flight.source, flight.target}):
                 yield f"guest {other.vmid} is there, from which it is to be kept apart"
 
+    def _is_too_soon(self, post: Post) -> Iterator[str]:
+        """Whoever moved a guest, load moves it again only after its cooldown."""
+        before = self._moved_s.get(post.order.vmid)
+        if before is None or self._world.now_s - before >= self._settings.balance.guest_cooldown_s:
+            return
+        said = [line.record for line in self._world.journal[-50:] if line.at_s == post.at_s and line.record.vmid == post.order.vmid]
+        if any(record.message_id is MessageId.MOVE and record.reason in ("overload", "spread") for record in said):
+            yield f"for load, {self._world.now_s - before:.0f} s after it moved"
+
     # the end
 
     def all_problems(self) -> list[str]:
@@ -94,7 +116,6 @@ class Witness:
             *self._epochs(),
             *self._bugs(),
             *self._unanswered(),
-            *self._cooldowns(),
             *self._torn_apart(),
         ]
 
@@ -136,24 +157,6 @@ class Witness:
                 is_young = line.at_s > self._world.now_s - LATEST_ANSWER_S
                 if not is_young and not self._world.in_flight() and line.node in self._world.agents_wanted():
                     yield f"{line.at_s:.1f} s: {line.node}: no sentence answers: {line.record.text}"
-
-    def _cooldowns(self) -> Iterator[str]:
-        moved: dict[int, float] = {}
-        for line in self._of(MessageId.MOVE):
-            record = line.record
-            if record.vmid is None or not self._was_started(line):
-                continue
-            before = moved.get(record.vmid)
-            is_for_load = record.reason in ("overload", "spread")
-            if is_for_load and before is not None and line.at_s - before < self._settings.balance.guest_cooldown_s:
-                yield f"{line.at_s:.1f} s: guest {record.vmid} is moved for load again after {line.at_s - before:.0f} s"
-            moved[record.vmid] = line.at_s
-
-    def _was_started(self, line: JournalLine) -> bool:
-        return any(
-            post.at_s == line.at_s and post.order.vmid == line.record.vmid and post.answer.startswith("UPID")
-            for post in self._world.post_record
-        )
 
     def _torn_apart(self) -> Iterator[str]:
         for group in self._together:

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What holds for every plan, on random clusters; each test also counts that it had something to look at."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from agent.core.cluster import GIB, Snapshot
+from agent.core.codec import to_json
+from agent.core.load import GuestLoad, InFlight, Ledger
+from agent.core.plan_types import Plan, Refusal, Verdict
+from agent.core.planner import plan
+from agent.core.question import NO_LIMIT, Question, Scope
+from agent.core.reasons import LOAD_REASONS, RefusalReason
+from agent.core.settings import Settings
+from tests.core.checker import broken_rules, overfull_nodes
+from tests.core.clusters import NOW, Draw, after_moves, facts, random_cluster, settings, wrong_in
+
+PLAIN = settings()
+FORCE = Question(force=True)
+HOW = [
+    PLAIN,
+    settings({"guests": {"containers": "always"}}),
+    settings({"balance": {"spread_percent": 0, "cpu": {"threshold_percent": 60}, "memory": {"threshold_percent": 50}}}),
+    settings(
+        {
+            "balance": {"cpu": {"weight": 0}, "node_reserve": {"memory_percent": 20}},
+            "guests": {"containers": "never", "ignore": ["100-109"]},
+        }
+    ),
+    settings({"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}}),
+]
+
+
+def draws(guests: int = 200) -> st.SearchStrategy[Draw]:
+    """Clusters of 5 to 12 nodes; hypothesis draws their shape, the dice inside their guests."""
+    return st.builds(
+        Draw,
+        seed=st.integers(0, 2**32),
+        nodes=st.integers(5, 12),
+        guests=st.integers(20, guests),
+        skew=st.sampled_from((0.0, 0.5, 1.0, 2.0)),
+        fill=st.floats(0.25, 0.85),
+        rules=st.sampled_from((0.0, 0.2, 0.5)),
+        oddities=st.sampled_from((0.0, 0.1, 0.3)),
+    )
+
+
+def remembered(snapshot: Snapshot, seed: int) -> Question:
+    """A question with something of everything that can be remembered."""
+    dice = random.Random(seed)
+    vmids = [guest.vmid for guest in snapshot.guests]
+    names = [node.name for node in snapshot.nodes]
+
+    def some(share: float) -> list[int]:
+        return [vmid for vmid in vmids if dice.random() < share]
+
+    flights = [guest for guest in snapshot.guests if guest.is_running and not guest.template and dice.random() < 0.04]
+    return Question(
+        scope=dice.choice((Scope(), Scope(), Scope(frozenset(dice.sample(names, 3)), frozenset(some(0.3))))),
+        force=dice.random() < 0.3,
+        held=dice.choice((None, frozenset(names[:2]))),
+        ledger=Ledger(
+            {vmid: GuestLoad(dice.uniform(0, 4), dice.uniform(0.1, 8) * GIB) for vmid in some(0.1)},
+            tuple(
+                InFlight(one.vmid, one.node, dice.choice([name for name in names if name != one.node]), GuestLoad(0.5, 2.0 * GIB))
+                for one in flights
+            ),
+            frozenset(some(0.05)),
+        ),
+        cooling=dict.fromkeys(some(0.1), "now"),
+        set_aside=dict.fromkeys(some(0.05), "it failed"),
+        homes={vmid: dice.choice(names) for vmid in some(0.1)},
+        verdicts={vmid: Verdict(vmid, NOW, Refusal(vmid, RefusalReason.LOCAL_DISK)) for vmid in some(0.05)}
+        | {vmid: Verdict(vmid, NOW, None, ((dice.choice(names), "no such bridge"),)) for vmid in some(0.1)},
+        moves_per_pass=dice.choice((4, NO_LIMIT)),
+        moves_left=dice.choice((0, 3, 20, NO_LIMIT)),
+    )
+
+
+def on_clusters(examples: int, look: Callable[[Draw, Snapshot], Plan], *, guests: int = 200) -> None:
+    """Look at so many random clusters; more than half of the plans must have moves, else the look showed nothing."""
+    seen: Counter[bool] = Counter()
+
+    @profile(max_examples=examples)
+    @given(draws(guests))
+    def each(draw: Draw) -> None:
+        seen[bool(look(draw, random_cluster(draw)).moves)] += 1
+
+    each()
+    print(f"{seen[True]} of {seen.total()} examples have moves")
+    assert seen.total() >= examples
+    assert seen[True] > seen.total() / 2
+
+
+def as_bytes(result: Plan) -> str:
+    return json.dumps(to_json(result), sort_keys=True)
+
+
+def test_no_plan_breaks_a_limit_or_a_rule_at_any_instant() -> None:
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        result = plan(snapshot, PLAIN)
+        assert wrong_in(snapshot, result, PLAIN) == []
+        return result
+
+    on_clusters(60, look)
+
+
+def test_no_plan_does_so_whatever_is_remembered_and_however_it_is_set() -> None:
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        how, question = HOW[draw.seed % len(HOW)], remembered(snapshot, draw.seed)
+        result = plan(snapshot, how, question)
+        assert wrong_in(snapshot, result, how, question) == []
+        return result
+
+    on_clusters(100, look)
+
+
+def test_with_gates_open_a_plan_leaves_nothing_to_do() -> None:
+    """Two exceptions: moves that no order allows are looked at again, and a rule that finds room only then."""
+    stuck = []
+
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        result = plan(snapshot, PLAIN, FORCE)
+        assert wrong_in(snapshot, result, PLAIN, FORCE) == []
+        again = plan(after_moves(snapshot, result.moves), PLAIN, FORCE)
+        if any(refusal.reason is RefusalReason.NO_ORDER for refusal in result.refused):
+            stuck.append(draw)
+        else:
+            assert [(move.vmid, move.source, move.target) for move in again.moves] == []
+        return result
+
+    on_clusters(60, look)
+    print(f"{len(stuck)} examples have moves without an order")
+    assert len(stuck) <= 3
+
+
+def test_a_static_load_never_moves_a_guest_twice_for_load() -> None:
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        first = result = plan(snapshot, PLAIN)
+        moved: set[int] = set()
+        for _ in range(3):
+            for_load = {move.vmid for move in result.moves if move.reason in LOAD_REASONS}
+            assert not for_load & moved
+            moved |= for_load
+            snapshot = after_moves(snapshot, result.moves)
+            result = plan(snapshot, PLAIN)
+        return first
+
+    on_clusters(25, look, guests=120)
+
+
+def test_five_percent_of_noise_moves_nobody_after_a_plan() -> None:
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        result = plan(snapshot, PLAIN)
+        noisy = _noisy(after_moves(snapshot, result.moves), draw.seed)
+        again = plan(noisy, PLAIN)
+        assert [move.vmid for move in again.moves if move.reason in LOAD_REASONS] == []
+        return result
+
+    on_clusters(30, look, guests=120)
+
+
+def _noisy(snapshot: Snapshot, seed: int) -> Snapshot:
+    dice = random.Random(seed)
+
+    def shaken(value: float | None) -> float | None:
+        return None if value is None else value * dice.uniform(0.95, 1.05)
+
+    guests = tuple(
+        replace(
+            guest,
+            cpu_used_cores=shaken(guest.cpu_used_cores),
+            memory_used_bytes=None if guest.memory_used_bytes is None else int(shaken(guest.memory_used_bytes) or 0),
+        )
+        for guest in snapshot.guests
+    )
+    change = {node.name: [0.0, 0.0] for node in snapshot.nodes}
+    for before, after in zip(snapshot.guests, guests, strict=True):
+        change[before.node][0] += (after.cpu_used_cores or 0.0) - (before.cpu_used_cores or 0.0)
+        change[before.node][1] += (after.memory_used_bytes or 0) - (before.memory_used_bytes or 0)
+    nodes = tuple(
+        replace(
+            node,
+            cpu_used_cores=max(0.0, (node.cpu_used_cores or 0.0) + change[node.name][0]),
+            memory_used_bytes=max(0, int((node.memory_used_bytes or 0) + change[node.name][1])),
+        )
+        for node in snapshot.nodes
+    )
+    return replace(snapshot, nodes=nodes, guests=guests)
+
+
+def test_equal_input_gives_equal_bytes() -> None:
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        result = plan(snapshot, PLAIN, remembered(snapshot, draw.seed))
+        assert as_bytes(plan(random_cluster(draw), PLAIN, remembered(snapshot, draw.seed))) == as_bytes(result)
+        return result
+
+    on_clusters(20, look, guests=100)
+
+
+def test_after_any_prefix_of_the_batches_no_rule_is_newly_broken_and_no_node_newly_full() -> None:
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        result = plan(snapshot, PLAIN, FORCE)
+        known = facts(PLAIN, FORCE)
+        rules, full = broken_rules(snapshot, known), overfull_nodes(snapshot, known)
+        for batch in range(1, 1 + max((move.batch for move in result.moves), default=0)):
+            then = after_moves(snapshot, [move for move in result.moves if move.batch <= batch])
+            assert overfull_nodes(then, known) <= full
+            now_broken = broken_rules(then, known)
+            assert now_broken <= rules
+            rules = now_broken
+        return result
+
+    on_clusters(30, look, guests=120)
+
+
+def test_planning_anew_after_the_first_batch_is_safe_and_no_worse() -> None:
+    """As the leader does: it looks again when something has ended, and plans anew."""
+
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        result = plan(snapshot, PLAIN, FORCE)
+        then = after_moves(snapshot, [move for move in result.moves if move.batch == 1])
+        again = plan(then, PLAIN, FORCE)
+        assert wrong_in(then, again, PLAIN, FORCE) == []
+        assert len(broken_rules(after_moves(then, again.moves), facts(PLAIN))) <= len(
+            broken_rules(after_moves(snapshot, result.moves), facts(PLAIN))
+        )
+        assert again.after.imbalance <= result.after.imbalance + 0.02
+        return result
+
+    on_clusters(25, look, guests=120)
+
+
+def test_a_scoped_plan_takes_load_from_its_nodes_alone() -> None:
+    def look(draw: Draw, snapshot: Snapshot) -> Plan:
+        used = {node.name: (node.memory_used_bytes or 0) / node.memory_bytes for node in snapshot.nodes}
+        fullest = max(used, key=lambda name: (used[name], name))
+        how: Settings = replace(PLAIN, rules=settings({"rules": {"tags": "off"}}).rules)
+        question = Question(scope=Scope(frozenset({fullest})))
+        result = plan(replace(snapshot, maintenance=()), how, question)
+        assert {move.source for move in result.moves} <= {fullest}
+        return result
+
+    on_clusters(20, look, guests=120)
