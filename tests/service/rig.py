@@ -6,22 +6,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.e2e.mirror import Mirror
 from tests.pmxcfs.client import Pmxcfs
 from tests.pve_server.client import TOKEN_SECRET, PveServer, cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = os.uname().nodename.split(".")[0]
-SYNC_EVERY_S = 0.5
+PVESTATD_S = 0.5  # PVE: 10; a test has no time for that
 SETTINGS = {
     "triggers": {"settle_s": 1, "settle_max_s": 5, "warmup_s": 0, "first_observe_s": 0},
     "balance": {"memory": {"hold_s": 5}, "cpu": {"hold_s": 5}},
@@ -31,7 +32,7 @@ SETTINGS = {
 class Rig:
     """A cluster whose first node is this machine; `with Rig({...}, [...]) as rig: rig.start()`.
 
-    The statistics files follow the API's numbers every half second, as pvestatd makes both from the same source.
+    What happens in the API shows in the files, as in PVE: see `tests.e2e.mirror`.
     """
 
     command = ("-m", "agent", "run")
@@ -43,29 +44,22 @@ class Rig:
         self.pmxcfs = Pmxcfs(*self._names[:1], unmounted=self._names[1:])
         self.settings: dict[str, Any] = SETTINGS | settings
         self.process: subprocess.Popen[bytes] | None = None
-        self._stop = threading.Event()
-        self._sync: threading.Thread | None = None
+        self._mirror = Mirror(self.pve, self.pmxcfs, pvestatd_s=PVESTATD_S)
+        self._leave = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self.pve.__enter__()
-            stack.callback(self.pve.stop)
-            self.pmxcfs.__enter__()
-            stack.callback(self.pmxcfs.__exit__, None, None, None)
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            stack.enter_context(self.pve)
+            stack.enter_context(self.pmxcfs)
+            stack.callback(self._mirror.stop)
             self._lay_out()
-            stack.pop_all()
-        self._sync = threading.Thread(target=self._keep_in_step, daemon=True)
-        self._sync.start()
+            stack.callback(self.kill)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        self.kill()
-        if self._sync is not None:
-            self._sync.join(10)
-        self.pmxcfs.__exit__(None, None, None)
-        self.pve.stop()
-        subprocess.run(["rm", "-rf", str(self.folder)], check=False)
+        self._leave.__exit__(kind, error, trace)
 
     @property
     def mount(self) -> Path:
@@ -80,7 +74,7 @@ class Rig:
         self.pmxcfs.put("priv/proxlb/token", TOKEN_SECRET + "\n")
         for name in self._names[1:]:
             self.report(name)
-        self.sync()
+        self._mirror.start({})
         self.configure()
 
     def configure(self, **changes: Any) -> None:
@@ -107,30 +101,6 @@ class Rig:
             "since": time.time(), "version": "0.1.0",
         }  # fmt: skip
         self.pmxcfs.put("proxlb/leader.json", json.dumps(document))
-
-    def sync(self) -> None:
-        """Make the files show what the API shows."""
-        rows = self.pve.rows()
-        nodes = {
-            row["node"]: {
-                "uptime": row.get("uptime", 0), "maxcpu": row.get("maxcpu", 1), "cpu": row.get("cpu", 0),
-                "memtotal": row.get("maxmem", 1), "memused": row.get("mem", 0),
-            }
-            for row in rows["nodes"]
-        }  # fmt: skip
-        guests = {}
-        for row in rows["guests"]:
-            self.pmxcfs.guest(row["vmid"], row["node"], row["type"])
-            guests[str(row["vmid"])] = {
-                "uptime": row.get("uptime", 0), "name": row.get("name"), "status": row["status"], "maxcpu": row.get("maxcpu"),
-                "cpu": row.get("cpu"), "maxmem": row.get("maxmem"), "mem": row.get("mem"), "memhost": row.get("memhost"),
-            }  # fmt: skip
-        self.pmxcfs.rrd(nodes, guests)
-
-    def _keep_in_step(self) -> None:
-        while not self._stop.wait(SYNC_EVERY_S):
-            with contextlib.suppress(OSError, RuntimeError):
-                self.sync()
 
     # the agent
 
