@@ -135,7 +135,7 @@ class _Planner:
         for name in targets:
             refusal = self.sketch.why_not_target(unit, name, purpose)
             if refusal is not None:
-                if refusal.reason is not RefusalReason.SAME_NODE:
+                if name != source:
                     reasons[f"{name}: {refusal.reason}" + (f" ({refusal.detail})" if refusal.detail else "")] += 1
                 continue
             self.evaluations += 1
@@ -215,9 +215,13 @@ class _Planner:
                 self._gather(unit)
 
     def _gather(self, unit: tuple[int, ...]) -> None:
-        """Bring a split unit together where the fewest guests, of these those that have not just moved, then bytes, have to move."""
-        sketch = self.sketch
-        best: tuple[int, int, float, float, str] | None = None
+        """Bring a split unit together where the fewest guests, of these those that have not just moved, then bytes, have to move.
+
+        Where the slots were too few to move a unit at once, part of it has arrived: the rest follows, however many they are.
+        """
+        sketch, homes = self.sketch, self.question.homes
+        arrived = self.question.ledger.learned.keys()  # by a migration of ours, minutes ago
+        best: tuple[int, int, int, int, float, float, str] | None = None
         why: Refusal | None = None
         for name in sketch.usable:
             movers = tuple(vmid for vmid in unit if sketch.at[vmid] != name)
@@ -233,7 +237,15 @@ class _Planner:
                 continue
             self.evaluations += 1
             moved = len(self.question.cooling.keys() & set(movers))  # who has just moved is followed rather than sent back
-            rank = (len(movers), moved, sketch.load_of_unit(movers).memory_bytes, self.goal.slope(sketch.states[name]), name)
+            rank = (
+                len(arrived & set(movers)),
+                len(movers),
+                moved,
+                -sum(homes.get(vmid) == name for vmid in movers),
+                sketch.load_of_unit(movers).memory_bytes,
+                self.goal.slope(sketch.states[name]),
+                name,
+            )
             best = rank if best is None else min(best, rank)
         if best is not None:
             self._take(tuple(vmid for vmid in unit if sketch.at[vmid] != best[-1]), best[-1], MoveReason.AFFINITY)
@@ -385,7 +397,8 @@ class _Planner:
         sketch = self.sketch.restarted()
         batches, stuck = into_batches(sketch, self.steps)
         for step in stuck:
-            self._refuse(Refusal(step.vmids[0], RefusalReason.NO_ORDER))
+            for vmid in step.vmids:
+                self.refused[vmid] = Refusal(vmid, RefusalReason.NO_ORDER)  # whatever kept it before, this does now
             self.has_stuck_repair |= step.purpose is not Purpose.LOAD
         goal = Goal(sketch)
         moves: list[Move] = []

@@ -107,6 +107,8 @@ def joined(trigger: Trigger | None, event: Event) -> Trigger:
 
 
 def _same(event: Event, other: Event) -> bool:
+    if event.kind is EventKind.SPREAD:
+        return other.kind is EventKind.SPREAD
     return (event.kind, event.vmid, event.node, event.request) == (other.kind, other.vmid, other.node, other.request)
 
 

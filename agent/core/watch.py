@@ -4,8 +4,11 @@ between two of them."""
 
 from __future__ import annotations
 
+import json
+
 from agent.core.cluster import Guest, Node, Snapshot
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.json_types import Json
 from agent.core.statistics import Members, Statistics, VmEntry
 
 
@@ -77,3 +80,19 @@ def differences(before: Snapshot, after: Snapshot, at_s: float) -> list[Event]:
 def _restarted(was: Guest, now: Guest) -> bool:
     """True when the guest runs on the same node, but for a shorter time than before: it was restarted in between."""
     return was.node == now.node and now.uptime_s is not None and was.uptime_s is not None and now.uptime_s + 5 < was.uptime_s
+
+
+def asked_of_ha(text: str | None) -> tuple[str, ...]:
+    """The nodes that an admin asked the HA manager to put into maintenance, by name; none for a file that is not there or torn.
+
+    The manager's state alone does not count: a node that shuts down with policy `migrate` has it, too.
+    Source:  /etc/pve/ha/manager_status, node_request.<node>.maintenance
+    """
+    try:
+        document: Json = json.loads(text) if text else None
+    except ValueError:
+        return ()
+    requests = document.get("node_request") if isinstance(document, dict) else None
+    if not isinstance(requests, dict):
+        return ()
+    return tuple(sorted(node for node, asked in requests.items() if isinstance(asked, dict) and asked.get("maintenance")))

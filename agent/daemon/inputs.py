@@ -43,6 +43,7 @@ class SignsSeen:
     rrd: str | None = None
     vmlist: str | None = None
     members: str | None = None
+    ha_status: str | None = None
     inboxes: tuple[tuple[str, str], ...] | None = None
     flags: tuple[tuple[str, str], ...] | None = None
     error: str = ""

@@ -56,7 +56,8 @@ def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Eve
 class Mailbox:
     """Claims local events, keeps the relay file, and hands the events to the leader when that is this node itself."""
 
-    def __init__(self, node: str, incarnation: str, boot_id: str) -> None:
+    def __init__(self, node: str, incarnation: str, boot_id: str, claim_every_s: float = CLAIM_EVERY_S) -> None:
+        self._claim_every_s = claim_every_s
         self._file = InboxFile(INBOX_SCHEMA, node, incarnation, boot_id, 0, 0.0, (), None, Facts(__version__))
         self._claiming = False
         self._claimed_s = -1e9
@@ -87,7 +88,7 @@ class Mailbox:
         """
         outputs: list[Output] = []
         passed_on = leads or (not self._dirty and self._writing is None) or not self._file.events
-        if not self._claiming and passed_on and (self._bell or now.boot_s - self._claimed_s >= CLAIM_EVERY_S):
+        if not self._claiming and passed_on and (self._bell or now.boot_s - self._claimed_s >= self._claim_every_s):
             self._claiming, self._bell, self._claimed_s = True, False, now.boot_s
             outputs.append(ClaimInbox())
         if not self._knows_own_file:
@@ -104,7 +105,7 @@ class Mailbox:
 
     def next_wakeup_s(self) -> float:
         """When something is due by itself."""
-        due = self._claimed_s + CLAIM_EVERY_S
+        due = self._claimed_s + self._claim_every_s
         return min(due, self._next_write_s()) if self._dirty and self._writing is None else due
 
     def _next_write_s(self) -> float:

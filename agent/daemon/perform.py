@@ -198,6 +198,7 @@ class Performer:
                 rrd=files.read(".rrd") if asked.statistics else None,
                 vmlist=files.read(".vmlist") if asked.statistics else None,
                 members=files.read(".members") if asked.statistics else None,
+                ha_status=files.read("ha/manager_status"),
                 inboxes=tuple(inboxes),
                 flags=tuple(flags),
             )

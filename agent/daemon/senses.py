@@ -14,7 +14,7 @@ from agent.core.load import Ledger, NodeLoad, Weights, node_loads, over_threshol
 from agent.core.settings import Settings
 from agent.core.smoothing import Held, Smoothing
 from agent.core.statistics import parse_members, parse_rrd, parse_vmlist
-from agent.core.watch import differences, loads_snapshot
+from agent.core.watch import asked_of_ha, differences, loads_snapshot
 from agent.daemon.inputs import Now, SignsSeen
 
 _STARTS = frozenset({"qmstart", "vzstart"})
@@ -140,6 +140,8 @@ class Senses:
         for node, inbox in sorted(self.inboxes.items()):
             if inbox.flag is not None:
                 flags.setdefault(node, inbox.flag)
+        for node in asked_of_ha(seen.ha_status):
+            flags.setdefault(node, "asked of the HA manager")
         before, self._flags = self._flags, flags
         if before is None:
             return []

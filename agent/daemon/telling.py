@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from agent.core.cluster import Snapshot
 from agent.core.events import Event
 from agent.core.journal import Level, MessageId, Record
@@ -48,9 +50,9 @@ class Telling:
             return [Say(Record(Level.NOTICE, MessageId.ALARM, "load balancing goes on"))]
         return []
 
-    def empty_nodes(self, snapshot: Snapshot) -> list[Output]:
-        """Each node in maintenance once when no running guest is left on it."""
-        full = {guest.node for guest in snapshot.guests if guest.is_running}
+    def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str]) -> list[Output]:
+        """Each node in maintenance once when no running guest is left on it, and none is on its way out of it."""
+        full = {guest.node for guest in snapshot.guests if guest.is_running} | set(leaving)
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]

@@ -98,7 +98,7 @@ class Work:
             self._started.setdefault(event.vmid, (event.node, event.at_s))
         elif event.vmid is not None and event.kind is EventKind.GUEST_STOPPED:
             self._started.pop(event.vmid, None)
-        if self._is_told_again(event):
+        if self._is_told_again(event) or self._is_answered_already(event):
             return []
         before = self.pending
         self.pending = joined(self.pending, event)
@@ -106,6 +106,12 @@ class Work:
             return []
         level = Level.DEBUG if event.kind is EventKind.TIMER else Level.INFO
         return [of_event(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)]
+
+    def _is_answered_already(self, event: Event) -> bool:
+        """True for load that what is being carried out looks at anyhow, again and again until nothing is left to do."""
+        if self.current is None or not self._has_moved or event.kind not in (EventKind.OVERLOAD, EventKind.SPREAD):
+            return False
+        return event.node is not None and self.current.scope.covers_node(event.node)
 
     def _is_told_again(self, event: Event) -> bool:
         """True when another source told the same a moment ago: hook, cluster log and statistics all see one start."""
@@ -171,7 +177,7 @@ class Work:
         self.snapshot = self._with_starts(senses.enriched(seen.snapshot), now)
         outputs += self._settle_ended(seen.snapshot, now)
         self.history = memory.without_stale_homes(self.history, seen.snapshot)
-        outputs += self._telling.empty_nodes(self.snapshot)
+        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
         if self.current is None:
             return outputs
         trigger: Trigger | None = self.current
@@ -273,7 +279,7 @@ class Work:
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
         if not self.plan.moves:
-            is_all_done = self._has_moved and not self.plan.refused
+            is_all_done = self._has_moved and not self.plan.refused and not self._has_failed
             text = f"nothing more to do ({state_words(self.plan, weights)})" if is_all_done else nothing_words(self.plan, weights)
             if not self.permission.load and self.permission.why_not and not self.plan.refused and not self._has_moved:
                 text += f"; {self.permission.why_not}"

@@ -72,3 +72,14 @@ def version_text(start_wall_s: int, membership_version: int, vmlist_version: int
     """`.version`: counters that move when something changes. As in pmxcfs, `proxlb/` and the cluster log move none."""
     counters: dict[str, int] = {"starttime": start_wall_s, "clinfo": membership_version, "vmlist": vmlist_version}
     return json.dumps(counters)
+
+
+def manager_status_text(asked: Iterable[str], states: Mapping[str, str], now: int) -> str:
+    """ha/manager_status: what an admin asked for and the states of nodes that are not simply online."""
+    document = {
+        "node_request": {name: {"maintenance": 1} for name in sorted(asked)},
+        "node_status": dict(sorted(states.items())),
+        "service_status": {},
+        "timestamp": now,
+    }
+    return json.dumps(document)

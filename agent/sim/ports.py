@@ -28,7 +28,7 @@ from agent.ports import (
     TaskSight,
     TemporaryError,
 )
-from agent.sim.dot_files import members_text, version_text
+from agent.sim.dot_files import manager_status_text, members_text, version_text
 from agent.sim.inventory import START_WALL_S, SimGuest
 from agent.sim.pmxcfs import check_path
 from agent.sim.statistics import GuestRow, NodeRow
@@ -110,6 +110,8 @@ class SimFiles:
         if path == ".version":
             start = int(START_WALL_S + node.booted_at_s)
             return version_text(start, world.pmxcfs.membership_version, world.vmlist_version)
+        if path == "ha/manager_status" and (world.ha_requests or world.ha_states):
+            return manager_status_text(world.ha_requests, world.ha_states, int(node.wall_s(world.now_s)))
         return node.partition.files.get(path)
 
     def list(self, path: str) -> tuple[str, ...]:

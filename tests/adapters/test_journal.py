@@ -70,7 +70,8 @@ def test_a_stream_that_cannot_be_written_to_is_borne(where: str) -> None:
         result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=out, cwd=ROOT, text=True)
     finally:
         os.close(out)
-    assert (result.returncode, result.stdout) == (0, "well\n")
+    assert result.stdout == "well\n"
+    assert result.returncode in {0, 120}  # 120: Python itself, at its end, for what it could not flush
 
 
 def test_a_stream_that_knows_few_letters_gets_all_of_the_line() -> None:

@@ -4,7 +4,7 @@
 cluster.yaml, events.yaml and settings.yaml are what `proxlb-agent simulate` takes; checks.yaml is the tests' own:
 
     until_s: 200            # when the run ends
-    unhurried: true         # a tenth of the looks, for simulations of days
+    pace: unhurried         # a tenth of the looks, for days; lazy: a thirtieth, for weeks; both are run once only
     kill_everywhere: true   # run again and again, the agent killed behind each line of an action, started 5 s later
     settings_changes: [{at_s: 60, broken: text}, {at_s: 90, to: {mode: rules}}]
     must: ["regex", {line: regex, from_s: 20, to_s: 30, times: 1}]    # searched in `  22.0  pve1  notice   moving ...`
@@ -12,6 +12,7 @@ cluster.yaml, events.yaml and settings.yaml are what `proxlb-agent simulate` tak
     placements: {101: pve2}         # at the end
     placements_if_killed: {}        # the same for those runs, as a gate that was open before a kill may be closed after it
     posts: {101: 1}                 # requests to migrate, of every guest that had one; or most_posts: 5
+    questions: 2                    # how often PVE was asked whether a guest may migrate
     stopped: [105]                  # who does not run at the end and did at the start
     answers: {r1: "regex"}          # of requests, in history.json
     leader: pve1                    # who has the lock at the end
@@ -21,7 +22,8 @@ cluster.yaml, events.yaml and settings.yaml are what `proxlb-agent simulate` tak
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 from agent import wiring
@@ -29,7 +31,9 @@ from agent.core.codec import from_json
 from agent.core.documents import HistoryFile, parse
 from agent.core.journal import Level, MessageId, Record
 from agent.core.json_types import JsonObject
+from agent.core.leadership import LockTimes
 from agent.core.settings import Settings, check
+from agent.daemon.agent import Cadence
 from agent.ports import PermanentError
 from agent.sim.cluster_file import read_cluster
 from agent.sim.scenario_events import read_events
@@ -39,6 +43,21 @@ from tests.scenarios.witness import Witness
 
 RESTART_AFTER_S = 5.0  # what systemd takes to start the agent again after it was killed
 ACTIONS = frozenset({MessageId.MOVE, MessageId.OUTCOME, MessageId.DECISION})
+
+
+class Pace(StrEnum):
+    """How often the agents look at what does not announce itself."""
+
+    USUAL = "usual"
+    UNHURRIED = "unhurried"
+    LAZY = "lazy"
+
+
+_PACES: dict[Pace, tuple[LockTimes | None, Cadence | None]] = {
+    Pace.USUAL: (None, None),
+    Pace.UNHURRIED: (UNHURRIED_TIMES, UNHURRIED_CADENCE),
+    Pace.LAZY: (replace(UNHURRIED_TIMES, look_every_s=30.0, renew_every_s=30.0), replace(UNHURRIED_CADENCE, signs_s=30.0)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +84,7 @@ class Checks:
     """checks.yaml."""
 
     until_s: float
-    unhurried: bool = False
+    pace: Pace = Pace.USUAL
     kill_everywhere: bool = False
     settings_changes: tuple[SettingsChange, ...] = ()
     must: tuple[Line, ...] = ()
@@ -74,6 +93,7 @@ class Checks:
     placements_if_killed: Mapping[int, str] | None = None
     posts: Mapping[int, int] | None = None
     most_posts: int | None = None
+    questions: int | None = None
     stopped: tuple[int, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
     leader: str | None = None
@@ -127,9 +147,8 @@ def run(folder: Path, checks: Checks, *, kill_after: int | None = None, further_
     world = read_cluster(wiring.read_yaml(str(folder / "cluster.yaml")))
     own = wiring.read_yaml(str(folder / "settings.yaml"), missing_ok=True)
     settings = _settings(own)
-    simulation = (
-        _Killing(world, settings, times=UNHURRIED_TIMES, cadence=UNHURRIED_CADENCE) if checks.unhurried else _Killing(world, settings)
-    )
+    times, cadence = _PACES[checks.pace]
+    simulation = _Killing(world, settings, times=times, cadence=cadence)
     for event in read_events(wiring.read_yaml(str(folder / "events.yaml"), missing_ok=True)):
         simulation.at(event.at_s, lambda act=event.act: act(world))
     for change in checks.settings_changes:
