@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -316,10 +315,15 @@ def run_agent(config: str | None = None) -> int:
     settings = first_settings(source, node_settings, journal)
     times = LockTimes(post_timeout_s=settings.api.timeout_s)
     now = Now(clock.boottime_s(), clock.wall_s())
-    agent = Agent(Identity(host_name(), uuid.uuid4().hex[:12], _boot_id()), settings, times, now)
+    agent = Agent(Identity(host_name(), os.urandom(6).hex(), _boot_id()), settings, times, now)
     notifier = SystemdNotifier()
     inbox = f"{node_settings.paths.run}/inbox"
-    service = Service(agent, clock, notifier, watchdog_s(os.environ), on_settings=keep_last_good)
+
+    def taken(settings: Settings) -> None:
+        journal.level = Level[settings.log.level.name]
+        keep_last_good(settings)
+
+    service = Service(agent, clock, notifier, watchdog_s(os.environ), on_settings=taken)
     bell = InboxBell(lambda: service.put(inputs.BellRang()), inbox)
     ports = Ports(
         clock=clock,

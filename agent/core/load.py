@@ -99,13 +99,13 @@ def measured_load(guest: Guest) -> GuestLoad | None:
 
     Units:   cores and bytes.
     """
-    cpu = sane(guest.cpu_used_cores, max(_size(guest.cpu_cores), 1.0))
-    memory = [
-        m for m in (sane(guest.memory_used_bytes, guest.memory_bytes), sane(guest.memory_host_bytes, guest.memory_bytes)) if m is not None
-    ]
-    if cpu is None or not memory or not guest.is_running:
+    if not guest.is_running:
         return None
-    return GuestLoad(cpu, max(memory))
+    cpu = sane(guest.cpu_used_cores, max(_size(guest.cpu_cores), 1.0))
+    used, host = sane(guest.memory_used_bytes, guest.memory_bytes), sane(guest.memory_host_bytes, guest.memory_bytes)
+    if cpu is None or (used is None and host is None):
+        return None
+    return GuestLoad(cpu, max(used or 0.0, host or 0.0))
 
 
 def is_fresh(guest: Guest) -> bool:
@@ -118,9 +118,11 @@ def expected_load(guest: Guest, ledger: Ledger) -> GuestLoad:
 
     A guest that does not run takes nothing.
     """
-    if not guest.is_running:
-        return NO_LOAD
-    measured = measured_load(guest)
+    return _expected(guest, ledger, measured_load(guest)) if guest.is_running else NO_LOAD
+
+
+def _expected(guest: Guest, ledger: Ledger, measured: GuestLoad | None) -> GuestLoad:
+    """The expected load of a running guest, where the measured one is at hand."""
     if measured is not None and not is_fresh(guest) and guest.vmid not in ledger.landed:
         return measured
     known = ledger.learned.get(guest.vmid)
@@ -152,9 +154,11 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
     leaving: dict[str, GuestLoad] = {}
     flying = {flight.vmid: flight for flight in ledger.in_flight}
     for guest in snapshot.guests:
-        measured = measured_load(guest) or NO_LOAD
-        expected = expected_load(guest, ledger)
         flight = flying.get(guest.vmid)
+        if flight is None and not guest.is_running:
+            continue
+        known = measured_load(guest)
+        measured = known or NO_LOAD
         if flight is not None and guest.node == flight.source and guest.is_running:
             load = flight.load
             _add(cpu_extra, memory_extra, flight.target, load)
@@ -167,7 +171,7 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
             if guest.node == flight.source:
                 before = leaving.get(guest.node, NO_LOAD)
                 leaving[guest.node] = GuestLoad(before.cpu_cores + flight.load.cpu_cores, before.memory_bytes + flight.load.memory_bytes)
-        elif guest.is_running:
+        elif guest.is_running and (expected := _expected(guest, ledger, known)) is not measured:
             _add(
                 cpu_extra,
                 memory_extra,

@@ -19,6 +19,7 @@ from agent.core.rules import crowded
 from agent.core.settings import Settings
 from agent.core.steps import Step
 
+MOST_ROUNDS = 10  # of evening out and putting right; each repairs something that was broken, and one or two do nearly always
 TRIED_FIRST = 6  # the fullest nodes as sources and the emptiest as targets hold a good step nearly always; all are tried when they do not
 
 GO_ON_FRACTION = 0.25  # of min_gain: what a plan that has begun must still gain, so that its tail is carried out, and noise is not
@@ -73,7 +74,7 @@ class _Planner:
             self._put_right(hopeless)
             if self.question.balance_load:
                 gate, sources = self._gate()
-                while gate is not Gate.CLOSED:
+                for _ in range(MOST_ROUNDS if gate is not Gate.CLOSED else 0):
                     self._balance(gate, sources)
                     before_repairs = list(self.steps)
                     self._put_right(hopeless)  # evened out, the nodes may have room for what had none

@@ -15,11 +15,14 @@ from agent.core.statistics import Members, Statistics, VmEntry
 def loads_snapshot(statistics: Statistics, entries: tuple[VmEntry, ...], members: Members | None, now: float) -> Snapshot:
     """Loads and places of nodes and guests; tags, locks and tasks are not in these files.
 
+    A member without statistics, as one that is down for long or has just come up, is a node without known load.
+
     Units:   `now` in Unix seconds of this node; ages are taken against it.
     Source:  `.rrd`, `.vmlist`, `.members` of pmxcfs.
     """
     online = members.nodes if members is not None else {}
-    nodes = tuple(
+    silent = online.keys() - {sample.name for sample in statistics.nodes}
+    nodes = tuple(Node(name=name, online=online[name], cpu_cores=0.0, memory_bytes=0) for name in silent) + tuple(
         Node(
             name=sample.name,
             online=online.get(sample.name, True),
@@ -30,7 +33,7 @@ def loads_snapshot(statistics: Statistics, entries: tuple[VmEntry, ...], members
             uptime_s=sample.uptime_s,
             sample_age_s=max(0.0, now - sample.at_s),
         )
-        for sample in sorted(statistics.nodes, key=lambda sample: sample.name)
+        for sample in statistics.nodes
     )
     samples = {sample.vmid: sample for sample in statistics.guests}
     guests = []
@@ -51,7 +54,7 @@ def loads_snapshot(statistics: Statistics, entries: tuple[VmEntry, ...], members
                 uptime_s=sample.uptime_s if sample else None,
             )
         )
-    return Snapshot(taken_at=now, nodes=nodes, guests=tuple(guests))
+    return Snapshot(taken_at=now, nodes=tuple(sorted(nodes, key=lambda node: node.name)), guests=tuple(guests))
 
 
 def differences(before: Snapshot, after: Snapshot, at_s: float) -> list[Event]:

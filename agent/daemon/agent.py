@@ -77,6 +77,7 @@ class Agent:
         self._signs_s = self._statistics_s = self._settings_s = self._status_s = self._wrote_status_s = self._timer_s = -1e9
         self._reading_signs = self._reading_settings = False
         self._stop_s: float | None = None
+        self._left_under_way = 0
         self._said_state: FilesystemState | None = FilesystemState.QUORATE
         self._said_settings = ""
         self._said_signs = ""
@@ -143,6 +144,7 @@ class Agent:
             case inputs.StopAsked():
                 if self._stop_s is None:
                     self._stop_s = now.boot_s
+                    self._left_under_way = len(self.work.follow.records) if self.work is not None else 0
                     return self.lead.give_up(now, stops=True, why="the agent was asked to stop")
                 return []
         if self.work is None:
@@ -177,7 +179,7 @@ class Agent:
         before, self._said_state = self._said_state, state
         if state in _WAITING:
             return [Say(Record(Level.NOTICE, MessageId.WAITING, _WAITING[state]))]
-        return [Say(Record(Level.NOTICE, MessageId.WAITING, f"goes on: /etc/pve was: {before.value}"))] if before is not None else []
+        return [Say(Record(Level.NOTICE, MessageId.WAITING, "goes on: /etc/pve can be used again"))] if before is not None else []
 
     def _on_signs(self, seen: inputs.SignsSeen, now: Now) -> list[Output]:
         self._reading_signs = False
@@ -310,8 +312,9 @@ class Agent:
         late = now.boot_s - self._stop_s >= STOP_WITHIN_S
         if self.lead.state.stage in (Stage.LEFT, Stage.FOLLOWING) or late:
             self.exit_status = 0
-            under_way = len(self.work.follow.records) if self.work is not None else 0
-            text = "stopped" + (f"; {under_way} migrations go on in PVE, the next leader finds them" if under_way else "")
+            count = self._left_under_way
+            goes_on = "1 migration goes on" if count == 1 else f"{count} migrations go on"
+            text = "stopped" + (f"; {goes_on} in PVE, the next leader finds what is under way" if count else "")
             text += "; the lock could not be given back in time, it expires by itself" if late else ""
             result += [Say(Record(Level.NOTICE, MessageId.STOPPED, text)), outputs.Exit(0)]
         return result

@@ -23,6 +23,7 @@ class Telling:
         self._alarm: str | None = None
         self._empty: frozenset[str] = frozenset()
         self._failure = ""
+        self._unseen: tuple[int, ...] = ()
 
     def refusals(self, plan: Plan) -> list[Output]:
         """Each refusal of the plan whose reason is new."""
@@ -56,6 +57,17 @@ class Telling:
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
+
+    def unseen(self, snapshot: Snapshot) -> list[Output]:
+        """The guests that the token does not show, when they have changed: until it shows all, nobody is moved."""
+        before, self._unseen = self._unseen, snapshot.unseen
+        if snapshot.unseen == before:
+            return []
+        if not snapshot.unseen:
+            return [Say(Record(Level.NOTICE, MessageId.OUTSIDE, "the token sees all guests again"))]
+        which = f"guest{'s' if len(snapshot.unseen) != 1 else ''} {few(snapshot.unseen)}"
+        text = f"only observes, as the token does not see {which}: run proxlb-agent setup"
+        return [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
 
     def failure(self, error: str, hint: str) -> list[Output]:
         """The cluster could not be looked at."""

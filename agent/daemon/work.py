@@ -36,7 +36,6 @@ VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
 LANDING_S = 15.0  # pvestatd's round of 10 s and its own time: before that, loads still show the guest where it was
 RETRY_S = 10.0
 REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
-UNSEEN_START_S = 15.0  # the same for a guest that has just started: PVE's numbers still say that it does not run
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
@@ -80,7 +79,6 @@ class Work:
         self._landed_s = -1e9
         self._telling = Telling()
         self._told: dict[tuple[EventKind, int | None, str | None], tuple[EventSource, float]] = {}
-        self._started: dict[int, tuple[str | None, float]] = {}
 
     # events
 
@@ -94,10 +92,6 @@ class Work:
         if echo is not None:
             text = f"guest {event.vmid}: {event.kind.value} on {event.node}, {echo}: nothing to look at"
             return [of_event(Level.DEBUG, text, event)]
-        if event.vmid is not None and event.kind is EventKind.GUEST_STARTED:
-            self._started.setdefault(event.vmid, (event.node, event.at_s))
-        elif event.vmid is not None and event.kind is EventKind.GUEST_STOPPED:
-            self._started.pop(event.vmid, None)
         if self._is_told_again(event) or self._is_answered_already(event):
             return []
         before = self.pending
@@ -174,9 +168,10 @@ class Work:
             return self._telling.failure(seen.error, seen.hint)
         outputs = self._telling.success()
         self.failing_since_s = None
-        self.snapshot = self._with_starts(senses.enriched(seen.snapshot), now)
+        self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, now)
         self.history = memory.without_stale_homes(self.history, seen.snapshot)
+        outputs += self._telling.unseen(self.snapshot)
         outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
         if self.current is None:
             return outputs
@@ -194,19 +189,6 @@ class Work:
             return outputs
         self._rounds = 0
         return outputs + self._plan_and_go(senses, settings, lead, now)
-
-    def _with_starts(self, snapshot: Snapshot, now: Now) -> Snapshot:
-        """The snapshot with the guests running that were seen to start a moment ago, so that a start is judged at once."""
-        self._started = {vmid: start for vmid, start in self._started.items() if now.boot_s - start[1] < UNSEEN_START_S}
-        if not self._started:
-            return snapshot
-        guests = tuple(
-            replace(guest, status="running", uptime_s=0.0)
-            if guest.status == "stopped" and guest.vmid in self._started and self._started[guest.vmid][0] == guest.node
-            else guest
-            for guest in snapshot.guests
-        )
-        return replace(snapshot, guests=guests)
 
     def warm_at_s(self, settings: Settings) -> float:
         """When load balancing may begin: `warmup_s` after the lead was taken or the membership changed."""
@@ -281,7 +263,8 @@ class Work:
         if not self.plan.moves:
             is_all_done = self._has_moved and not self.plan.refused and not self._has_failed
             text = f"nothing more to do ({state_words(self.plan, weights)})" if is_all_done else nothing_words(self.plan, weights)
-            if not self.permission.load and self.permission.why_not and not self.plan.refused and not self._has_moved:
+            is_held_back = not self.permission.load or bool(self.snapshot is not None and self.snapshot.unseen)
+            if is_held_back and self.permission.why_not and not self.plan.refused and not self._has_moved:
                 text += f"; {self.permission.why_not}"
         elif not self.permission.act:
             text = f"would make {summary(self.plan)}, first {move_words(self.plan.moves[0])}, but {self.permission.why_not}"

@@ -176,7 +176,9 @@ def random_cluster(draw: Draw) -> Snapshot:
     guests that have a rule, or a reason to stay.
     """
     dice = random.Random(repr(draw))
-    sizes = [(64, 16), (128, 32), (256, 32), (64, 32), (256, 64)] if dice.random() < 0.4 else [dice.choice([(64, 16), (128, 32), (256, 64)])]
+    sizes = (
+        [(64, 16), (128, 32), (256, 32), (64, 32), (256, 64)] if dice.random() < 0.4 else [dice.choice([(64, 16), (128, 32), (256, 64)])]
+    )
     nodes = [node(f"pve{i + 1}", *dice.choice(sizes)) for i in range(draw.nodes)]
     room = draw.fill * sum(one.memory_bytes for one in nodes) / GIB - 2.0 * len(nodes)
     shares = [dice.expovariate(1.0) + 0.05 for _ in range(draw.guests)]

@@ -624,7 +624,8 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.NO_TARGET: lambda: (cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve1"), drain=["pve1"]), PLAIN, Question(), 101),
     RefusalReason.NO_ORDER: lambda: (DEADLOCK, PLAIN, FORCE, 103),
     RefusalReason.CONFLICT: lambda: (
-        cluster(*THREE, *[vm(101 + i, f"pve{1 + i}", 4, 1, "plb_affinity_a;plb_anti_affinity_b") for i in range(2)]), PLAIN, Question(), 102,
+        cluster(*THREE, *[vm(101 + i, f"pve{1 + i}", 4, 1, "plb_affinity_a;plb_anti_affinity_b") for i in range(2)]),
+        PLAIN, Question(), 102,
     ),
 }  # fmt: skip
 NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE, RefusalReason.BELOW_GATE}

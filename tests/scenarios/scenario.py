@@ -56,7 +56,7 @@ class Pace(StrEnum):
 _PACES: dict[Pace, tuple[LockTimes | None, Cadence | None]] = {
     Pace.USUAL: (None, None),
     Pace.UNHURRIED: (UNHURRIED_TIMES, UNHURRIED_CADENCE),
-    Pace.LAZY: (replace(UNHURRIED_TIMES, look_every_s=30.0, renew_every_s=30.0), replace(UNHURRIED_CADENCE, signs_s=30.0)),
+    Pace.LAZY: (replace(UNHURRIED_TIMES, look_every_s=30.0, renew_every_s=30.0), replace(UNHURRIED_CADENCE, signs_s=30.0, statistics_s=120.0, inbox_s=300.0)),
 }
 
 
