@@ -87,6 +87,7 @@ class Leadership:
     lock_mtime_s: int | None = None
     unchanged_since_s: float = 0.0
     foreign_seen_s: float = 0.0
+    seen_s: float = 0.0
     has_looked: bool = False
     leader: LeaderFile | None = None
     leader_known: bool = False
@@ -109,7 +110,7 @@ class Leadership:
 
 def begin(node: str, incarnation: str, times: LockTimes, now_s: float) -> Leadership:
     """The view of an agent that has just started: it knows of nobody, so anybody may have renewed a moment ago."""
-    return Leadership(node, incarnation, times, now_s, unchanged_since_s=now_s, foreign_seen_s=now_s)
+    return Leadership(node, incarnation, times, now_s, unchanged_since_s=now_s, foreign_seen_s=now_s, seen_s=now_s)
 
 
 def next_act(state: Leadership, now_s: float, *, may_stand: bool) -> tuple[Leadership, LockAct | None]:
@@ -147,7 +148,8 @@ def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | No
         case Stage.LEAVING:
             if state.leader is not None and state.leader.state is LeaderState.LEADING and _is_mine(state):
                 return LockAct.WRITE_RELEASED
-            return LockAct.RENEW if state.renewed_s < state.looked_s else LockAct.RELEASE
+            is_fresh = state.renewed_s >= state.looked_s and now_s - state.renewed_s < times.renew_every_s
+            return LockAct.RELEASE if is_fresh else LockAct.RENEW
         case Stage.FOLLOWING:
             if state.stop_wanted:
                 return None
@@ -192,11 +194,19 @@ def _is_mine(state: Leadership) -> bool:
 
 
 def on_looked(state: Leadership, at_s: float, mtime_s: int | None, leader: LeaderFile | None) -> Leadership:
-    """What a look showed: the lock's mtime (None: no lock) and leader.json (None: none, or not readable as one)."""
+    """What a look showed: the lock's mtime (None: no lock) and leader.json (None: none, or not readable as one).
+
+    `at_s` is when the answer came: the look saw what was then or a moment before, while it may have been asked for minutes ago.
+    """
     previous, changed = state.leader, mtime_s != state.lock_mtime_s
     highest = state.highest_epoch if leader is None else max(state.highest_epoch, leader.epoch)
     waiting = None if state.waiting_for is LockAct.LOOK else state.waiting_for
-    state = replace(state, waiting_for=waiting, has_looked=True, leader_known=True, highest_epoch=highest, leader=leader)
+    # Nothing was seen for so long that a leader may have renewed meanwhile; who holds the lock already knows that nobody has.
+    is_blind = at_s - state.seen_s > state.times.renew_every_s
+    is_blind &= mtime_s is None if state.stage is Stage.FOLLOWING else state.stage is Stage.HOLDING and not state.leader_known
+    state = replace(state, waiting_for=waiting, has_looked=True, leader_known=True, highest_epoch=highest, leader=leader, seen_s=at_s)
+    if is_blind:
+        state = replace(state, foreign_seen_s=at_s)
     if state.stage is Stage.FOLLOWING:
         if changed:
             state = replace(state, unchanged_since_s=at_s, lock_mtime_s=mtime_s)
@@ -248,7 +258,7 @@ def on_not_holder(state: Leadership, at_s: float) -> Leadership:
     """The lock is gone or another node's: the lead, if there was one, is over at once."""
     state = replace(state, waiting_for=None)
     if state.stage is Stage.LEAVING:
-        return replace(state, stage=Stage.LEFT)
+        return _left(state, at_s)
     return _lost(state, at_s) if state.stage is not Stage.FOLLOWING else state
 
 
@@ -258,7 +268,7 @@ def on_failed(state: Leadership, act: LockAct, at_s: float) -> Leadership:
     The next call waits as long as between two looks, so that a filesystem that is not there is not asked without a pause.
     """
     state = replace(_answered(state, act), not_before_s=at_s + state.times.look_every_s)
-    return replace(state, stage=Stage.LEFT) if state.stage is Stage.LEAVING else state
+    return _left(state, at_s) if state.stage is Stage.LEAVING else state
 
 
 def on_asked(state: Leadership) -> Leadership:
@@ -281,10 +291,7 @@ def on_wrote_released(state: Leadership, written: LeaderFile) -> Leadership:
 
 def on_released(state: Leadership, now_s: float) -> Leadership:
     """The lock is removed."""
-    state = _answered(state, LockAct.RELEASE)
-    if state.stop_wanted:
-        return replace(state, stage=Stage.LEFT)
-    return replace(_lost(state, now_s), stands_again_s=now_s + state.times.rest_s)
+    return _left(_answered(state, LockAct.RELEASE), now_s)
 
 
 def give_up(state: Leadership, now_s: float, *, stops: bool) -> Leadership:
@@ -292,9 +299,16 @@ def give_up(state: Leadership, now_s: float, *, stops: bool) -> Leadership:
     state = replace(state, stop_wanted=state.stop_wanted or stops)
     if state.stage is Stage.LEADING:
         return replace(state, stage=Stage.LEAVING, looked_s=now_s)
-    if stops:
+    if stops and state.stage is not Stage.LEAVING:
         return replace(state, stage=Stage.LEFT)
     return state
+
+
+def _left(state: Leadership, at_s: float) -> Leadership:
+    """The lead is given away, or could not be: a process that stops is done, one that goes on follows, and rests."""
+    if state.stop_wanted:
+        return replace(state, stage=Stage.LEFT)
+    return replace(_lost(state, at_s), stands_again_s=at_s + state.times.rest_s)
 
 
 def _lost(state: Leadership, at_s: float) -> Leadership:

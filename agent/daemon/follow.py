@@ -122,8 +122,17 @@ class Follow:
                 record = advanced(record, MigrationState.ASKED, now.wall_s)
             found = replace(advanced(record, MigrationState.RUNNING, now.wall_s, upid=answer.upid), text="")
             return self._put(found), [_outcome(record, None, "found under way")]
+        if answer.error:
+            if (silent := self._silence(record, now)) is None:
+                return [], []
+            if record.state is not MigrationState.PLANNED:
+                self._end(record, silent, now)
+                return [], []
+            self._wish_look(now.boot_s)
+            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=silent)), [_outcome(record, None, silent)]
+        self._silent_since_s.pop(record.intent, None)
         since = record.asked_at or record.planned_at
-        if answer.error or now.wall_s - since < DOUBT_S:
+        if now.wall_s - since < DOUBT_S:
             return [], []
         if record.state is MigrationState.PLANNED:
             self._wish_look(now.boot_s)
@@ -134,9 +143,8 @@ class Follow:
 
     def _on_task(self, record: Migration, answer: TaskAnswer, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
         if answer.error and answer.is_known:
-            silent_s = now.boot_s - self._silent_since_s.setdefault(record.intent, now.boot_s)
-            if silent_s >= SILENT_S:
-                self._end(record, f"its node has not answered for {silent_s:.0f} s", now)
+            if (silent := self._silence(record, now)) is not None:
+                self._end(record, silent, now)
             return [], []
         self._silent_since_s.pop(record.intent, None)
         if not answer.is_known:
@@ -147,6 +155,11 @@ class Follow:
             text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
             return self._put(replace(record, text=text)), [_outcome(record, None, text)]
         return [], []
+
+    def _silence(self, record: Migration, now: Now) -> str | None:
+        """Why no answer about the attempt is waited for any more, None while one is."""
+        silent_s = now.boot_s - self._silent_since_s.setdefault(record.intent, now.boot_s)
+        return f"its node has not answered for {silent_s:.0f} s" if silent_s >= SILENT_S else None
 
     def _end(self, record: Migration, status: str, now: Now) -> None:
         self._ended[record.intent] = status
@@ -182,9 +195,10 @@ class Follow:
             took_s = now.wall_s - (record.asked_at or record.planned_at)
             changed += self._put(advanced(record, state, now.wall_s, text=text))
             done = state is MigrationState.DONE
-            outputs.append(
-                _outcome(record, done, f"{'done in' if done else 'failed after'} {took_s:.0f} s" + (f": {text}" if text else ""))
-            )
+            how = "done" if done else "failed"
+            if took_s >= 0:  # else the clock was set back meanwhile
+                how += f" {'in' if done else 'after'} {took_s:.0f} s"
+            outputs.append(_outcome(record, done, how + (f": {text}" if text else "")))
         return changed, outputs
 
     def _put(self, record: Migration) -> list[Migration]:

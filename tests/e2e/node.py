@@ -167,11 +167,11 @@ class Node:
         self.pmxcfs.remove(f"proxlb/maintenance/{node}")
 
     def start_guest(self, vmid: int, *, silent: bool = False) -> None:
-        """Start a guest of this node as PVE does: hookscript, the guest itself, hookscript."""
-        self.hook(vmid, "pre-start")
-        self.api.start_guest(vmid, silent=silent)
-        self.mirror.look()
-        self.hook(vmid, "post-start")
+        """Start a guest of this node as PVE does: hookscript, the guest itself, hookscript, and only then the task's last line."""
+        with self.mirror.held():
+            self.hook(vmid, "pre-start")
+            self.api.start_guest(vmid, silent=silent)
+            self.hook(vmid, "post-start")
 
     def hook(self, vmid: int, phase: str, *, check: bool = True, **env: str) -> Done:
         """Run the installed hookscript as PVE does: by its path, with pipes for output, read to their end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,9 @@ def busy(root: Path, deb: Path) -> Iterator[Installed]:
 
 def test_a_hook_moves_the_right_guest(busy: Installed) -> None:
     """(a) 101 starts on pve1, which is too much; not 101 but 103 moves."""
-    busy.start_guest(101)
-    busy.wait_said("guest 101 started on pve1, seen by hook")
+    with busy.mirror.held():  # or the cluster log or the statistics might be first
+        busy.start_guest(101)
+        busy.wait_said("guest 101 started on pve1, seen by hook")
     busy.wait_said("vm:103 guest103 from pve1 to pve4: done in")
     assert busy.asked_moves() == [Move(103, "pve1", "pve4")]
     assert busy.api.where(103) == "pve4"
@@ -175,14 +176,14 @@ def test_the_journal_tells_the_story_with_its_fields(busy: Installed) -> None:
 
 
 def test_the_guests_story_is_one_command(busy: Installed) -> None:
-    lines = busy.machine.run("journalctl -q --no-pager -o cat -u proxlb-agent PROXLB_VMID=103").stdout.splitlines()
+    lines = busy.machine.run("journalctl -q --no-pager -o cat PROXLB_VMID=103").stdout.splitlines()
     assert lines[0].startswith("moving vm:103 guest103 from pve1 to pve4 (overload, 8.0 GiB, gain ")
     assert lines[1].startswith("vm:103 guest103 from pve1 to pve4: done in ")
 
 
 def test_a_line_in_the_cluster_log_moves_the_right_guest(busy: Installed) -> None:
     """(b) The same on pve2, whose hook nobody runs here."""
-    with busy.mirror.held():  # or the statistics might be first
+    with busy.mirror.held():
         busy.api.start_guest(201, silent=True)
         busy.task_line("pve2", "qmstart", 201)
         busy.wait_said("guest 201 started on pve2, seen by cluster-log")
@@ -210,13 +211,13 @@ def test_a_touched_file_empties_a_node(busy: Installed) -> None:
 SCHEMAS = PROJECT / "agent/schemas"
 
 
-@pytest.mark.parametrize("words", ["status", "cluster", "guests", "plan", "explain 103", "history"])
-def test_commands_answer_in_json_and_in_words(busy: Installed, words: str) -> None:
-    answer = busy.command(*words.split(), "--json")
-    schema = json.loads((SCHEMAS / f"{words.split()[0]}-1.json").read_text())
+@pytest.mark.parametrize("words", [["status"], ["cluster"], ["guests"], ["plan"], ["explain", "103"], ["history"]])
+def test_commands_answer_in_json_and_in_words(busy: Installed, words: list[str]) -> None:
+    answer = busy.command(*words, "--json")
+    schema = json.loads((SCHEMAS / f"{words[0]}-1.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads(answer.stdout))
     assert answer.stderr == ""
-    text = busy.command(*words.split())
+    text = busy.command(*words)
     assert "pve1" in text.stdout and text.stderr == ""
 
 
@@ -269,6 +270,7 @@ def test_room_enough_moves_nobody(calm: Installed) -> None:
 def test_the_echo_of_a_migration_moves_nobody(calm: Installed) -> None:
     """A person moves 201 to pve1, which is as much there as 101 in (a); PVE runs the hook there, and logs a start."""
     calm.api.migrate(201, "pve1")
+    calm.mirror.look()
     calm.hook(201, "post-start", PVE_MIGRATED_FROM="pve2")
     calm.task_line("pve1", "qmstart", 201)
     calm.wait_said("guest 201: guest-started on pve1, it is arriving from pve2: nothing to look at")
@@ -280,6 +282,7 @@ def test_the_echo_of_a_migration_moves_nobody(calm: Installed) -> None:
 def test_a_start_while_its_guest_migrates_moves_nobody(calm: Installed) -> None:
     """As a container's, whose hook is told of no migration."""
     task = calm.api.task("pve1", "vzmigrate", "104")
+    calm.mirror.look()
     calm.hook(104, "post-start")
     calm.wait_said("guest 104.*(it is migrating: nothing to look at|part of a migration, nothing to do)")
     calm.api.end_task(task)
@@ -381,7 +384,6 @@ def test_a_restart_finds_the_migration_again(steady: Installed) -> None:
     steady.wait_said("takes over 1 migration of the former leader")
     steady.api.finish_migration(103)
     steady.wait_said("vm:103 guest103 from pve1 to pve3: done in")
-    steady.wait_said("guest103|took the lead.*: ")
     assert len(steady.asked_moves()) == len(steady.api.tasks("qmigrate")) == 1, "nothing is asked twice"
     assert steady.leader()["epoch"] == 8
 
@@ -421,7 +423,7 @@ def test_a_killed_leader_leads_again_in_seconds(steady: Installed) -> None:
 
 def test_an_outage_of_the_api_is_said_once_and_what_happened_is_answered_afterwards(steady: Installed) -> None:
     watchdog = int(steady.shows("WatchdogTimestampMonotonic")["WatchdogTimestampMonotonic"])
-    steady.wait_said("took the lead.*: n", times=3)
+    steady.wait_said("took the lead.*: nothing to do", times=2)
     steady.api.endpoint(0, False)
     began = time.monotonic()
     steady.api.start_guest(201, silent=True)
@@ -439,6 +441,22 @@ def test_an_outage_of_the_api_is_said_once_and_what_happened_is_answered_afterwa
     alive = int(steady.shows("WatchdogTimestampMonotonic")["WatchdogTimestampMonotonic"])
     assert alive - watchdog > 20_000_000, "systemd's watchdog hears from it"
     assert steady.shows("WatchdogUSec", "NRestarts") == {"WatchdogUSec": "2min", "NRestarts": "1"}
+
+
+def test_installing_it_again_takes_the_lead_again(steady: Installed, deb: Path) -> None:
+    """As an upgrade does: it stops before the code is replaced, and starts after."""
+    steady.machine.run(["apt-get", "-q", "-y", "install", "--reinstall", f"/root/{deb.name}"])
+    steady.wait_said("leads the cluster, epoch 11", 10)
+
+
+def test_purging_it_gives_the_lead_away_and_leaves_what_is_the_clusters(steady: Installed) -> None:
+    steady.machine.run(["apt-get", "-q", "-y", "purge", "proxlb-agent"])
+    assert steady.leader()["state"] == "released"
+    assert steady.pmxcfs.lock_holder("proxlb-agent") is None
+    left = "ls -d /usr/share/proxlb-agent /usr/bin/proxlb-agent /etc/proxlb-agent /run/proxlb-agent /var/lib/proxlb-agent"
+    assert steady.machine.run(left, check=False).stdout == ""
+    assert "history.json" in steady.machine.run("ls /etc/pve/proxlb").stdout
+    assert steady.machine.run("systemctl --failed --no-legend").stdout == ""
 
 
 # -- the idle minute, and what ends it -------------------------------------------------------------------------------------------

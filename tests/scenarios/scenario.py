@@ -4,7 +4,7 @@
 cluster.yaml, events.yaml and settings.yaml are what `proxlb-agent simulate` takes; checks.yaml is the tests' own:
 
     until_s: 200            # when the run ends
-    pace: unhurried         # a tenth of the looks, for days; lazy: a thirtieth, for weeks; both are run once only
+    pace: unhurried         # a tenth of the looks, for days; lazy: less still, for weeks; both are run once only
     kill_everywhere: true   # run again and again, the agent killed behind each line of an action, started 5 s later
     settings_changes: [{at_s: 60, broken: text}, {at_s: 90, to: {mode: rules}}]
     must: ["regex", {line: regex, from_s: 20, to_s: 30, times: 1}]    # searched in `  22.0  pve1  notice   moving ...`
@@ -56,7 +56,10 @@ class Pace(StrEnum):
 _PACES: dict[Pace, tuple[LockTimes | None, Cadence | None]] = {
     Pace.USUAL: (None, None),
     Pace.UNHURRIED: (UNHURRIED_TIMES, UNHURRIED_CADENCE),
-    Pace.LAZY: (replace(UNHURRIED_TIMES, look_every_s=30.0, renew_every_s=30.0), replace(UNHURRIED_CADENCE, signs_s=30.0, statistics_s=120.0, inbox_s=300.0)),
+    Pace.LAZY: (
+        replace(UNHURRIED_TIMES, look_every_s=30.0, renew_every_s=30.0),
+        replace(UNHURRIED_CADENCE, signs_s=60.0, statistics_s=120.0, inbox_s=300.0),
+    ),
 }
 
 
@@ -211,5 +214,3 @@ class _Killing(Simulation):
             super()._let_run(name)
         except _KilledError:
             del self._processes[name]
-
-
