@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What leaders remember for each other, and what follows from it: cooldowns, brakes, who is set aside, who must come home."""
+"""What leaders remember for each other, and what follows from it: cooldowns, brakes, who is set aside, who must come home.
+
+A time that lies ahead was written by a clock that was: within a window it counts as if it were as long ago, beyond it not at all.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ KEPT_MIGRATIONS = 150  # about 60 KiB of JSON, well under what is read in one pi
 KEPT_ANSWERS = 20
 KEPT_S = 2 * 86400.0
 HOUR_S = 3600.0
+DAY_S = 86400.0
 LEARNED_S = 600.0  # for so long after a migration its guest's load is known better from before than from its first samples
 FAILURES_WINDOW_S = 600.0
 MOST_FAILURES = 3
@@ -41,13 +45,13 @@ def with_migrations(history: HistoryFile, records: Iterable[Migration]) -> Histo
 
 def bounded(history: HistoryFile, now: float) -> HistoryFile:
     """The history without what is old: open attempts and homes stay."""
-    records = [record for record in history.migrations if record.is_open or record.planned_at > now - KEPT_S]
+    records = [record for record in history.migrations if record.is_open or abs(now - record.planned_at) < KEPT_S]
     ended = [record for record in records if not record.is_open]
     drop = {record.intent for record in ended[: max(0, len(records) - KEPT_MIGRATIONS)]}
     return replace(
         history,
         migrations=tuple(record for record in records if record.intent not in drop),
-        set_aside=tuple(entry for entry in history.set_aside if entry.until > now - SET_ASIDE_MOST_S),
+        set_aside=tuple(entry for entry in history.set_aside if abs(now - entry.until) <= SET_ASIDE_MOST_S),
         answers=history.answers[-KEPT_ANSWERS:],
     )
 
@@ -71,9 +75,9 @@ def cooling(history: HistoryFile, snapshot: Snapshot | None, now: float, cooldow
         if task.kind in MIGRATE_KINDS and task.vmid is not None and task.ended_at is not None and is_success(task.status):
             moved[task.vmid] = max(task.ended_at, moved.get(task.vmid, task.ended_at))
     return {
-        vmid: f"moved {(now - at) / 60:.0f} minutes ago, may move again in {(at + cooldown_s - now) / 60:.0f}"
+        vmid: f"moved {max(0.0, now - at) / 60:.0f} minutes ago, may move again in {(at + cooldown_s - now) / 60:.0f}"
         for vmid, at in sorted(moved.items())
-        if now - at < cooldown_s
+        if abs(now - at) < cooldown_s
     }
 
 
@@ -85,7 +89,9 @@ def is_success(exit_status: str | None) -> bool:
 def set_aside(history: HistoryFile, now: float) -> dict[int, str]:
     """Guests that are left alone after a failure, with why and for how long."""
     return {
-        entry.vmid: f"{entry.text}; next try in {(entry.until - now) / 60:.0f} minutes" for entry in history.set_aside if entry.until > now
+        entry.vmid: f"{entry.text}; next try in {(entry.until - now) / 60:.0f} minutes"
+        for entry in history.set_aside
+        if now < entry.until <= now + SET_ASIDE_MOST_S
     }
 
 
@@ -126,17 +132,19 @@ def moves_left(history: HistoryFile, now: float, most_an_hour: int) -> int:
     recent = [
         record
         for record in history.migrations
-        if record.reason is not MoveReason.MAINTENANCE and record.state in _CAME_TO_PASS and now - record.planned_at < HOUR_S
+        if record.reason is not MoveReason.MAINTENANCE and record.state in _CAME_TO_PASS and abs(now - record.planned_at) < HOUR_S
     ]
     return max(0, most_an_hour - len(recent))
 
 
 def alarm(history: HistoryFile, now: float) -> str | None:
     """Why load balancing should stop until a person has looked, None when all is well."""
-    failed = [r for r in history.migrations if r.state is MigrationState.FAILED and now - (r.ended_at or r.planned_at) < FAILURES_WINDOW_S]
+    failed = [
+        r for r in history.migrations if r.state is MigrationState.FAILED and abs(now - (r.ended_at or r.planned_at)) < FAILURES_WINDOW_S
+    ]
     if len(failed) >= MOST_FAILURES:
         return f"{len(failed)} migrations failed in {FAILURES_WINDOW_S / 60:.0f} minutes, the last: {failed[-1].text}"
-    moved = Counter(r.vmid for r in history.migrations if is_load_move(r) and r.state in _CAME_TO_PASS and now - r.planned_at < 86400)
+    moved = Counter(r.vmid for r in history.migrations if is_load_move(r) and r.state in _CAME_TO_PASS and abs(now - r.planned_at) < DAY_S)
     for vmid, count in sorted(moved.items()):
         if count >= MOST_MOVES_A_DAY:
             return f"guest {vmid} was moved {count} times in a day"
@@ -148,14 +156,16 @@ def learned(history: HistoryFile, now: float) -> dict[int, GuestLoad]:
     return {
         record.vmid: record.load
         for record in history.migrations
-        if record.state is MigrationState.DONE and now - (record.ended_at or 0.0) < LEARNED_S
+        if record.state is MigrationState.DONE and abs(now - (record.ended_at or 0.0)) < LEARNED_S
     }
 
 
 def landed(history: HistoryFile, now: float) -> frozenset[int]:
     """Guests that arrived so short a while ago that there are no two samples of their load on the target yet."""
     return frozenset(
-        record.vmid for record in history.migrations if record.state is MigrationState.DONE and now - (record.ended_at or 0.0) < FRESH_S
+        record.vmid
+        for record in history.migrations
+        if record.state is MigrationState.DONE and abs(now - (record.ended_at or 0.0)) < FRESH_S
     )
 
 

@@ -284,9 +284,10 @@ class _Planner:
         least = self._least_gain()
         if self.goal.value > start - least and self.steps != steps_before:
             lowered = start - self.goal.value
+            movers = {vmid for step in self.steps for vmid in step.vmids} - {vmid for step in steps_before for vmid in step.vmids}
             self._undo(steps_before)
             self.refused = refused_before
-            for vmid in sorted(v for v, node in self.sketch.at.items() if node in sources and self.sketch.guest_of[v].is_running):
+            for vmid in sorted(movers):
                 self._refuse(Refusal(vmid, RefusalReason.NO_GAIN, f"all moves together gain {100 * lowered:.2f} points"))
         self._explain_those_who_stay(sources)
 

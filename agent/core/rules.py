@@ -22,7 +22,7 @@ _SEPARATORS = re.compile(r"[;, ]+")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Guests that share a tag; `rule` is the tag as it is written."""
+    """Guests that share a tag; `rule` is the tag in small letters, as case makes no difference."""
 
     rule: str
     vmids: tuple[int, ...]
@@ -82,9 +82,9 @@ def read_rules(guests: Iterable[Guest], node_names: Iterable[str], *, use_tags: 
             if word == IGNORE or word.startswith(IGNORE + "_"):
                 ignored.add(guest.vmid)
             elif word.startswith(ANTI_AFFINITY) and word != ANTI_AFFINITY:
-                separate[tag].append(guest.vmid)
+                separate[word].append(guest.vmid)
             elif word.startswith(AFFINITY) and word != AFFINITY:
-                together[tag].append(guest.vmid)
+                together[word].append(guest.vmid)
             elif word.startswith(PIN) and word != PIN:
                 if (name := nodes.get(word.removeprefix(PIN))) is None:
                     conflicts.append(Conflict(tag, (guest.vmid,), "there is no such node; the tag has no effect"))
@@ -137,7 +137,7 @@ def crowded(rules: Rules, usable_nodes: int) -> tuple[Conflict, ...]:
 
 
 def _groups(members: Mapping[str, list[int]]) -> tuple[Group, ...]:
-    return tuple(Group(rule, tuple(sorted(vmids))) for rule, vmids in sorted(members.items()) if len(vmids) > 1)
+    return tuple(Group(rule, tuple(sorted(set(vmids)))) for rule, vmids in sorted(members.items()) if len(set(vmids)) > 1)
 
 
 def _units(groups: Iterable[Group]) -> dict[int, tuple[int, ...]]:

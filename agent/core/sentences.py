@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
-from agent.core.cluster import GIB
+from agent.core.cluster import GIB, Snapshot
 from agent.core.codec import to_json
 from agent.core.load import Weights
 from agent.core.migrations import Migration
@@ -27,7 +28,7 @@ def why_words(move: Move) -> str:
 
 
 def _gain_words(gain: float) -> str:
-    return f"gain {100 * gain:.1f} points" if gain >= 0 else f"costs {-100 * gain:.1f} points"
+    return f"gain {100 * gain:.1f} points"
 
 
 def migration_words(record: Migration) -> str:
@@ -36,22 +37,23 @@ def migration_words(record: Migration) -> str:
     return f"{label}{' ' + record.name if record.name else ''} from {record.source} to {record.target}"
 
 
-def state_words(plan: Plan, weights: Weights) -> str:
-    """The highest loads and the spread of the plan's start, in percent."""
-    if not plan.before.nodes:
+def state_words(plan: Plan, weights: Weights, without: AbstractSet[str] = frozenset()) -> str:
+    """The lowest and highest loads before the plan, in percent, of all nodes but those `without`."""
+    nodes = [(name, load) for name, load in plan.before.nodes if name not in without]
+    if not nodes:
         return "no node's load is known"
     parts = []
     for title, weight, attribute in (("cpu", weights.cpu, "cpu_fraction"), ("memory", weights.memory, "memory_fraction")):
-        values: Mapping[str, float] = {name: float(getattr(node, attribute)) for name, node in plan.before.nodes}
+        values: Mapping[str, float] = {name: float(getattr(node, attribute)) for name, node in nodes}
         if weight > 0:
             high, low = max(values, key=lambda name: values[name]), min(values, key=lambda name: values[name])
             parts.append(f"{title} {100 * values[low]:.0f} to {100 * values[high]:.0f} %")
     return ", ".join(parts)
 
 
-def nothing_words(plan: Plan, weights: Weights) -> str:
-    """Why a plan moves nobody."""
-    state = state_words(plan, weights)
+def nothing_words(plan: Plan, weights: Weights, without: AbstractSet[str] = frozenset()) -> str:
+    """Why a plan moves nobody; `without` as for `state_words`."""
+    state = state_words(plan, weights, without)
     if plan.refused:
         counted = Counter(refusal.reason.value for refusal in plan.refused)
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counted.items(), key=lambda item: (-item[1], item[0])))
@@ -59,6 +61,19 @@ def nothing_words(plan: Plan, weights: Weights) -> str:
     if plan.gate is Gate.CLOSED:
         return f"nothing to do ({state})"
     return f"no move gains anything ({state})"
+
+
+def stuck_words(plan: Plan, snapshot: Snapshot) -> str | None:
+    """Which nodes in maintenance cannot be emptied, and whom that is down to; None when nobody has to leave any more."""
+    places = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running}
+    parts = []
+    for node in sorted({maintenance.node for maintenance in snapshot.maintenance}):
+        here = [refusal for refusal in plan.refused if places.get(refusal.vmid) == node]
+        if here:
+            shown = ", ".join(f"{refusal.vmid} ({refusal.reason.value})" for refusal in here[:5])
+            more = f" and {len(here) - 5} more" if len(here) > 5 else ""
+            parts.append(f"{node} cannot be emptied: guest{'s' if len(here) > 1 else ''} {shown}{more} stay{'s' if len(here) == 1 else ''}")
+    return "; ".join(parts) or None
 
 
 def summary(plan: Plan) -> str:

@@ -162,8 +162,8 @@ def why_echo(event: Event, seen: MigrationTraces, now: float) -> str | None:
 def without_echoes(trigger: Trigger, seen: MigrationTraces, now: float) -> Trigger | None:
     """The trigger less its echoes, None when nothing else is left."""
     kept = [event for event in trigger.events if why_echo(event, seen, now) is None]
-    if len(kept) == len(trigger.events):
-        return trigger
+    if len(kept) == len(trigger.events) or len(trigger.events) >= MOST_EVENTS:
+        return trigger  # a full one stands for events that it does not hold
     result: Trigger | None = None
     for event in kept:
         result = joined(result, event)

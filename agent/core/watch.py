@@ -93,7 +93,7 @@ def asked_of_ha(text: str | None) -> tuple[str, ...]:
     """
     try:
         document: Json = json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     requests = document.get("node_request") if isinstance(document, dict) else None
     if not isinstance(requests, dict):

@@ -19,7 +19,7 @@ from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
-from agent.core.sentences import decision_line, move_words, nothing_words, state_words, summary
+from agent.core.sentences import decision_line, move_words, nothing_words, state_words, stuck_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
@@ -257,13 +257,18 @@ class Work:
         return outputs + self._end_cycle(settings, now)
 
     def _end_cycle(self, settings: Settings, now: Now) -> list[Output]:
-        assert self.current is not None and self.plan is not None
+        assert self.current is not None and self.plan is not None and self.snapshot is not None
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
-        if not self.plan.moves:
+        away = {*(maintenance.node for maintenance in self.snapshot.maintenance), *self.snapshot.no_target}
+        stuck = stuck_words(self.plan, self.snapshot)
+        if stuck is not None and not self.plan.moves:
+            text, level = stuck, Level.WARNING
+        elif not self.plan.moves:
             is_all_done = self._has_moved and not self.plan.refused and not self._has_failed
-            text = f"nothing more to do ({state_words(self.plan, weights)})" if is_all_done else nothing_words(self.plan, weights)
-            is_held_back = not self.permission.load or bool(self.snapshot is not None and self.snapshot.unseen)
+            done = f"nothing more to do ({state_words(self.plan, weights, away)})"
+            text = done if is_all_done else nothing_words(self.plan, weights, away)
+            is_held_back = not self.permission.load or bool(self.snapshot.unseen)
             if is_held_back and self.permission.why_not and not self.plan.refused and not self._has_moved:
                 text += f"; {self.permission.why_not}"
         elif not self.permission.act:

@@ -62,8 +62,10 @@ def test_it_is_free_when_its_process_was_killed(path: Path) -> None:
     "leave_a_child",
     [
         "import subprocess; child = subprocess.Popen(['sleep', '60'], close_fds=False).pid",
-        "import os, time\nruns, tells = os.pipe()\nchild = os.fork()\nif child == 0:\n    os.write(tells, b'.')\n    time.sleep(60)\n"
-        "os.read(runs, 1)",
+        (
+            "import os, time\nruns, tells = os.pipe()\nchild = os.fork()\nif child == 0:\n    os.write(tells, b'.')\n    time.sleep(60)\n"
+            "os.read(runs, 1)"
+        ),
     ],
 )
 def test_children_do_not_keep_it(path: Path, leave_a_child: str) -> None:

@@ -207,10 +207,10 @@ def read_tags(snapshot: Snapshot, facts: Facts) -> Tags:
                 ignored.add(guest.vmid)
             elif kind == "pin" and found[2].lower() in names:
                 pins[guest.vmid].add(names[found[2].lower()])
-            elif kind == "affinity" and guest.status == "running" and guest.vmid not in together[tag]:
-                together[tag].append(guest.vmid)
-            elif kind == "anti_affinity" and guest.vmid not in apart[tag]:
-                apart[tag].append(guest.vmid)
+            elif kind == "affinity" and guest.status == "running" and guest.vmid not in together[tag.lower()]:
+                together[tag.lower()].append(guest.vmid)
+            elif kind == "anti_affinity" and guest.vmid not in apart[tag.lower()]:
+                apart[tag.lower()].append(guest.vmid)
     return Tags(
         {tag: tuple(vmids) for tag, vmids in together.items()},
         {tag: tuple(vmids) for tag, vmids in apart.items()},

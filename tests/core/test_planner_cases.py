@@ -531,6 +531,18 @@ def test_a_group_may_be_named_in_any_script(word: str) -> None:
     assert [move.reason.value for move in planned(cluster(*THREE, *apart)).moves] == ["anti-affinity"]
 
 
+def test_the_case_of_a_group_makes_no_difference() -> None:
+    apart = [vm(101, "pve1", 4, 0.5, "plb_anti_affinity_DB"), vm(102, "pve1", 8, 0.5, "PLB_ANTI_AFFINITY_db")]
+    assert moves_of(planned(cluster(*THREE, *apart))) == [(101, "pve2", "anti-affinity")]
+
+
+def test_a_guest_that_names_its_group_twice_is_one_member() -> None:
+    alone = vm(101, "pve1", 4, 0.5, "plb_anti_affinity_a", "plb_anti_affinity_A", "plb_affinity_b", "plb_affinity_B")
+    pair = [vm(102 + i, "pve1", 4, 0.5, "plb_anti_affinity_c", "plb_anti_affinity_C") for i in range(2)]
+    result = planned(cluster(node("pve1"), node("pve2"), alone, *pair))
+    assert (moves_of(result), result.conflicts) == ([(103, "pve2", "anti-affinity")], ())
+
+
 # --- Containers --------------------------------------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,7 @@ def fresh(root: Path) -> Iterator[Installed]:
     with Installed(root, cluster({"pve1": node(22), "pve2": node(22)}, guests)) as up:
         up.settings(triggers={"warmup_s": 3600, "reconcile_s": 3600})  # so that nothing is due by itself while other tests run
         up.pmxcfs.remove("priv/proxlb/token")
+        up.report("pve2")
         up.release_lead()
         up.machine.run(f"systemctl disable --now pve-cluster; mv {CLUSTER_UNIT} /root; systemctl daemon-reload")
         yield up
@@ -472,7 +473,6 @@ def test_an_idle_agent_asks_nothing_and_writes_renewals_alone(fresh: Installed, 
 
 
 def test_balancing_by_hand_follows_the_leader_to_the_end(fresh: Installed) -> None:
-    fresh.report("pve2")
     fresh.settings(triggers={"warmup_s": 0, "first_observe_s": 0, "settle_s": 60}, balance={"spread_percent": 10})
     fresh.unit("reload")
     fresh.wait_said("new settings taken", times=2)

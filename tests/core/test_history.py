@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What leaders remember: cooldowns, brakes, alarms, who is set aside, who must come home, and that it stays small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agent.core import history as memory
+from agent.core.cluster import GIB
+from agent.core.documents import Answer, HistoryFile, Home, parse, render
+from agent.core.load import GuestLoad
+from agent.core.migrations import MigrationState
+from agent.core.reasons import MoveReason
+from tests.core.clusters import NOW, cluster, node, task, vm
+from tests.core.records import record
+
+S = MigrationState
+EMPTY = memory.empty(NOW)
+DAY_S = 86400.0
+
+
+def of(*records: object) -> HistoryFile:
+    return memory.with_migrations(EMPTY, records)  # type: ignore[arg-type]
+
+
+# --- Cooldown ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "cools"),
+    [(S.DONE, True), (S.RUNNING, True), (S.ASKED, True), (S.LOST, True), (S.PLANNED, False), (S.FAILED, False), (S.SKIPPED, False)],
+)
+def test_a_guest_cools_after_a_move_that_came_to_pass(state: MigrationState, cools: bool) -> None:
+    assert (101 in memory.cooling(of(record(state=state)), None, NOW, 3600)) == cools
+
+
+def test_the_cooldown_ends_when_it_is_over() -> None:
+    done = of(record(ago_s=3600 + 11))
+    assert memory.cooling(done, None, NOW - 1, 3600) == {101: "moved 60 minutes ago, may move again in 0"}
+    assert memory.cooling(done, None, NOW, 3600) == {}
+
+
+def test_moves_by_people_cool_too() -> None:
+    snapshot = cluster(
+        task("qmigrate", "pve1", 101, 60), task("vzmigrate", "pve1", 102, 60, "WARNINGS: 1"), task("qmigrate", "pve1", 103, 60, "no space")
+    )
+    assert sorted(memory.cooling(EMPTY, snapshot, NOW, 3600)) == [101, 102]
+
+
+def test_a_clock_that_was_ahead_blocks_nobody_for_longer_than_the_cooldown() -> None:
+    ahead = of(*[record(101 + i, ago_s=-365 * DAY_S) for i in range(30)])
+    assert memory.cooling(ahead, None, NOW, 3600) == {}
+    assert memory.moves_left(ahead, NOW, 20) == 20
+    assert memory.alarm(of(*[record(101 + i, S.FAILED, ago_s=-365 * DAY_S) for i in range(5)]), NOW) is None
+    assert memory.bounded(ahead, NOW).migrations == ()
+    assert 101 in memory.cooling(of(record(ago_s=-30)), None, NOW, 3600), "a few seconds ahead is another node's clock"
+    far = memory.with_failure(EMPTY, 101, "failed", NOW + 365 * DAY_S)
+    assert memory.set_aside(far, NOW) == {}
+    assert memory.bounded(far, NOW).set_aside == ()
+
+
+# --- Brakes ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_hourly_brake_counts_what_was_asked_for_in_the_last_hour_but_maintenance() -> None:
+    history = of(
+        record(101),
+        record(102, S.RUNNING),
+        record(103, ago_s=3601),
+        record(104, S.SKIPPED),
+        record(105, S.FAILED),
+        record(106, reason=MoveReason.MAINTENANCE),
+    )
+    assert memory.moves_left(history, NOW, 20) == 18
+    assert memory.moves_left(history, NOW, 1) == 0
+
+
+def test_three_failures_in_ten_minutes_are_an_alarm() -> None:
+    failed = [record(101 + i, S.FAILED, ago_s=100.0 * (i + 1), text="no space") for i in range(3)]
+    assert memory.alarm(of(*failed[:2]), NOW) is None
+    assert "3 migrations failed in 10 minutes" in (memory.alarm(of(*failed), NOW) or "")
+    assert memory.alarm(of(*failed), NOW + 600) is None
+
+
+def test_a_guest_moved_three_times_a_day_for_load_is_an_alarm() -> None:
+    moves = [record(ago_s=7200.0 * (i + 1)) for i in range(3)]
+    assert memory.alarm(of(*moves[:2]), NOW) is None
+    assert memory.alarm(of(*moves), NOW) == "guest 101 was moved 3 times in a day"
+    assert memory.alarm(of(*[replace(move, reason=MoveReason.MAINTENANCE) for move in moves]), NOW) is None
+    assert memory.alarm(of(*moves), NOW + DAY_S) is None
+
+
+# --- Set aside ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_that_failed_is_left_alone_twice_as_long_each_time_and_a_day_at_most() -> None:
+    history, waits = EMPTY, []
+    for _ in range(12):
+        history = memory.with_failure(history, 101, "no space", NOW)
+        waits.append(history.set_aside[0].until - NOW)
+    assert waits[:4] == [600, 1200, 2400, 4800]
+    assert waits[-1] == DAY_S
+    assert len(history.set_aside) == 1
+
+
+def test_who_is_set_aside_is_told_with_why_and_for_how_long() -> None:
+    history = memory.with_failure(EMPTY, 101, "no space", NOW)
+    assert memory.set_aside(history, NOW) == {101: "no space; next try in 10 minutes"}
+    assert memory.set_aside(history, NOW + 600) == {}
+
+
+def test_a_success_ends_it() -> None:
+    history = memory.with_failure(memory.with_failure(EMPTY, 101, "no space", NOW), 102, "no space", NOW)
+    assert [entry.vmid for entry in memory.with_success(history, record(101)).set_aside] == [102]
+
+
+def test_the_text_of_a_failure_is_bounded() -> None:
+    assert len(memory.with_failure(EMPTY, 101, "x" * 10_000, NOW).set_aside[0].text) == 200
+
+
+# --- Homes -------------------------------------------------------------------------------------------------------------------------
+
+LEFT = record(reason=MoveReason.MAINTENANCE)
+
+
+def test_who_leaves_for_a_maintenance_has_a_home() -> None:
+    assert memory.with_success(EMPTY, LEFT).homes == (Home(101, "pve1", "pve2", LEFT.ended_at or 0),)
+    assert memory.with_success(EMPTY, record()).homes == ()
+
+
+def test_who_has_to_leave_again_keeps_the_first_home() -> None:
+    twice = memory.with_success(memory.with_success(EMPTY, LEFT), replace(LEFT, source="pve2", target="pve3"))
+    assert [(home.home, home.put_on) for home in twice.homes] == [("pve1", "pve3")]
+
+
+def test_who_was_elsewhere_in_between_has_a_new_home() -> None:
+    twice = memory.with_success(memory.with_success(EMPTY, LEFT), replace(LEFT, source="pve3", target="pve4"))
+    assert [(home.home, home.put_on) for home in twice.homes] == [("pve3", "pve4")]
+
+
+def test_a_move_for_any_other_reason_makes_the_new_place_home() -> None:
+    left = memory.with_success(EMPTY, LEFT)
+    for reason in (MoveReason.RETURN_HOME, MoveReason.OVERLOAD, MoveReason.PIN):
+        assert memory.with_success(left, replace(LEFT, source="pve2", target="pve1", reason=reason)).homes == ()
+
+
+@pytest.mark.parametrize(("place", "kept"), [("pve2", True), ("pve1", False), ("pve3", False), (None, False)])
+def test_a_home_is_forgotten_when_the_guest_is_not_where_it_was_put(place: str | None, kept: bool) -> None:
+    left = memory.with_success(EMPTY, LEFT)
+    snapshot = cluster(node("pve1"), *([] if place is None else [vm(101, place)]))
+    assert bool(memory.without_stale_homes(left, snapshot).homes) == kept
+
+
+# --- Loads that are known --------------------------------------------------------------------------------------------------------
+
+
+def test_the_load_of_who_has_arrived_is_known_for_ten_minutes() -> None:
+    done = of(record(ago_s=300), record(102, ago_s=700), record(103, S.FAILED, ago_s=300))
+    assert memory.learned(done, NOW) == {101: GuestLoad(0.5, 4 * GIB)}
+
+
+def test_who_has_just_arrived_has_no_two_samples() -> None:
+    assert memory.landed(of(record(ago_s=20), record(102, ago_s=60)), NOW) == {101}
+
+
+# --- It stays small ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_stays_below_what_is_read_in_one_piece() -> None:
+    history = EMPTY
+    for i in range(700):
+        history = memory.with_migrations(
+            history, [record(100_000_000 + i, ago_s=float(700 - i), text="x" * 100, name="n" * 60, upid="UPID:" + "0" * 80)]
+        )
+        history = memory.with_answer(history, Answer(f"request-{i}", NOW, "x" * 200, final=True))
+    history = memory.bounded(history, NOW)
+    assert len(history.migrations) <= memory.KEPT_MIGRATIONS
+    assert len(history.answers) == memory.KEPT_ANSWERS
+    assert history.migrations[-1].vmid == 100_000_699
+    assert len(render(history)) < 128 * 1024
+    assert parse(HistoryFile, render(history)) == history
+
+
+def test_open_attempts_and_homes_are_never_dropped() -> None:
+    old = [record(101 + i, S.RUNNING, ago_s=30 * DAY_S) for i in range(3)]
+    history = memory.with_success(of(*old, *[record(200 + i) for i in range(300)]), LEFT)
+    kept = memory.bounded(history, NOW)
+    assert {101, 102, 103} <= {move.vmid for move in kept.migrations}
+    assert len(kept.migrations) <= memory.KEPT_MIGRATIONS
+    assert kept.homes == history.homes
+
+
+def test_what_is_two_days_old_is_dropped() -> None:
+    assert memory.bounded(of(record(ago_s=3 * DAY_S)), NOW).migrations == ()
+
+
+def test_a_record_takes_the_place_of_the_one_with_its_intent() -> None:
+    planned = record(state=S.PLANNED)
+    done = replace(planned, state=S.DONE)
+    assert memory.with_migrations(of(planned), [done]).migrations == (done,)
+    assert memory.open_migrations(of(planned)) == (planned,)
+    assert memory.open_migrations(of(done)) == ()
+
+
+def test_a_later_answer_to_a_request_replaces_the_earlier_one() -> None:
+    one = memory.with_answer(EMPTY, Answer("r", NOW, "3 moves", final=False))
+    two = memory.with_answer(one, Answer("r", NOW, "done", final=True))
+    assert [answer.text for answer in two.answers] == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("status", "good"), [("OK", True), ("WARNINGS: 2", True), ("migration aborted", False), ("", False), (None, False)]
+)
+def test_what_pve_calls_a_success(status: str | None, good: bool) -> None:
+    assert memory.is_success(status) == good
