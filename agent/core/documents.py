@@ -156,7 +156,7 @@ def parse(kind: type[File], text: str) -> File:
     """
     try:
         document: Json = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DocumentError(f"not JSON: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != _SCHEMAS[kind]:

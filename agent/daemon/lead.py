@@ -77,7 +77,7 @@ class Lead:
             return leadership.on_failed(state, answer.act, now.boot_s)
         match answer.act:
             case LockAct.LOOK:
-                return leadership.on_looked(state, answer.called_s, answer.mtime_s, self._leader_in(answer.leader_text))
+                return leadership.on_looked(state, now.boot_s, answer.mtime_s, self._leader_in(answer.leader_text))
             case LockAct.TAKE:
                 return leadership.on_took(state, answer.called_s, got_it=answer.outcome is LockOutcome.DONE)
             case LockAct.RENEW:

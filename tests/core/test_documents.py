@@ -40,7 +40,7 @@ FILES = [
     LeaderFile(LEADER_SCHEMA, "pve1", "abc", 7, LeaderState.LEADING, NOW, "1.0"),
     InboxFile(
         INBOX_SCHEMA, "pve1", "abc", "boot", 9, NOW,
-        (InboxEvent(8, NOW, EventKind.GUEST_STARTED, 101, "pve2"), InboxEvent(9, NOW, EventKind.REQUEST, request="r1", detail="root", force=True)),
+        (InboxEvent(8, NOW, EventKind.GUEST_STARTED, 101, "pve2"), InboxEvent(9, NOW, EventKind.REQUEST, request="r1", force=True)),
         "kernel upgrade", Facts("1.0"),
     ),
     HistoryFile(
@@ -82,8 +82,8 @@ def test_a_torn_file_is_refused_wherever_it_was_cut(value: File) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "null", "[]", "7", '"text"', "{}", '{"schema": "proxlb-agent/leader/2"}', '{"schema": 1}', '{"schema": "proxlb-agent/leader/1"}',
-        "[" * 100_000, '{"schema": "proxlb-agent/leader/1", "epoch": NaN}', "\0" * 100, "\ud800",
+        "", "null", "[]", "7", '"text"', "{}", '{"schema": "proxlb-agent/leader/2"}', '{"schema": 1}',
+        '{"schema": "proxlb-agent/leader/1"}', '{"schema": "proxlb-agent/leader/1", "epoch": NaN}', "\0" * 100, "\ud800",
     ],
 )  # fmt: skip
 def test_what_is_no_such_file_is_refused_in_one_line(text: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_node_that_was_down_for_so_long_that_its_statistics_are_gone_comes_bac
     both = Statistics((NODE, replace(NODE, name="pve2")))
     looks = [(both, up), (both, down), (Statistics((NODE,)), down), (Statistics((NODE,)), up), (both, up)]
     snapshots = [loads_snapshot(statistics, entries, Members("pve1", True, nodes), 1007.0) for statistics, nodes in looks]
-    kinds = [[kind for kind, _, _ in found(one, other)] for one, other in zip(snapshots, snapshots[1:], strict=False)]
+    kinds = [[kind for kind, _, _ in found(one, other)] for one, other in itertools.pairwise(snapshots)]
     assert kinds == [[K.NODE_OFFLINE], [], [K.NODE_ONLINE], []]
 
 
