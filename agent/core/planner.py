@@ -404,12 +404,15 @@ class _Planner:
             self.has_stuck_repair |= step.purpose is not Purpose.LOAD
         goal = Goal(sketch)
         moves: list[Move] = []
-        budget = min(self.question.moves_per_pass, self.question.moves_left)
+        per_pass, left = self.question.moves_per_pass, self.question.moves_left
+        budget = min(per_pass, left)
         for number, batch in enumerate(batches, 1):
             for step in batch:
                 is_free = step.reason is MoveReason.MAINTENANCE
-                first_pass = is_free or len(step.sources) <= budget
-                budget -= 0 if is_free or not first_pass else len(step.sources)
+                # guests that must stay together and are more than a pass has moves for are a pass of their own
+                is_own_pass = budget == per_pass and 0 < per_pass < len(step.sources) <= left
+                first_pass = is_free or len(step.sources) <= budget or is_own_pass
+                budget = budget if is_free or not first_pass else max(0, budget - len(step.sources))
                 for vmid, source in step.sources:
                     imbalance = goal.imbalance
                     sketch.move((vmid,), step.target)

@@ -62,7 +62,6 @@ class RefusalReason(StrEnum):
     NO_TARGET = "no-target"
     NO_ORDER = "no-order"
     CONFLICT = "conflict"
-    BELOW_GATE = "below-gate"
 
 
 MEANING: dict[RefusalReason, str] = {
@@ -99,5 +98,4 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NO_TARGET: "no node can take the guest",
     RefusalReason.NO_ORDER: "no order of the moves keeps every node below its limits",
     RefusalReason.CONFLICT: "the guest's rules contradict each other",
-    RefusalReason.BELOW_GATE: "no node is over a threshold and the spread is small enough",
 }

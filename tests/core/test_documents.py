@@ -106,3 +106,8 @@ def test_equal_values_give_equal_bytes_and_one_line() -> None:
         assert render(value) == render(replace(value))
         assert render(value).count("\n") == 1
         assert list(json.loads(render(value))) == sorted(json.loads(render(value)))
+
+
+def test_a_file_that_is_nested_without_end_is_refused() -> None:
+    with pytest.raises(DocumentError):
+        parse(type(FILES[0]), "[" * 100_000)

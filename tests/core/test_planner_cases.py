@@ -640,7 +640,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
         PLAIN, Question(), 102,
     ),
 }  # fmt: skip
-NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE, RefusalReason.BELOW_GATE}
+NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE}
 
 
 @pytest.mark.parametrize("reason", SCENES)
@@ -799,3 +799,13 @@ def test_a_long_chain_of_groups_is_one_group() -> None:
     result = planned(cluster(*THREE, *chain))
     assert len(result.moves) == 40
     assert len({move.target for move in result.moves}) == 1
+
+
+def test_a_group_larger_than_a_pass_is_a_pass_of_its_own() -> None:
+    group = [vm(vmid, "pve1", 6.0, 0.5, "plb_affinity_shop") for vmid in range(101, 106)]
+    pinned = [vm(vmid, "pve1", 8.0, 0.5, "plb_pin_pve1") for vmid in range(111, 115)]
+    snapshot = cluster(node("pve1"), node("pve2"), *group, *pinned)
+    found = plan(snapshot, settings(), Question(force=True, moves_per_pass=4))
+    assert [(move.vmid, move.target, move.first_pass) for move in found.moves] == [(vmid, "pve2", True) for vmid in range(101, 106)]
+    held = plan(snapshot, settings(), Question(force=True, moves_per_pass=4, moves_left=3))
+    assert not any(move.first_pass for move in held.moves), "the hourly brake holds a group, too"

@@ -112,6 +112,10 @@ class Installed(Node):
         rollup = self.machine.get(f"/proc/{self.pid}/smaps_rollup")
         return int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Rss:")))
 
+    def cpu_s(self) -> float:
+        """The processor time that the unit has taken."""
+        return int(self.shows("CPUUsageNSec")["CPUUsageNSec"]) / 1e9
+
     def leader(self) -> Mapping[str, Any]:
         """leader.json"""
         found: Mapping[str, Any] = json.loads(self.pmxcfs.read(LEADER))

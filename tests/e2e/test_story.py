@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
@@ -112,18 +112,25 @@ def test_when_the_cluster_comes_it_goes_on_and_names_what_it_lacks(fresh: Instal
     fresh.wait_said("took the lead.*: nothing to do")
 
 
+class Idle(NamedTuple):
+    """Since when an agent is idle, and what it had cost by then."""
+
+    since_s: float
+    cpu_s: float
+
+
 @pytest.fixture(scope="module")
-def idle_since(fresh: Installed) -> float:
-    """When the agent of the fresh node had nothing more to do; what it did until then is forgotten."""
+def idle(fresh: Installed) -> Idle:
+    """The agent of the fresh node has nothing more to do; what it did until now is forgotten."""
     time.sleep(3)
     fresh.api.clear()
     fresh.pmxcfs.forget_calls()
-    return time.monotonic()
+    return Idle(time.monotonic(), fresh.cpu_s())
 
 
-def test_its_idle_minute_begins(idle_since: float) -> None:
+def test_its_idle_minute_begins(idle: Idle) -> None:
     """The others' stories are told meanwhile."""
-    assert idle_since > 0
+    assert idle.cpu_s > 0
 
 
 # -- what moves, and what does not -----------------------------------------------------------------------------------------------
@@ -236,11 +243,11 @@ def test_what_commands_say_is_so(busy: Installed) -> None:
 
 
 def test_what_the_leader_costs_and_may_do(busy: Installed, capsys: pytest.CaptureFixture[str]) -> None:
-    rss_kib, cost = busy.rss_kib(), busy.shows("MemoryCurrent", "CPUUsageNSec")
+    rss_kib, cost = busy.rss_kib(), busy.shows("MemoryCurrent")
     exposure = busy.machine.run("systemd-analyze security --no-pager proxlb-agent", check=False).stdout.splitlines()[-1]
     with capsys.disabled():
         print(f"\nthe leader's process has {rss_kib} KiB resident; {cost}\nsystemd-analyze: {exposure.strip()}")
-    assert rss_kib < 48 * 1024
+    assert rss_kib < 64 * 1024, "far from the promise, which the benchmark holds it to"
 
 
 # -- what does not move ----------------------------------------------------------------------------------------------------------
@@ -444,6 +451,14 @@ def test_an_outage_of_the_api_is_said_once_and_what_happened_is_answered_afterwa
     assert steady.shows("WatchdogUSec", "NRestarts") == {"WatchdogUSec": "2min", "NRestarts": "1"}
 
 
+def test_a_restart_of_pve_cluster_ends_no_lead(steady: Installed) -> None:
+    """As in an upgrade of PVE: for two seconds every call fails."""
+    steady.machine.run("systemctl restart pve-cluster")  # it counts the writes anew
+    steady.machine.wait_for(lambda: steady.pmxcfs.writes(LOCK) > 0, 20, "the lock was not renewed")
+    assert (steady.leader()["epoch"], steady.leader()["state"]) == (10, "leading")
+    assert not steady.said("lost the lead|stopped leading")
+
+
 def test_installing_it_again_takes_the_lead_again(steady: Installed, deb: Path) -> None:
     """As an upgrade does: it stops before the code is replaced, and starts after."""
     steady.machine.run(["apt-get", "-q", "-y", "install", "--reinstall", f"/root/{deb.name}"])
@@ -463,10 +478,13 @@ def test_purging_it_gives_the_lead_away_and_leaves_what_is_the_clusters(steady: 
 # -- the idle minute, and what ends it -------------------------------------------------------------------------------------------
 
 
-def test_an_idle_agent_asks_nothing_and_writes_renewals_alone(fresh: Installed, idle_since: float) -> None:
-    time.sleep(max(0.0, 61 - (time.monotonic() - idle_since)))
+def test_an_idle_agent_asks_nothing_and_writes_renewals_alone(fresh: Installed, idle: Idle, capsys: pytest.CaptureFixture[str]) -> None:
+    time.sleep(max(0.0, 61 - (time.monotonic() - idle.since_s)))
     written = {(row.call, row.path): row.done for row in fresh.pmxcfs.calls() if row.call in WRITES and row.done}
-    renewals = (time.monotonic() - idle_since) / 10
+    for_s = time.monotonic() - idle.since_s
+    renewals = for_s / 10
+    with capsys.disabled():
+        print(f"\nthe idle leader took {100 * (fresh.cpu_s() - idle.cpu_s) / for_s:.2f} % of a core for {for_s:.0f} s")
     assert fresh.api.counters() == {}
     assert set(written) == {("utimens", LOCK)}
     assert renewals - 2 < written["utimens", LOCK] < renewals + 2
