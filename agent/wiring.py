@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -295,6 +296,11 @@ def keep_last_good(settings: Settings) -> None:
             temporary.replace(path)
 
 
+def _keep_last_good_aside(settings: Settings) -> None:
+    """Keep the copy in a thread of its own: it reads below /etc/pve, where a call may hang."""
+    threading.Thread(target=keep_last_good, args=(settings,), name="last-good", daemon=True).start()
+
+
 def run_agent(config: str | None = None) -> int:
     """Run this node's agent until it is told to stop; returns the exit status.
 
@@ -313,7 +319,7 @@ def run_agent(config: str | None = None) -> int:
         holder = instance.holder()
         raise PermanentError(f"another agent runs on this node{f' (PID {holder})' if holder else ''}", "see: systemctl status proxlb-agent")
     settings = first_settings(source, node_settings, journal)
-    times = LockTimes(post_timeout_s=settings.api.timeout_s)
+    times = LockTimes()  # its 30 s for a request are the most that api.timeout_s may be
     now = Now(clock.boottime_s(), clock.wall_s())
     agent = Agent(Identity(host_name(), os.urandom(6).hex(), _boot_id()), settings, times, now)
     notifier = SystemdNotifier()

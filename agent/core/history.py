@@ -11,17 +11,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
-from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, SetAside
+from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, SetAside, render
 from agent.core.load import FRESH_S, GuestLoad
 from agent.core.migrations import Migration, MigrationState, is_load_move
 from agent.core.reasons import MoveReason
 
 KEPT_MIGRATIONS = 150  # about 60 KiB of JSON, well under what is read in one piece
 KEPT_ANSWERS = 20
+MOST_BYTES = 90_000  # files over 100 KiB are not written, as larger ones tear
 KEPT_S = 2 * 86400.0
 HOUR_S = 3600.0
 DAY_S = 86400.0
 LEARNED_S = 600.0  # for so long after a migration its guest's load is known better from before than from its first samples
+SAMPLED_S = 15.0  # pvestatd's round of 10 s and its own time
 FAILURES_WINDOW_S = 600.0
 MOST_FAILURES = 3
 MOST_MOVES_A_DAY = 3
@@ -44,16 +46,31 @@ def with_migrations(history: HistoryFile, records: Iterable[Migration]) -> Histo
 
 
 def bounded(history: HistoryFile, now: float) -> HistoryFile:
-    """The history without what is old: open attempts and homes stay."""
+    """The history without what is old, and small enough to be written: open attempts and homes stay.
+
+    What goes first: attempts that came to nothing, then the oldest ended ones, then guests set aside for the shortest time.
+    """
     records = [record for record in history.migrations if record.is_open or abs(now - record.planned_at) < KEPT_S]
     ended = [record for record in records if not record.is_open]
-    drop = {record.intent for record in ended[: max(0, len(records) - KEPT_MIGRATIONS)]}
-    return replace(
-        history,
-        migrations=tuple(record for record in records if record.intent not in drop),
-        set_aside=tuple(entry for entry in history.set_aside if abs(now - entry.until) <= SET_ASIDE_MOST_S),
-        answers=history.answers[-KEPT_ANSWERS:],
+    ended.sort(key=lambda record: record.state is not MigrationState.SKIPPED)  # stable: by time within each
+    aside = sorted(
+        (entry for entry in history.set_aside if abs(now - entry.until) <= SET_ASIDE_MOST_S), key=lambda entry: entry.until, reverse=True
     )
+    keep = max(0, KEPT_MIGRATIONS - (len(records) - len(ended)))
+    while True:
+        kept = {record.intent for record in ended[len(ended) - min(keep, len(ended)) :]}
+        result = replace(
+            history,
+            migrations=tuple(record for record in records if record.is_open or record.intent in kept),
+            set_aside=tuple(sorted(aside, key=lambda entry: entry.vmid)),
+            answers=history.answers[-KEPT_ANSWERS:],
+        )
+        if len(render(result)) <= MOST_BYTES or not (kept or aside):
+            return result
+        if kept:
+            keep = len(kept) * 3 // 4
+        else:
+            aside = aside[: len(aside) * 3 // 4]
 
 
 def open_migrations(history: HistoryFile) -> tuple[Migration, ...]:
@@ -121,9 +138,14 @@ def with_success(history: HistoryFile, record: Migration) -> HistoryFile:
 
 
 def without_stale_homes(history: HistoryFile, snapshot: Snapshot) -> HistoryFile:
-    """The history without homes of guests that are gone, home, or were moved elsewhere since."""
+    """The history without homes of guests that are gone, home, or were moved elsewhere since.
+
+    A guest that exists but that the token does not show is none of these.
+    """
     place = {guest.vmid: guest.node for guest in snapshot.guests}
-    kept = tuple(home for home in history.homes if place.get(home.vmid) == home.put_on and home.put_on != home.home)
+    kept = tuple(
+        home for home in history.homes if home.vmid in snapshot.unseen or (place.get(home.vmid) == home.put_on and home.put_on != home.home)
+    )
     return history if kept == history.homes else replace(history, homes=kept)
 
 
@@ -158,6 +180,22 @@ def learned(history: HistoryFile, now: float) -> dict[int, GuestLoad]:
         for record in history.migrations
         if record.state is MigrationState.DONE and abs(now - (record.ended_at or 0.0)) < LEARNED_S
     }
+
+
+def unsampled(history: HistoryFile, snapshot: Snapshot, now: float) -> frozenset[int]:
+    """Guests that may have arrived after the last sample of their target's load, so that nothing of theirs is in it.
+
+    Where the age of the samples is not known (off a node), they are taken to be as old as they may be: `SAMPLED_S`.
+    """
+    ages = {node.name: node.sample_age_s for node in snapshot.nodes}
+    found = set()
+    for record in history.migrations:
+        since_s = abs(now - (record.ended_at or 0.0))
+        if record.state is MigrationState.DONE and since_s < SAMPLED_S:
+            age_s = ages.get(record.target)
+            if age_s is None or age_s >= since_s - 1.0:
+                found.add(record.vmid)
+    return frozenset(found)
 
 
 def landed(history: HistoryFile, now: float) -> frozenset[int]:

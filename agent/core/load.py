@@ -79,12 +79,14 @@ class Ledger:
     """What is known about loads beyond PVE's numbers: learned loads of guests, migrations under way, guests that just landed.
 
     A VM's uptime counts from the start of its process on the target, so after a long migration it does not look fresh
-    although its first samples there are as low as any new process's: `landed` tells.
+    although its first samples there are as low as any new process's: `landed` tells. Those of them that may have come after the last
+    sample of their new node are `unsampled`: nothing of their load is in the node's.
     """
 
     learned: Mapping[int, GuestLoad] = field(default_factory=dict)
     in_flight: tuple[InFlight, ...] = ()
     landed: frozenset[int] = frozenset()
+    unsampled: frozenset[int] = frozenset()
 
 
 def sane(value: float | None, size: float) -> float | None:
@@ -155,6 +157,9 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
     flying = {flight.vmid: flight for flight in ledger.in_flight}
     for guest in snapshot.guests:
         flight = flying.get(guest.vmid)
+        if flight is None and guest.vmid in ledger.unsampled:
+            _add(cpu_extra, memory_extra, guest.node, ledger.learned.get(guest.vmid) or expected_load(guest, ledger))
+            continue
         if flight is None and not guest.is_running:
             continue
         known = measured_load(guest)

@@ -26,6 +26,8 @@ class MigrationState(StrEnum):
     LOST = "lost"
 
 
+MOST_TEXT = 200  # characters of PVE's words that are kept: the rest is in the task's log
+
 S = MigrationState
 MEANING: dict[MigrationState, str] = {
     S.PLANNED: "written down as intended; nothing was asked of PVE",
@@ -121,7 +123,7 @@ def advanced(record: Migration, state: MigrationState, now: float, *, text: str 
         asked_at=now if state is S.ASKED else record.asked_at,
         ended_at=now if state not in OPEN else None,
         upid=upid or record.upid,
-        text=text or record.text,
+        text=(text or record.text)[:MOST_TEXT],
     )
 
 

@@ -88,6 +88,7 @@ class Placement:
                         self.states[name].present.add(flight.vmid)
         self.draining = {maintenance.node for maintenance in snapshot.maintenance}
         self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
+        self.draining &= self.node_of.keys()  # a flag that is left of a node long gone empties nobody
         self._busy = self._busy_guests()
         self._backup_nodes = {task.node for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
         self._blocked = {name: self._why_node_takes_nobody(node) for name, node in sorted(self.node_of.items())}

@@ -121,13 +121,14 @@ class Agent:
             case inputs.WriteAnswer(what=Written.INBOX):
                 return self.mailbox.on_written(one)
             case inputs.WriteAnswer():
-                leader = self.lead.state.leader
-                return [] if self.work is None else self.work.on_written(one, self.lead.state, leader, self.settings, now)
+                return [] if self.work is None else self.work.on_written(one, self.lead.state, self.senses, self.settings, now)
             case inputs.InboxSeen():
                 events, said = self.mailbox.on_claimed(one, now)
                 if self.work is not None:
                     for event in events:
                         said += self.work.on_event(event, self.senses, now)
+                elif self.lead.state.stage is Stage.LEADING:
+                    self._local_events += [event for event in events if event.request is not None]
                 return said
             case inputs.OwnInboxSeen():
                 self.mailbox.on_own_file(one)
@@ -227,7 +228,10 @@ class Agent:
         """Begin to lead in earnest: what former leaders left is known, and what nodes report has been read."""
         if self._history is None or not self.senses.has_seen or self.work is not None:
             return []
-        self.work = Work(self._history, now, now.boot_s)
+        leader = self.lead.state.leader
+        if leader is None:
+            return []
+        self.work = Work(self._history, leader, now)
         self._timer_s = now.boot_s
         self._was_warm = False
         said = self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s), self.senses, now)

@@ -27,6 +27,7 @@ class Follow:
 
     def __init__(self, taken_over: Iterable[Migration], now: Now) -> None:
         self._open: dict[str, Migration] = {record.intent: record for record in taken_over}
+        self._began_s: dict[str, float] = dict.fromkeys(self._open, now.boot_s)
         self._ended: dict[str, str] = {}
         self._ended_s: dict[str, float] = {}
         self._asked_s: dict[str, float] = {}
@@ -79,6 +80,7 @@ class Follow:
         """The request is about to go out."""
         asked = advanced(record, MigrationState.ASKED, now.wall_s)
         self._open[record.intent] = asked
+        self._began_s[record.intent] = now.boot_s
         self._waiting.add(record.intent)
         return asked
 
@@ -102,6 +104,8 @@ class Follow:
 
     def _on_post(self, record: Migration, answer: MigrationAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
         self._asked_s[record.intent] = now.boot_s
+        if record.state is MigrationState.PLANNED:  # written down by a former leader, asked for, and answered only now
+            record = advanced(record, MigrationState.ASKED, now.wall_s)
         match answer.outcome:
             case PostOutcome.STARTED:
                 return self._put(advanced(record, MigrationState.RUNNING, now.wall_s, upid=answer.upid)), []
@@ -131,9 +135,8 @@ class Follow:
             self._wish_look(now.boot_s)
             return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=silent)), [_outcome(record, None, silent)]
         self._silent_since_s.pop(record.intent, None)
-        since = record.asked_at or record.planned_at
-        if now.wall_s - since < DOUBT_S:
-            return [], []
+        if now.boot_s - self._began_s.get(record.intent, now.boot_s) < DOUBT_S:
+            return [], []  # counted on this node's own clock: nobody sets that back
         if record.state is MigrationState.PLANNED:
             self._wish_look(now.boot_s)
             text = "the former leader did not start it"
@@ -192,6 +195,11 @@ class Follow:
                     self._wish_look(now.boot_s + POLL_S)
                     continue
                 outputs.append(_alarm(record, f"ct:{record.vmid} is on {record.target} but does not run: start it there"))
+            if state is MigrationState.FAILED and record.type is GuestType.LXC and guest is not None and not guest.is_running:
+                if waited_s < CONTAINER_START_S:
+                    self._wish_look(now.boot_s + POLL_S)
+                    continue
+                outputs.append(_alarm(record, f"ct:{record.vmid} is on {guest.node} still and does not run any more: start it there"))
             took_s = now.wall_s - (record.asked_at or record.planned_at)
             changed += self._put(advanced(record, state, now.wall_s, text=text))
             done = state is MigrationState.DONE
@@ -206,7 +214,7 @@ class Follow:
             self._open[record.intent] = record
         else:
             self._open.pop(record.intent, None)
-            for known in (self._ended, self._ended_s, self._asked_s, self._silent_since_s):
+            for known in (self._ended, self._ended_s, self._asked_s, self._began_s, self._silent_since_s):
                 known.pop(record.intent, None)
         return [record]
 

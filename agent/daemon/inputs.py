@@ -101,8 +101,12 @@ class SettingsSeen:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The cluster was looked at; None with `error` when that failed (`hint` says what to do, if anything)."""
+    """The cluster was looked at; None with `error` when that failed (`hint` says what to do, if anything).
 
+    Shape:   `epoch` is that of the lead that asked.
+    """
+
+    epoch: int
     snapshot: Snapshot | None
     error: str = ""
     hint: str = ""

@@ -17,6 +17,7 @@ from agent.ports import InboxSight
 
 CLAIM_EVERY_S = 5.0  # a bell may be missed; the folder is listed at least so often
 KEPT_S = 300.0
+CLOCK_STEP_S = 30.0
 KEPT_EVENTS = 300  # newest; what a burst of more drops, the leader's full look covers
 LEAST_WRITE_S = 2.0
 
@@ -69,6 +70,8 @@ class Mailbox:
         self._wrote_s = -1e9
         self._bell = True
         self._said = ""
+        self._clock_offset_s = 0.0
+        self._can_write = self._passed_on = True
         self.nodes = 3
 
     @property
@@ -87,7 +90,11 @@ class Mailbox:
         file is written; a leader has the events already, and its successor looks at everything.
         """
         outputs: list[Output] = []
+        offset_s = now.wall_s - now.boot_s
+        if abs(offset_s - self._clock_offset_s) > CLOCK_STEP_S:
+            self._clock_offset_s, self._dirty = offset_s, True  # whoever judges by `written_at` must not take this node for silent
         passed_on = leads or (not self._dirty and self._writing is None) or not self._file.events
+        self._can_write, self._passed_on = can_write, passed_on
         if not self._claiming and passed_on and (self._bell or now.boot_s - self._claimed_s >= self._claim_every_s):
             self._claiming, self._bell, self._claimed_s = True, False, now.boot_s
             outputs.append(ClaimInbox())
@@ -105,8 +112,9 @@ class Mailbox:
 
     def next_wakeup_s(self) -> float:
         """When something is due by itself."""
-        due = self._claimed_s + self._claim_every_s
-        return min(due, self._next_write_s()) if self._dirty and self._writing is None else due
+        due = self._claimed_s + self._claim_every_s if self._passed_on and not self._claiming else float("inf")
+        may_write = self._can_write and self._knows_own_file and self._dirty and self._writing is None
+        return min(due, self._next_write_s()) if may_write else due
 
     def _next_write_s(self) -> float:
         return self._wrote_s + max(LEAST_WRITE_S, float(self.nodes))
@@ -122,8 +130,9 @@ class Mailbox:
             except DocumentError:
                 former = None
             if former is not None:
+                kept = tuple(event for event in former.events if abs(former.written_at - event.at) < KEPT_S)
                 moved = tuple(replace(event, seq=event.seq + former.seq) for event in self._file.events)
-                self._file = replace(self._file, seq=self._file.seq + former.seq, events=(*former.events, *moved))
+                self._file = replace(self._file, seq=self._file.seq + former.seq, events=(*kept, *moved))
 
     def on_claimed(self, seen: InboxSeen, now: Now) -> tuple[list[Event], list[Output]]:
         """Take what was claimed; returns the events for a leader on this node, and what to say."""

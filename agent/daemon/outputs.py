@@ -60,13 +60,14 @@ class ReadOwnInbox:
 
 @dataclass(frozen=True, slots=True)
 class WriteShared:
-    """Write history.json or this node's relay file."""
+    """Write history.json or this node's relay file; with `leader` only while leader.json still says that."""
 
     lane: ClassVar[Lane] = Lane.FILES
     what: Written
     path: str
     text: str
     serial: int
+    leader: LeaderFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,10 @@ class KeepDecision:
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Look at the cluster through the API."""
+    """Look at the cluster through the API, for the lead of that epoch."""
 
     lane: ClassVar[Lane] = Lane.API
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

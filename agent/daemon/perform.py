@@ -26,6 +26,7 @@ from agent.ports import (
     RefusedError,
     ServiceNotifier,
     SettingsSource,
+    TemporaryError,
 )
 
 LEADER_PATH = "proxlb/leader.json"
@@ -73,7 +74,7 @@ class Performer:
                 text, error = self._read(f"{INBOX_FOLDER}/{output.node}.json")
                 return inputs.OwnInboxSeen(text, error)
             case outputs.WriteShared():
-                return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._ports.files.write(output.path, output.text)))
+                return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._write(output)))
             case outputs.ReadSettings():
                 return self._settings(output)
             case outputs.ClaimInbox():
@@ -121,7 +122,7 @@ class Performer:
             case outputs.ClaimInbox():
                 return inputs.InboxSeen(None, text)
             case outputs.Observe():
-                return inputs.Observed(None, text)
+                return inputs.Observed(output.epoch, None, text)
             case outputs.AskVerdict():
                 return inputs.VerdictSeen(output.vmid, None, text)
             case outputs.StartMigration():
@@ -139,6 +140,12 @@ class Performer:
         except OutsideError as error:
             return str(error) or type(error).__name__
         return ""
+
+    def _write(self, asked: outputs.WriteShared) -> None:
+        """A write that waited while the filesystem hung must not land on top of the next leader's."""
+        if asked.leader is not None and (why_not := self._why_not_leader(asked.leader)) is not None:
+            raise TemporaryError(why_not)
+        self._ports.files.write(asked.path, asked.text)
 
     def _read(self, path: str) -> tuple[str | None, str]:
         try:
@@ -219,9 +226,9 @@ class Performer:
         match output:
             case outputs.Observe():
                 try:
-                    return inputs.Observed(self._ports.api().look())
+                    return inputs.Observed(output.epoch, self._ports.api().look())
                 except OutsideError as error:
-                    return inputs.Observed(None, str(error) or type(error).__name__, getattr(error, "hint", ""))
+                    return inputs.Observed(output.epoch, None, str(error) or type(error).__name__, getattr(error, "hint", ""))
             case outputs.AskVerdict():
                 try:
                     return inputs.VerdictSeen(output.vmid, self._verdict(output))
@@ -270,14 +277,20 @@ class Performer:
             return "the lease ran out before the request could be sent"
         try:
             ports.lock.renew()
-            text = ports.files.read(LEADER_PATH)
         except OutsideError as error:
             return f"the lock could not be renewed: {error}"
-        try:
-            if text is None or parse(LeaderFile, text) != leader:
-                return "leader.json no longer names this agent"
-        except DocumentError as error:
-            return f"leader.json cannot be read: {error}"
+        if (why_not := self._why_not_leader(leader)) is not None:
+            return why_not
         if called_s + times.lease_s - ports.clock.boottime_s() <= times.post_timeout_s + times.post_margin_s:
             return "the renewal of the lock took too long"
         return None
+
+    def _why_not_leader(self, leader: LeaderFile) -> str | None:
+        """Why leader.json does not name this lead, None when it does."""
+        text, error = self._read(LEADER_PATH)
+        if error:
+            return f"leader.json cannot be read: {error}"
+        try:
+            return None if text is not None and parse(LeaderFile, text) == leader else "leader.json no longer names this agent"
+        except DocumentError as problem:
+            return f"leader.json cannot be read: {problem}"

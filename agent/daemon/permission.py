@@ -46,7 +46,7 @@ def _why_only_observe(settings: Settings, snapshot: Snapshot, history: HistoryFi
         shown = ", ".join(str(vmid) for vmid in snapshot.unseen[:5])
         return f"the token does not see guests {shown}: run proxlb-agent setup"
     observed_s = now.wall_s - history.first_seen_at
-    if 0 <= observed_s < settings.triggers.first_observe_s:
+    if observed_s < settings.triggers.first_observe_s:
         return f"the cluster is new and only observed for {settings.triggers.first_observe_s - observed_s:.0f} s more"
     return None
 

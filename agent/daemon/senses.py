@@ -19,6 +19,7 @@ from agent.daemon.inputs import Now, SignsSeen
 
 _STARTS = frozenset({"qmstart", "vzstart"})
 _STOPS = frozenset({"qmstop", "qmshutdown", "vzstop", "vzshutdown"})
+REQUEST_S = 300.0  # a command has long given up waiting for a request that is older
 REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot and the agent's first report
 
 
@@ -74,11 +75,12 @@ class Senses:
             if inbox.seq < last:
                 last = 0  # the file was made anew, and counts from the start
             for entry in inbox.events:
-                is_request = entry.kind is EventKind.REQUEST and entry.request is not None
+                is_request = entry.kind is EventKind.REQUEST and entry.request is not None and abs(now.wall_s - entry.at) < REQUEST_S
                 is_news = entry.seq > last and not is_first
                 if is_request and entry.request is not None and (is_news or is_first) and is_answered(entry.request):
                     continue
-                if node != self._node and (is_news or (is_first and is_request)):
+                # of this node itself, the events came directly; but requests of the time before it led did not
+                if (node != self._node and is_news) or (is_first and is_request):
                     events.append(
                         Event(
                             entry.kind,
@@ -131,6 +133,11 @@ class Senses:
             return Event(EventKind.GUEST_STOPPED, EventSource.CLUSTER_LOG, now.boot_s, node=task.node, vmid=task.vmid)
         return None
 
+    def forget_ended(self, snapshot: Snapshot) -> None:
+        """Migrations whose end the cluster log did not tell: PVE's task list does not know them as running."""
+        running = {task.vmid for task in snapshot.tasks if task.is_running and task.kind in MIGRATE_KINDS}
+        self.migrating = {vmid: at for vmid, at in self.migrating.items() if at is not None or vmid in running}
+
     # flags
 
     def _from_flags(self, seen: SignsSeen, now: Now) -> list[Event]:
@@ -169,7 +176,7 @@ class Senses:
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
         self._before = snapshot
-        self.smoothing = self.smoothing.with_snapshot(snapshot, now.wall_s)
+        self.smoothing = self.smoothing.with_snapshot(snapshot, now.boot_s)
         self.loads = self.smoothing.applied(snapshot)
         return events + self._overloads(now, settings)
 
@@ -218,7 +225,10 @@ class Senses:
         if not self.has_seen:
             return snapshot
         asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
-        ages = {node.name: node.sample_age_s for node in self.loads.nodes} if self.loads is not None else {}
+        ages: dict[str, float] = {}
+        if self.loads is not None:  # as old as they were when they were read, and what has passed since
+            since_s = max(0.0, snapshot.taken_at - self.loads.taken_at)
+            ages = {node.name: node.sample_age_s + since_s for node in self.loads.nodes if node.sample_age_s is not None}
         nodes = tuple(
             replace(
                 node,

@@ -27,14 +27,16 @@ from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
 from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartMigration, WriteShared
 from agent.daemon.perform import HISTORY_PATH
-from agent.daemon.permission import NOTHING, permission
+from agent.daemon.permission import NOTHING, Permission, permission
 from agent.daemon.senses import Senses
 from agent.daemon.telling import Telling, of_event
 from agent.ports import MigrationOrder
 
 VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
-LANDING_S = 15.0  # pvestatd's round of 10 s and its own time: before that, loads still show the guest where it was
+LANDING_S = memory.SAMPLED_S  # before that, loads still show the guest where it was
 RETRY_S = 10.0
+OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
+OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
@@ -52,8 +54,9 @@ class Phase(Enum):
 class Work:
     """One lead's work, made anew with each epoch; what must outlive it stands in history.json."""
 
-    def __init__(self, history: HistoryFile, now: Now, took_lead_s: float) -> None:
+    def __init__(self, history: HistoryFile, leader: LeaderFile, now: Now) -> None:
         self.history = history
+        self.leader = leader
         self.pending: Trigger | None = None
         self.current: Trigger | None = None
         self.plan: Plan | None = None
@@ -75,7 +78,8 @@ class Work:
         self._dirty = True
         self._write_again_s = -1e9
         self._intents = 0
-        self._took_lead_s = took_lead_s
+        self._took_lead_s = now.boot_s
+        self._looked_s = -1e9
         self._landed_s = -1e9
         self._telling = Telling()
         self._told: dict[tuple[EventKind, int | None, str | None], tuple[EventSource, float]] = {}
@@ -130,7 +134,7 @@ class Work:
             self._wish_look(now.boot_s)
         if self._phase is Phase.IDLE and self._look_at_s is not None and now.boot_s >= self._look_at_s:
             self._phase, self._look_at_s = Phase.OBSERVING, None
-            outputs.append(Observe())
+            outputs.append(Observe(self.leader.epoch))
         if self._dirty and self._writing is None and self._phase is not Phase.WRITING and now.boot_s >= self._write_again_s:
             outputs.append(self._write(now))
         return outputs
@@ -160,8 +164,10 @@ class Work:
     # looking and planning
 
     def on_observed(self, seen: Observed, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
-        """Take the look: settle what has ended, then plan."""
-        self._phase = Phase.IDLE
+        """Take the look: settle what has ended, then plan. An answer to somebody else's question is none."""
+        if seen.epoch != self.leader.epoch or self._phase is not Phase.OBSERVING:
+            return []
+        self._phase, self._looked_s = Phase.IDLE, now.boot_s
         if seen.snapshot is None:
             self.failing_since_s = self.failing_since_s if self.failing_since_s is not None else now.boot_s
             self._wish_look(now.boot_s + RETRY_S)
@@ -170,7 +176,11 @@ class Work:
         self.failing_since_s = None
         self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, now)
-        self.history = memory.without_stale_homes(self.history, seen.snapshot)
+        senses.forget_ended(seen.snapshot)
+        self.history = memory.without_stale_homes(self.history, self.snapshot)
+        if now.wall_s < self.history.first_seen_at:
+            self.history = replace(self.history, first_seen_at=now.wall_s)  # the clock was set back: observing begins anew
+            self._dirty = True
         outputs += self._telling.unseen(self.snapshot)
         outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
         if self.current is None:
@@ -202,17 +212,21 @@ class Work:
         """The question to the planner that answers the trigger."""
         assert self.snapshot is not None
         started = frozenset(event.node for event in trigger.events if event.kind in _JUDGED_AT_ONCE and event.node is not None)
+        is_old = now.boot_s - trigger.first_s > OPEN_S
         under_way = sum(record.reason is not MoveReason.MAINTENANCE for record in self.follow.records)
         held = None if senses.held is None else senses.long_held(now, settings) | started
         return Question(
             trigger=trigger.events[0].kind.value,
             scope=trigger.scope,
             held=held,
-            opened_by=self._opened_by,
-            force=trigger.force,
+            opened_by=None if is_old else self._opened_by,
+            force=trigger.force and not is_old,
             balance_load=self.permission.load,
             ledger=Ledger(
-                memory.learned(self.history, now.wall_s), in_flight(self.follow.records), memory.landed(self.history, now.wall_s)
+                memory.learned(self.history, now.wall_s),
+                in_flight(self.follow.records),
+                memory.landed(self.history, now.wall_s),
+                memory.unsampled(self.history, self.snapshot, now.wall_s),
             ),
             cooling=memory.cooling(self.history, self.snapshot, now.wall_s, settings.balance.guest_cooldown_s),
             set_aside=memory.set_aside(self.history, now.wall_s),
@@ -222,10 +236,9 @@ class Work:
             moves_left=memory.moves_left(self.history, now.wall_s, settings.balance.max_moves_per_hour),
         )
 
-    def _plan_and_go(self, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
+    def _permission(self, settings: Settings, now: Now) -> Permission:
         assert self.current is not None and self.snapshot is not None
-        outputs: list[Output] = []
-        self.permission = permission(
+        return permission(
             settings,
             self.snapshot,
             self.history,
@@ -234,6 +247,11 @@ class Work:
             settled_at_s=self._landed_s + LANDING_S,
             force=self.current.force,
         )
+
+    def _plan_and_go(self, senses: Senses, settings: Settings, lead: Leadership, now: Now) -> list[Output]:
+        assert self.current is not None and self.snapshot is not None
+        outputs: list[Output] = []
+        self.permission = self._permission(settings, now)
         outputs += self._telling.alarm(memory.alarm(self.history, now.wall_s))
         self.plan = make_plan(self.snapshot, settings, self.question(self.current, senses, settings, now))
         open_records = self.follow.records
@@ -246,12 +264,15 @@ class Work:
             self._unanswered = {move.vmid for move in ask}
             return [*outputs, *(AskVerdict(move.vmid, move.type, move.source) for move in ask)]
         ready = [move for move in ready if move.vmid in fresh]
+        if ready and now.boot_s - self._looked_s > OLD_LOOK_S:
+            self._wish_look(now.boot_s)  # PVE took long to answer: what was seen before may not hold any more
+            return outputs
         outputs += self._telling.refusals(self.plan) + self._telling.conflicts(self.plan)
         if ready:
             return outputs + self._intend(ready, lead, now)
         if open_records:
             return outputs  # a slot or a batch has to end first; its end is a look
-        if now.boot_s < self._landed_s + LANDING_S and self.current.scope.nodes != frozenset():
+        if now.boot_s < self._landed_s + LANDING_S and (self.current.scope.nodes != frozenset() or self.plan.refused):
             self._wish_look(self._landed_s + LANDING_S)
             return outputs
         return outputs + self._end_cycle(settings, now)
@@ -343,9 +364,9 @@ class Work:
         self.history = memory.bounded(self.history, now.wall_s)
         self._serial += 1
         self._writing, self._dirty = self._serial, False
-        return WriteShared(Written.HISTORY, HISTORY_PATH, render(self.history), self._serial)
+        return WriteShared(Written.HISTORY, HISTORY_PATH, render(self.history), self._serial, self.leader)
 
-    def on_written(self, answer: WriteAnswer, lead: Leadership, leader: LeaderFile | None, settings: Settings, now: Now) -> list[Output]:
+    def on_written(self, answer: WriteAnswer, lead: Leadership, senses: Senses, settings: Settings, now: Now) -> list[Output]:
         """The history was written: now the requests may go out. It was not: then nothing is asked of PVE."""
         if answer.serial != self._writing:
             return []
@@ -357,13 +378,17 @@ class Work:
             return []
         self._phase = Phase.IDLE
         records, self._to_start = self._to_start, []
-        if answer.error or leader is None or not lead.may_act(now.boot_s):
-            why = answer.error or "the lease is too short"
-            self._record(self.follow.skipped(records, f"history.json was not written: {why}" if answer.error else why, now))
+        why = self._why_not_start(lead, settings, now, answer.error)
+        if why is not None:
+            self._forget(records)
             self._wish_look(now.boot_s + RETRY_S)
             return [Say(Record(Level.WARNING, MessageId.OUTSIDE, f"nothing was started: {why}"))]
         outputs: list[Output] = []
         for record in records:
+            if record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings):
+                self._forget([record])
+                self._wish_look(now.boot_s + RETRY_S)
+                continue
             asked = self.follow.ask(record, now)
             self._record([asked])
             order = MigrationOrder(
@@ -391,9 +416,33 @@ class Work:
                     )
                 )
             )
-            outputs.append(StartMigration(record.intent, order, leader, lead.lease_until_s))
+            outputs.append(StartMigration(record.intent, order, self.leader, lead.lease_until_s))
         self._dirty = False
         return outputs
+
+    def _why_not_start(self, lead: Leadership, settings: Settings, now: Now, error: str) -> str | None:
+        """Why what was written down must not begin after all: a write can take long, and much may change meanwhile."""
+        if error:
+            return f"history.json was not written: {error}"
+        if not lead.may_act(now.boot_s):
+            return "the lease is too short"
+        if self.snapshot is None or self.current is None:
+            return "there is nothing to answer any more"
+        allowed = self._permission(settings, now)
+        return allowed.why_not if not allowed.act or (self.permission.load and not allowed.load) else None
+
+    def _is_still_wanted(self, node: str, senses: Senses, settings: Settings) -> bool:
+        """True while somebody wants the node empty."""
+        asked = {maintenance.node for maintenance in senses.maintenance()} | set(settings.nodes.maintenance)
+        by_api = {maintenance.node for maintenance in self.snapshot.maintenance} if self.snapshot is not None else set()
+        return node.lower() in {name.lower() for name in asked} or (not senses.has_seen and node in by_api)
+
+    def _forget(self, records: list[Migration]) -> None:
+        """Nothing was asked of PVE for these, and nobody has to know of them."""
+        intents = {record.intent for record in records}
+        kept = tuple(record for record in self.history.migrations if record.intent not in intents)
+        self.history = replace(self.history, migrations=kept)
+        self._dirty = True
 
     def _record(self, records: list[Migration]) -> None:
         if records:
@@ -415,6 +464,7 @@ class Work:
         for record in changed:
             if record.state is MigrationState.DONE:
                 self.history = memory.with_success(self.history, record)
+                self._verdicts.pop(record.vmid, None)  # that was asked of the node it has left
                 self._landed_s = now.boot_s
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)

@@ -58,7 +58,7 @@ _PACES: dict[Pace, tuple[LockTimes | None, Cadence | None]] = {
     Pace.UNHURRIED: (UNHURRIED_TIMES, UNHURRIED_CADENCE),
     Pace.LAZY: (
         replace(UNHURRIED_TIMES, look_every_s=30.0, renew_every_s=30.0),
-        replace(UNHURRIED_CADENCE, signs_s=60.0, statistics_s=120.0, inbox_s=300.0),
+        replace(UNHURRIED_CADENCE, signs_s=60.0, statistics_s=40.0, inbox_s=300.0),
     ),
 }
 
