@@ -287,7 +287,8 @@ class Work:
             text, level = stuck, Level.WARNING
         elif not self.plan.moves:
             is_all_done = self._has_moved and not self.plan.refused and not self._has_failed
-            done = f"nothing more to do ({state_words(self.plan, weights, away)})"
+            is_settled = now.boot_s >= self._landed_s + LANDING_S  # before that, who has arrived is counted to be on the safe side
+            done = f"nothing more to do ({state_words(self.plan, weights, away)})" if is_settled else "nothing more to do"
             text = done if is_all_done else nothing_words(self.plan, weights, away)
             is_held_back = not self.permission.load or bool(self.snapshot.unseen)
             if is_held_back and self.permission.why_not and not self.plan.refused and not self._has_moved:

@@ -87,7 +87,8 @@ def rows(idle_s: float, starts: int) -> Iterator[tuple[str, str]]:
     nodes, guests = specs(snapshot)
     settle_s = 1
     with Rig(nodes, guests, mode="off", log={"level": "debug"}, triggers={"settle_s": settle_s, "settle_max_s": 5, "warmup_s": 0,
-             "first_observe_s": 0, "reconcile_s": 86400}) as rig:  # fmt: skip
+             "first_observe_s": 0, "reconcile_s": 86400}, balance={"spread_percent": 99, "cpu": {"threshold_percent": 99},
+             "memory": {"threshold_percent": 99}}) as rig:  # fmt: skip
         rig.start()
         assert rig.process is not None
         rig.wait_for("runs on")
@@ -146,6 +147,7 @@ def rows(idle_s: float, starts: int) -> Iterator[tuple[str, str]]:
         yield f"leader, idle: cpu over {idle_s:.0f} s, % of a core", f"{100 * (cpu_s(pid) - before) / idle_s:.2f}"
         yield f"leader, idle: API requests in {idle_s:.0f} s", str(sum(rig.pve.counters().values()) - sum(asked.values()))
         yield f"leader, idle: writes to /etc/pve in {idle_s:.0f} s (6 a minute are renewals)", str(rig.pmxcfs.writes() - writes)
+        rig.configure(balance={})
         asked = rig.pve.counters()
         begun = time.monotonic()
         done = subprocess.run(
