@@ -115,7 +115,7 @@ class Lead:
                 self._said_wait = wait
         elif state.stage is Stage.FOLLOWING and state.has_looked:
             name = self.leader_name()
-            if name is not None and name != self._said_leader:
+            if name not in (None, self.state.node, self._said_leader):  # its own former lead is not one to follow
                 self._said_leader = name
                 said.append(self._say(Level.INFO, f"follows {name}"))
         return said
