@@ -11,9 +11,10 @@ from agent.commands.plan import known_node
 from agent.commands.tables import aligned, counted, gib, iso
 from agent.commands.wrong_use import settings_of
 from agent.core.cluster import Guest, Snapshot
+from agent.core.conditions import Purpose
 from agent.core.json_types import Json, JsonObject
 from agent.core.load import measured_load
-from agent.core.placement import Placement, Purpose
+from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.rules import split_tags
@@ -51,7 +52,7 @@ def rules_of(guest: Guest, settings: Settings) -> tuple[str, ...]:
 def _refusals(snapshot: Snapshot, settings: Settings) -> dict[int, Refusal | None]:
     """What keeps each guest from being moved for load, whatever the target."""
     sketch = Placement(snapshot, settings, Question())
-    return {guest.vmid: sketch.why_guest_stays(guest, Purpose.LOAD) for guest in snapshot.guests}
+    return {guest.vmid: sketch.conditions.why_guest_stays(guest, Purpose.LOAD) for guest in snapshot.guests}
 
 
 def guests_document(snapshot: Snapshot, settings: Settings, chosen: tuple[Guest, ...]) -> JsonObject:

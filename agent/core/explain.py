@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agent.core.cluster import Guest, GuestType, Snapshot
+from agent.core.conditions import Purpose
 from agent.core.goal import Goal, move_cost
 from agent.core.load import GuestLoad
-from agent.core.placement import Placement, Purpose
+from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.settings import Settings

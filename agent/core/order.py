@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from agent.core.conditions import Purpose
 from agent.core.load import GuestLoad
-from agent.core.placement import Placement, Purpose
+from agent.core.placement import Placement
 from agent.core.steps import Step
 
 

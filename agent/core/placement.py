@@ -4,26 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum, auto
 
-from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, Guest, Node, Snapshot
-from agent.core.load import NODE_SETTLED_S, GuestLoad, NodeLoad, Weights, expected_load, measured_load, node_loads, why_not_measured
+from agent.core.cluster import Snapshot
+from agent.core.conditions import Conditions, Purpose
+from agent.core.load import GuestLoad, NodeLoad, Weights, expected_load, node_loads
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
 from agent.core.rules import Rules, read_rules
-from agent.core.settings import ContainerPolicy, Settings, TagTrust
-
-_STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
-_BACKUP = "vzdump"
-
-
-class Purpose(Enum):
-    """What a move is for: it decides which conditions apply."""
-
-    DRAIN = auto()
-    RULE = auto()
-    LOAD = auto()
+from agent.core.settings import Settings, TagTrust
 
 
 class NodeState:
@@ -86,13 +75,9 @@ class Placement:
                 for name in (flight.source, flight.target):
                     if name in self.states:
                         self.states[name].present.add(flight.vmid)
-        self.draining = {maintenance.node for maintenance in snapshot.maintenance}
-        self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
-        self.draining &= self.node_of.keys()  # a flag that is left of a node long gone empties nobody
-        self._busy = self._busy_guests()
-        self._backup_nodes = {task.node for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
-        self._blocked = {name: self._why_node_takes_nobody(node) for name, node in sorted(self.node_of.items())}
-        self.usable = tuple(name for name in self.states if self._blocked[name] is None)
+        self.conditions = Conditions(snapshot, settings, question, self.rules)
+        self.draining = self.conditions.draining
+        self.usable = self.conditions.open_nodes
         self.evaluations = 0
 
     def restarted(self) -> Placement:
@@ -100,62 +85,6 @@ class Placement:
         return Placement(self.snapshot, self.settings, self.question)
 
     # guests
-
-    def _busy_guests(self) -> dict[int, str]:
-        busy = {
-            task.vmid: f"{task.kind} is running"
-            for task in self.snapshot.tasks
-            if task.is_running and task.vmid is not None and (task.kind in MIGRATE_KINDS or task.kind not in BULK_KINDS)
-        }
-        return busy | {flight.vmid: "it is migrating" for flight in self.question.ledger.in_flight}
-
-    def why_guest_stays(self, guest: Guest, purpose: Purpose) -> Refusal | None:  # noqa: C901  # one line a condition
-        """Why the guest cannot be moved for that purpose by anybody's plan, None when it can."""
-        settings, vmid = self.settings, guest.vmid
-
-        def refuse(reason: RefusalReason, detail: str = "") -> Refusal:
-            return Refusal(vmid, reason, detail)
-
-        if guest.template:
-            return refuse(RefusalReason.TEMPLATE)
-        node = self.node_of.get(guest.node)
-        if node is None or not node.online:
-            return refuse(RefusalReason.NODE_OFFLINE, guest.node)
-        if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
-            return refuse(RefusalReason.NODE_IGNORED, guest.node)
-        if guest.ha is not None:
-            return refuse(RefusalReason.HA_MANAGED, guest.ha)
-        if vmid in self.rules.ignored:
-            return refuse(RefusalReason.IGNORED, "plb_ignore")
-        if settings.guests.is_ignored(vmid):
-            return refuse(RefusalReason.IGNORED, "guests.ignore")
-        if guest.status in _STUCK_STATES:
-            return refuse(RefusalReason.STATE, guest.status)
-        if not guest.is_running:
-            return refuse(RefusalReason.NOT_RUNNING, guest.status)
-        if guest.lock:
-            return refuse(RefusalReason.LOCKED, guest.lock)
-        if vmid in self._busy:
-            return refuse(RefusalReason.BUSY, self._busy[vmid])
-        if guest.type == "lxc" and not self._containers_may(purpose):
-            return refuse(RefusalReason.CONTAINER, f"guests.containers is {settings.guests.containers.value}")
-        if vmid in self.rules.contradicted:
-            return refuse(RefusalReason.CONFLICT)
-        if vmid in self.question.set_aside:
-            return refuse(RefusalReason.SET_ASIDE, self.question.set_aside[vmid])
-        verdict = self.question.verdicts.get(vmid)
-        if verdict is not None and verdict.refusal is not None:
-            return verdict.refusal
-        if purpose is Purpose.LOAD:
-            if vmid in self.question.cooling and not self.question.force:
-                return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
-            if measured_load(guest) is None:
-                return refuse(RefusalReason.LOAD_UNKNOWN)
-        return None
-
-    def _containers_may(self, purpose: Purpose) -> bool:
-        policy = self.settings.guests.containers
-        return policy is ContainerPolicy.ALWAYS or (policy is ContainerPolicy.MAINTENANCE and purpose is Purpose.DRAIN)
 
     def unit_here(self, vmid: int) -> tuple[int, ...]:
         """The guests that must be where this one is and are on its node now, itself included."""
@@ -165,7 +94,7 @@ class Placement:
     def why_unit_stays(self, unit: tuple[int, ...], purpose: Purpose) -> Refusal | None:
         """Why the guests cannot leave together, None when they can."""
         for vmid in unit:
-            refusal = self.why_guest_stays(self.guest_of[vmid], purpose)
+            refusal = self.conditions.why_guest_stays(self.guest_of[vmid], purpose)
             if refusal is not None:
                 if len(unit) == 1:
                     return refusal
@@ -182,46 +111,17 @@ class Placement:
 
     # nodes
 
-    def _why_node_takes_nobody(self, node: Node) -> Refusal | None:
-        def refuse(reason: RefusalReason, detail: str = "") -> Refusal:
-            return Refusal(0, reason, detail)
-
-        if not node.online:
-            return refuse(RefusalReason.NODE_OFFLINE)
-        if node.name in self.draining or node.name in self.snapshot.no_target:
-            return refuse(RefusalReason.NODE_MAINTENANCE)
-        if _named(node.name, self.settings.nodes.ignore):
-            return refuse(RefusalReason.NODE_IGNORED)
-        if (why := why_not_measured(node)) is not None:
-            return refuse(RefusalReason.NODE_STALE, why)
-        if node.uptime_s is not None and node.uptime_s < NODE_SETTLED_S:
-            return refuse(RefusalReason.NODE_STARTING, f"up for {node.uptime_s:.0f} s")
-        if node.reports is False:
-            return refuse(RefusalReason.NODE_SILENT)
-        if self.states[node.name].memory_limit <= 0:
-            return refuse(RefusalReason.NO_MEMORY, "the reserve is all it has")  # a witness: neither a target nor part of the spread
-        return None
-
-    def has_backup(self, name: str) -> bool:
-        """True while a backup runs on the node."""
-        return name in self._backup_nodes
-
     def why_not_target(self, unit: tuple[int, ...], target: str, purpose: Purpose) -> Refusal | None:
         """Why the guests cannot go to the node now, None when they can.
 
         Looks at everything but the gain: state of the node, PVE's verdicts, rules, room on top of all that is on its way.
         """
         vmid = unit[0]
-        if (blocked := self._blocked.get(target, Refusal(0, RefusalReason.NODE_OFFLINE))) is not None:
-            return Refusal(vmid, blocked.reason, blocked.detail)
-        if any(self.at[member] == target for member in unit):
+        if self.conditions.why_closed(target) is None and any(self.at[member] == target for member in unit):
             return Refusal(vmid, RefusalReason.SAME_NODE)
-        if purpose is Purpose.LOAD and target in self._backup_nodes:
-            return Refusal(vmid, RefusalReason.NODE_BACKUP)
         for member in unit:
-            verdict = self.question.verdicts.get(member)
-            if verdict is not None and (why := dict(verdict.refused_nodes).get(target)) is not None:
-                return Refusal(member, RefusalReason.NODE_REFUSED, why)
+            if (never := self.conditions.why_never(self.guest_of[member], target, purpose)) is not None:
+                return never
         if (rule := self.why_rules_forbid(unit, target)) is not None:
             return rule
         return self.why_no_room(self.load_of_unit(unit), vmid, target, purpose)
@@ -230,9 +130,6 @@ class Placement:
         """Which rule the guests would break on the node, None when none."""
         present = self.states[target].present
         for member in unit:
-            pins = self.rules.pins.get(member)
-            if pins is not None and target not in pins:
-                return Refusal(member, RefusalReason.PINNED, "pinned to " + ", ".join(sorted(pins)))
             enemies = self.rules.apart.get(member)
             if enemies and not present.isdisjoint(enemies):
                 return Refusal(member, RefusalReason.ANTI_AFFINITY, f"guest {min(present & enemies)} is there")
@@ -274,10 +171,6 @@ class Placement:
     def loads(self) -> dict[str, NodeLoad]:
         """The loads of all nodes in the sketch as values."""
         return {name: state.as_load() for name, state in self.states.items()}
-
-
-def _named(name: str, names: Iterable[str]) -> bool:
-    return name.lower() in {other.lower() for other in names}
 
 
 def _gib(amount_bytes: float) -> str:

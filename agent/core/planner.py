@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from agent.core.cluster import GuestType, Snapshot
+from agent.core.conditions import Purpose
 from agent.core.goal import Goal, move_cost
 from agent.core.load import Weights, balance_of, over_threshold, spread
 from agent.core.order import into_batches
-from agent.core.placement import Placement, Purpose
+from agent.core.placement import Placement
 from agent.core.plan_types import Conflict, Gate, Move, Plan, Refusal
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
@@ -226,7 +227,9 @@ class _Planner:
         why: Refusal | None = None
         for name in sketch.usable:
             movers = tuple(vmid for vmid in unit if sketch.at[vmid] != name)
-            staying = next((r for r in (sketch.why_guest_stays(sketch.guest_of[v], Purpose.RULE) for v in movers) if r is not None), None)
+            staying = next(
+                (r for r in (sketch.conditions.why_guest_stays(sketch.guest_of[v], Purpose.RULE) for v in movers) if r is not None), None
+            )
             if staying is not None:
                 why = why or staying
                 continue
@@ -309,7 +312,7 @@ class _Planner:
         """Whether load balancing may begin, and the nodes it may take load from."""
         sketch, question = self.sketch, self.question
         loads = {name: load for name, load in sketch.loads().items() if name in sketch.usable}
-        sources = [name for name in sketch.usable if question.scope.covers_node(name) and not sketch.has_backup(name)]
+        sources = [name for name in sketch.usable if question.scope.covers_node(name) and not sketch.conditions.has_backup(name)]
         if not sources or len(loads) < 2:
             return Gate.CLOSED, []
         if question.force:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.core.placement import Purpose
+from agent.core.conditions import Purpose
 from agent.core.reasons import LOAD_REASONS, RULE_REASONS, MoveReason
 
 

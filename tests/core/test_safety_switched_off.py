@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from agent.core import load, order, placement, planner
+from agent.core import conditions, load, order, placement, planner
 from agent.core.cluster import GIB, Guest, Node, Snapshot
+from agent.core.conditions import Conditions
 from agent.core.load import GuestLoad, InFlight, Ledger, NodeLoad
 from agent.core.placement import NodeState, Placement
 from agent.core.plan_types import Refusal, Verdict
@@ -28,16 +29,17 @@ Off = Callable[[pytest.MonkeyPatch], None]
 
 
 def never(method: str, *reasons: RefusalReason) -> Off:
-    """The method of the sketch gives every reason but these."""
+    """The method, of the sketch or of the conditions, gives every reason but these."""
 
     def switch(patch: pytest.MonkeyPatch) -> None:
-        real = getattr(Placement, method)
+        owner = Placement if hasattr(Placement, method) else Conditions
+        real = getattr(owner, method)
 
         def blind(*arguments: object) -> Refusal | None:
             refusal: Refusal | None = real(*arguments)
             return None if refusal is not None and refusal.reason in reasons else refusal
 
-        patch.setattr(Placement, method, blind)
+        patch.setattr(owner, method, blind)
 
     return switch
 
@@ -47,7 +49,7 @@ def guest_check(reason: RefusalReason) -> Off:
 
 
 def node_check(reason: RefusalReason) -> Off:
-    return never("_why_node_takes_nobody", reason)
+    return never("_judged", reason)
 
 
 def no_memory_limit(patch: pytest.MonkeyPatch) -> None:
@@ -56,7 +58,7 @@ def no_memory_limit(patch: pytest.MonkeyPatch) -> None:
 
 def every_load_is_fine(patch: pytest.MonkeyPatch) -> None:
     """Offline, and of long ago: PVE's last number is taken for the load of now."""
-    for module in (load, placement):
+    for module in (load, conditions):
         patch.setattr(module, "why_not_measured", lambda node: None)
     node_check(RefusalReason.NODE_OFFLINE)(patch)
 
@@ -67,7 +69,7 @@ def units_of_one(patch: pytest.MonkeyPatch) -> None:
 
 
 def backups_go_unseen(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Placement, "has_backup", lambda self, name: False)
+    patch.setattr(Conditions, "has_backup", lambda self, name: False)
 
 
 def who_leaves_is_gone(patch: pytest.MonkeyPatch) -> None:
@@ -173,7 +175,7 @@ SCENES = {
         never("why_no_room", R.OVER_THRESHOLD), "threshold",
         cluster(*TWO, *[vm(101 + i, "pve1", 2, 3) for i in range(10)], *[vm(201 + i, "pve2", 2, 3) for i in range(8)]), PLAIN, FORCE,
     ),
-    "pins": Scene(never("why_rules_forbid", R.PINNED), "pin", cluster(*TWO, vm(101, "pve1", 4, 1, "plb_pin_pve1"), drain=["pve1"])),
+    "pins": Scene(never("why_never", R.PINNED), "pin", cluster(*TWO, vm(101, "pve1", 4, 1, "plb_pin_pve1"), drain=["pve1"])),
     "affinity": Scene(
         units_of_one, "affinity", cluster(*TWO, *[vm(101 + i, "pve1", 20, 1, "plb_affinity_a") for i in (0, 1)]), PLAIN,
         Question(force=True, repair_rules=False),
@@ -214,7 +216,7 @@ SCENES = {
         Question(verdicts={101: Verdict(101, NOW, Refusal(101, R.LOCAL_DISK))}),
     ),
     "verdict on the node": Scene(
-        never("why_not_target", R.NODE_REFUSED), "verdict", pinned_to("pve2", vm(101, "pve1")), PLAIN,
+        never("why_never", R.NODE_REFUSED), "verdict", pinned_to("pve2", vm(101, "pve1")), PLAIN,
         Question(verdicts={101: Verdict(101, NOW, None, (("pve2", "no such bridge"),))}),
     ),
     "dead source": Scene(
@@ -237,7 +239,7 @@ SCENES = {
         node_check(R.NO_MEMORY), "balance", cluster(*TWO, node("pve3", 2, 2), vm(101, "pve1", 20), vm(102, "pve1", 20)), PLAIN, FORCE,
     ),
     "backup on the target": Scene(
-        never("why_not_target", R.NODE_BACKUP), "backup", *homeward(cluster(*TWO, vm(101, "pve1"), task("vzdump", "pve2"))),
+        never("why_never", R.NODE_BACKUP), "backup", *homeward(cluster(*TWO, vm(101, "pve1"), task("vzdump", "pve2"))),
     ),
     "backup on the source": Scene(
         backups_go_unseen, "backup", cluster(*TWO, vm(101, "pve1", 40), vm(102, "pve1", 40), task("vzdump", "pve1")), PLAIN, FORCE,

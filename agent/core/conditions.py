@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What keeps a guest where it is, and a node from taking it, whatever else moves: all conditions but rules among guests and room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, auto
+
+from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, Guest, Node, Snapshot
+from agent.core.load import NODE_SETTLED_S, measured_load, memory_limit_bytes, why_not_measured
+from agent.core.plan_types import Refusal
+from agent.core.question import Question
+from agent.core.reasons import RefusalReason
+from agent.core.rules import Rules
+from agent.core.settings import ContainerPolicy, Settings
+
+_STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
+_BACKUP = "vzdump"
+
+
+class Purpose(Enum):
+    """What a move is for: it decides which conditions apply."""
+
+    DRAIN = auto()
+    RULE = auto()
+    LOAD = auto()
+
+
+class Conditions:
+    """The conditions of one snapshot: nothing here changes while a plan is made.
+
+    Shape:   `draining` are the nodes to be emptied, `open_nodes` those that may take guests at all, sorted.
+    """
+
+    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question, rules: Rules) -> None:
+        self.snapshot, self.settings, self.question, self.rules = snapshot, settings, question, rules
+        self.node_of = {node.name: node for node in snapshot.nodes}
+        self.draining = {maintenance.node for maintenance in snapshot.maintenance}
+        self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
+        self.draining &= self.node_of.keys()  # a flag that is left of a node long gone empties nobody
+        self._busy = self._busy_guests()
+        self._backup_nodes = {task.node for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
+        self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
+        self.open_nodes = tuple(name for name, why in self._closed.items() if why is None)
+
+    # guests
+
+    def _busy_guests(self) -> dict[int, str]:
+        busy = {
+            task.vmid: f"{task.kind} is running"
+            for task in self.snapshot.tasks
+            if task.is_running and task.vmid is not None and (task.kind in MIGRATE_KINDS or task.kind not in BULK_KINDS)
+        }
+        return busy | {flight.vmid: "it is migrating" for flight in self.question.ledger.in_flight}
+
+    def why_guest_stays(self, guest: Guest, purpose: Purpose) -> Refusal | None:  # noqa: C901  # one line a condition
+        """Why the guest cannot be moved for that purpose by anybody's plan, None when it can."""
+        settings, vmid = self.settings, guest.vmid
+
+        def refuse(reason: RefusalReason, detail: str = "") -> Refusal:
+            return Refusal(vmid, reason, detail)
+
+        if guest.template:
+            return refuse(RefusalReason.TEMPLATE)
+        node = self.node_of.get(guest.node)
+        if node is None or not node.online:
+            return refuse(RefusalReason.NODE_OFFLINE, guest.node)
+        if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
+            return refuse(RefusalReason.NODE_IGNORED, guest.node)
+        if guest.ha is not None:
+            return refuse(RefusalReason.HA_MANAGED, guest.ha)
+        if vmid in self.rules.ignored:
+            return refuse(RefusalReason.IGNORED, "plb_ignore")
+        if settings.guests.is_ignored(vmid):
+            return refuse(RefusalReason.IGNORED, "guests.ignore")
+        if guest.status in _STUCK_STATES:
+            return refuse(RefusalReason.STATE, guest.status)
+        if not guest.is_running:
+            return refuse(RefusalReason.NOT_RUNNING, guest.status)
+        if guest.lock:
+            return refuse(RefusalReason.LOCKED, guest.lock)
+        if vmid in self._busy:
+            return refuse(RefusalReason.BUSY, self._busy[vmid])
+        if guest.type == "lxc" and not self._containers_may(purpose):
+            return refuse(RefusalReason.CONTAINER, f"guests.containers is {settings.guests.containers.value}")
+        if vmid in self.rules.contradicted:
+            return refuse(RefusalReason.CONFLICT)
+        if vmid in self.question.set_aside:
+            return refuse(RefusalReason.SET_ASIDE, self.question.set_aside[vmid])
+        verdict = self.question.verdicts.get(vmid)
+        if verdict is not None and verdict.refusal is not None:
+            return verdict.refusal
+        if purpose is Purpose.LOAD:
+            if vmid in self.question.cooling and not self.question.force:
+                return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
+            if measured_load(guest) is None:
+                return refuse(RefusalReason.LOAD_UNKNOWN)
+        return None
+
+    def _containers_may(self, purpose: Purpose) -> bool:
+        policy = self.settings.guests.containers
+        return policy is ContainerPolicy.ALWAYS or (policy is ContainerPolicy.MAINTENANCE and purpose is Purpose.DRAIN)
+
+    # nodes
+
+    def _judged(self, node: Node) -> Refusal | None:
+        def refuse(reason: RefusalReason, detail: str = "") -> Refusal:
+            return Refusal(0, reason, detail)
+
+        if not node.online:
+            return refuse(RefusalReason.NODE_OFFLINE)
+        if node.name in self.draining or node.name in self.snapshot.no_target:
+            return refuse(RefusalReason.NODE_MAINTENANCE)
+        if _named(node.name, self.settings.nodes.ignore):
+            return refuse(RefusalReason.NODE_IGNORED)
+        if (why := why_not_measured(node)) is not None:
+            return refuse(RefusalReason.NODE_STALE, why)
+        if node.uptime_s is not None and node.uptime_s < NODE_SETTLED_S:
+            return refuse(RefusalReason.NODE_STARTING, f"up for {node.uptime_s:.0f} s")
+        if node.reports is False:
+            return refuse(RefusalReason.NODE_SILENT)
+        if memory_limit_bytes(node, self.settings) <= 0:
+            return refuse(RefusalReason.NO_MEMORY, "the reserve is all it has")  # a witness: neither a target nor part of the spread
+        return None
+
+    def has_backup(self, name: str) -> bool:
+        """True while a backup runs on the node."""
+        return name in self._backup_nodes
+
+    def why_closed(self, name: str) -> Refusal | None:
+        """Why the node takes no guest at all, None when it may."""
+        return self._closed.get(name, _GONE)
+
+    def why_never(self, guest: Guest, target: str, purpose: Purpose) -> Refusal | None:
+        """Why the guest cannot go to the node whatever else moves, None when that depends on rules among guests and room alone."""
+        if (closed := self.why_closed(target)) is not None:
+            return Refusal(guest.vmid, closed.reason, closed.detail)
+        if purpose is Purpose.LOAD and target in self._backup_nodes:
+            return Refusal(guest.vmid, RefusalReason.NODE_BACKUP)
+        verdict = self.question.verdicts.get(guest.vmid)
+        if verdict is not None and (why := dict(verdict.refused_nodes).get(target)) is not None:
+            return Refusal(guest.vmid, RefusalReason.NODE_REFUSED, why)
+        pins = self.rules.pins.get(guest.vmid)
+        if pins is not None and target not in pins:
+            return Refusal(guest.vmid, RefusalReason.PINNED, "pinned to " + ", ".join(sorted(pins)))
+        return None
+
+
+_GONE = Refusal(0, RefusalReason.NODE_OFFLINE)
+
+
+def _named(name: str, names: Iterable[str]) -> bool:
+    return name.lower() in {other.lower() for other in names}
