@@ -37,6 +37,18 @@ NO_LOAD = GuestLoad(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What a guest counts for when nodes are compared; whether it fits is judged by its `GuestLoad` alone.
+
+    Units:   cores, bytes, and the share of its node's pressure (0..1) that it is held to cause.
+    """
+
+    cpu_cores: float
+    memory_bytes: float
+    pressure_fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class InFlight:
     """A migration under way or just over: the guest's load is expected on `target` and still counted on `source`."""
 
@@ -51,7 +63,8 @@ class NodeLoad:
     """Load of one node and what it may take.
 
     Units:   cores and bytes. `leaving_*` is the load of guests that are on their way out: gone for balance, still there
-             for whatever must fit. `memory_limit_bytes` is the node's memory less the reserve.
+             for whatever must fit. `memory_limit_bytes` is the node's memory less the reserve. `counted_*` is what counts when
+             nodes are compared, `*_used_*` what counts when something must fit.
     """
 
     name: str
@@ -62,16 +75,19 @@ class NodeLoad:
     leaving_cpu_cores: float
     leaving_memory_bytes: float
     memory_limit_bytes: float
+    counted_cpu_cores: float
+    counted_memory_bytes: float
+    pressure_fraction: float = 0.0
 
     @property
     def cpu_fraction(self) -> float:
-        """Used share of the cores."""
-        return self.cpu_used_cores / self.cpu_cores
+        """Counted share of the cores."""
+        return self.counted_cpu_cores / self.cpu_cores
 
     @property
     def memory_fraction(self) -> float:
-        """Used share of the memory."""
-        return self.memory_used_bytes / self.memory_bytes
+        """Counted share of the memory."""
+        return self.counted_memory_bytes / self.memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +156,11 @@ def _size(value: float) -> float:
     return value if math.isfinite(value) and value > 0 else 0.0
 
 
+def counted(guest: Guest, load: GuestLoad, node: NodeLoad | None, settings: Settings) -> Counted:
+    """What the guest, with that load, counts for in the balance of the node it is on."""
+    return Counted(load.cpu_cores, load.memory_bytes)
+
+
 def memory_limit_bytes(node: Node, settings: Settings) -> float:
     """What guests and system may use of the node's memory: all of it less the larger of the two reserves."""
     reserve = settings.balance.node_reserve
@@ -188,15 +209,19 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
         if why_not_measured(node) is not None:
             continue
         away = leaving.get(node.name, NO_LOAD)
+        cpu = max(0.0, (node.cpu_used_cores or 0.0) + cpu_extra.get(node.name, 0.0))
+        memory = max(0.0, (node.memory_used_bytes or 0) + memory_extra.get(node.name, 0.0))
         loads[node.name] = NodeLoad(
             name=node.name,
             cpu_cores=node.cpu_cores,
             memory_bytes=node.memory_bytes,
-            cpu_used_cores=max(0.0, (node.cpu_used_cores or 0.0) + cpu_extra.get(node.name, 0.0)),
-            memory_used_bytes=max(0.0, (node.memory_used_bytes or 0) + memory_extra.get(node.name, 0.0)),
+            cpu_used_cores=cpu,
+            memory_used_bytes=memory,
             leaving_cpu_cores=away.cpu_cores,
             leaving_memory_bytes=away.memory_bytes,
             memory_limit_bytes=memory_limit_bytes(node, settings),
+            counted_cpu_cores=cpu,
+            counted_memory_bytes=memory,
         )
     return loads
 

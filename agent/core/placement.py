@@ -42,6 +42,8 @@ class NodeState:
             self.leaving_cpu,
             self.leaving_memory,
             self.memory_limit,
+            self.cpu_used,
+            self.memory_used,
         )
 
 
