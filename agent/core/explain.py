@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from agent.core.cluster import Guest, GuestType, Snapshot
 from agent.core.conditions import Purpose
-from agent.core.goal import Goal, move_cost
+from agent.core.goal import Goal
 from agent.core.load import GuestLoad
 from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
@@ -86,23 +86,20 @@ def explain(snapshot: Snapshot, settings: Settings, question: Question, vmid: in
 
 def _targets(sketch: Placement, unit: tuple[int, ...], purpose: Purpose) -> tuple[TargetView, ...]:
     """Every node as a target, each as if the guests went there in the sketch and nobody else moved."""
-    source = sketch.at[unit[0]]
     before = Goal(sketch)
     containers = sum(sketch.guest_of[member].type is GuestType.LXC for member in unit)
-    cost = move_cost(sketch.load_of_unit(unit).memory_bytes, containers, before.total_memory)
+    cost = before.cost(sketch.load_of_unit(unit).memory_bytes, containers)
     found = []
     for name in sorted(sketch.node_of):
         refusal = sketch.why_not_target(unit, name, purpose)
         if refusal is not None:
             found.append(TargetView(name, None, None, refusal))
             continue
+        mark = sketch.mark()
         sketch.move(unit, name)
         after = Goal(sketch)
         found.append(TargetView(name, before.imbalance - after.imbalance, before.value - after.value - cost, None))
-        if source in sketch.states:
-            sketch.move(unit, source)
-        else:
-            sketch = sketch.restarted()
+        sketch.rollback(mark)
     return tuple(found)
 
 
