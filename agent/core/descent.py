@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from agent.core.conditions import Purpose
 from agent.core.draft import Draft
+from agent.core.goal import Transfer
 from agent.core.placement import Burden
 from agent.core.reasons import MoveReason
 from agent.core.steps import Step
@@ -59,14 +60,23 @@ class Descent:
         self._source_names = frozenset(sources)
         self._sources = sorted(self._goal.index[name] for name in sources)
         self._rows: dict[int, dict[int, _Row]] = {}
+        self._largest: dict[int, tuple[float, float, float]] = {}
         self._may: dict[tuple[int, int], bool] = {}
         self._spent = 0
 
     def run(self) -> None:
         """Take all the steps that gain."""
-        while (found := self._single() or self._taken_back() or self._exchange() or self._room_made()) is not None:
-            for unit, target in found.steps:
-                self._take(unit, target)
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """Take the best step, or pair of steps; False when none gains."""
+        found = self._single() or self._taken_back() or self._exchange() or self._room_made()
+        if found is None:
+            return False
+        for unit, target in found.steps:
+            self._take(unit, target)
+        return True
 
     # units
 
@@ -117,9 +127,11 @@ class Descent:
     def _take(self, unit: tuple[int, ...], target: int) -> None:
         source = self._goal.index[self._sketch.at[unit[0]]]
         self._rows_at(source).pop(unit[0], None)
+        self._largest.pop(source, None)
         self._draft.take(unit, self._goal.names[target], self._reason)
         if target in self._rows and target in self._sources and self._may_move_on:
             self._rows[target][unit[0]] = self._row(unit)
+            self._largest.pop(target, None)
 
     def _is_allowed(self, unit: tuple[int, ...], target: int) -> bool:
         """Whether all but room and gain let the unit go there."""
@@ -142,30 +154,60 @@ class Descent:
             found = self._best_step(self._sources, rising)
         return found
 
-    def _pairs(self, sources: Sequence[int], targets: Sequence[int]) -> list[tuple[float, int, int]]:
-        """Pairs of nodes between which something may gain, the most promising first."""
-        heat, ideal = self._goal.heat, self._goal.ideal
-        least = self._goal.cost(0.0, 0)
-        pairs = [(-most, s, t) for s in sources for t in targets if s != t and heat[s] != heat[t] and (most := ideal(s, t)) > least]
-        pairs.sort()
-        return pairs
+    def _pairs(self, sources: Sequence[int], targets: Sequence[int], *, exchanged: bool = False) -> list[tuple[float, int, int]]:
+        """Pairs of nodes between which a unit, or an exchange, may gain, with more than it can, negated: the best hope first."""
+        goal, least = self._goal, self._goal.cost(0.0, 0)
+        pairs = []
+        for source in sources:
+            for target in targets:
+                if source == target:
+                    continue
+                most = self._promise(source, target) + (self._promise(target, source) if exchanged else 0.0)
+                if most > least and (most := min(most, goal.ideal(source, target))) > least:
+                    pairs.append((-most, source, target))
+        return sorted(pairs)
+
+    def _promise(self, source: int, target: int) -> float:
+        """More than any unit can gain between the nodes: the largest of each measure, at the gradient's price."""
+        (cpu, memory, pressure), (cpu_there, memory_there, pressure_there) = self._goal.prices[source], self._goal.prices[target]
+        most_cpu, most_memory, most_pressure = self._largest_at(source)
+        most = most_cpu * (cpu - cpu_there) if cpu > cpu_there else 0.0
+        if memory > memory_there:
+            most += most_memory * (memory - memory_there)
+        if pressure > pressure_there:
+            most += most_pressure * (pressure - pressure_there)
+        return most
+
+    def _largest_at(self, node: int) -> tuple[float, float, float]:
+        """The largest of each measure among the node's units."""
+        found = self._largest.get(node)
+        if found is None:
+            rows = self._rows_at(node).values()
+            found = self._largest[node] = (
+                max((row.counted_cpu for row in rows), default=0.0),
+                max((row.counted_memory for row in rows), default=0.0),
+                max((row.pressure for row in rows), default=0.0),
+            )
+        return found
 
     def _best_step(self, sources: Sequence[int], targets: Sequence[int]) -> Found | None:
         goal = self._goal
         best, best_key = NOTHING_GAINED, (0, 0)
         least = goal.cost(0.0, 0)
         evaluations = 0
-        for most, source, target in self._pairs(sources, targets):
-            if -most - least < best:
+        for ideal, source, target in self._pairs(sources, targets):
+            if -ideal - least < best:
                 break
-            here, there = goal.prices[source], goal.prices[target]
-            cpu, memory, pressure = here[0] - there[0], here[1] - there[1], here[2] - there[2]
-            room = self._sketch.room(goal.names[target], Purpose.LOAD)
+            room, transfer = self._room(target), Transfer(goal, source, target)
+            (a1, b1, g1, e1), (a2, b2, g2, e2), (_, _, g3, e3) = transfer.bounds
             for row in self._rows_at(source).values():
-                if row[0] * cpu + row[1] * memory + row[2] * pressure - row[3] < best or not row[6].fits_into(room):
+                cpu, memory, pressure, cost = row[:4]
+                by_cpu, by_memory = cpu * (a1 + b1 * cpu), memory * (a2 + b2 * memory)
+                most = (by_cpu if by_cpu > 0 else cpu * g1) + (by_memory if by_memory > 0 else memory * g2)
+                if most + cpu * e1 + memory * e2 + pressure * (g3 + e3) - cost < best or not row[6].fits_into(room):
                     continue
                 evaluations += 1
-                gain = goal.gain(row[6], source, target) - row[3]
+                gain = transfer.gain(cpu, memory, pressure) - cost
                 if (gain > best or (gain == best and (row[4], target) < best_key)) and self._is_allowed(row[5], target):
                     best, best_key = gain, (row[4], target)
         self._draft.evaluations += evaluations
@@ -200,7 +242,7 @@ class Descent:
         everywhere = range(len(goal.names))
         best: Found | None = None
         trials, spent_before = 0, self._spent
-        for most, source, target in self._pairs(self._sources, everywhere)[:PAIRS_EXCHANGED]:
+        for most, source, target in self._pairs(self._sources, everywhere, exchanged=True)[:PAIRS_EXCHANGED]:
             floor = NOTHING_GAINED if best is None else best.gain
             if -most <= floor or self._spent > MOST_LOOKAHEAD:
                 break
@@ -215,6 +257,7 @@ class Descent:
                 ((row[0] * cpu + row[1] * memory + row[2] * pressure + row[3], row) for row in self._rows_at(target).values()),
                 key=lambda pair: (pair[0], pair[1].vmid),
             )
+            transfer = Transfer(goal, source, target)
             for promise, one in leaving:
                 if not coming or promise - coming[0][0] <= floor:
                     break
@@ -222,7 +265,7 @@ class Descent:
                     if promise - price <= floor:
                         break
                     self._spent += 1
-                    gain = goal.gain(one.burden.minus(other.burden), source, target) - one.cost - other.cost
+                    gain = transfer.gain(one[0] - other[0], one[1] - other[1], one[2] - other[2]) - one.cost - other.cost
                     if gain > floor and trials < TRIALS:
                         trials += 1
                         steps = self._carried_out(one, source, other, target)
@@ -249,13 +292,13 @@ class Descent:
         goal, sketch = self._goal, self._sketch
         wanted: list[tuple[float, int, int, _Row]] = []
         for most, source, target in self._pairs(self._sources, range(len(goal.names)))[:PAIRS_EXCHANGED]:
-            room = self._room(target)
+            room, transfer = self._room(target), Transfer(goal, source, target)
             for row in self._rows_at(source).values():
                 if self._spent > MOST_LOOKAHEAD:
                     break
                 if not row.burden.fits_into(room) and -most > row.cost:
                     self._spent += 1
-                    gain = goal.gain(row.burden, source, target) - row.cost
+                    gain = transfer.gain(row[0], row[1], row[2]) - row.cost
                     if gain > NOTHING_GAINED and self._is_allowed(row.unit, target):
                         wanted.append((-gain, row.vmid, target, row))
         best: Found | None = None

@@ -12,12 +12,11 @@ least gain   LEAST_GAIN, or LEAST_OF_A_GUEST times the fraction of a node that a
 
 A move is made only when the goal falls by more than the move costs.
 
-With S the sum of (f - mean)^2, a transfer of load x from node s to node t changes S, the sum of f and the excess over T by
-terms of s and t alone, so its gain follows from S, n and the two nodes. Two bounds make most of the work unnecessary:
+With S the sum of (f - mean)^2, a transfer of load from node s to node t changes S and the excess over T by terms of s and t
+alone (`Transfer`), so its gain follows from S, n and the two nodes. Bounds make most of the work unnecessary:
   the goal is convex in the fractions (a norm, and sums of max(0, .)), so a gain is at most what the gradient promises:
   x (price(s) - price(t)), where price(i) = (w (f_i - mean) / (n D) + [f_i > T] w / n) / capacity(i);
-  S falls at most by (d_s/c_s - d_t/c_t)^2 / (1/c_s^2 + 1/c_t^2 - (1/c_t - 1/c_s)^2 / n), d = f - mean, c the capacity: the
-  vertex of the parabola in x; so no load whatever gains more between s and t than `ideal` says.
+  S falls at most to the vertex of its parabola in x; so no load whatever gains more between s and t than `ideal` says.
 
 Source:  Ganeti hbal for the table of statistics; the bounds are elementary.
 """
@@ -47,6 +46,71 @@ class _Measure:
         self.fraction: list[float] = []
         self.mean = self.squares = self.deviation = 0.0
 
+    def bounds(self, k1: float, k2: float, n: int, eased: float) -> tuple[float, float, float, float]:
+        """Of a transfer: a, b, g, e so that x (a + b x), where that is above 0, else x g, and x e besides, is no less than its gain.
+
+        From D - D' = (D^2 - D'^2) / (D + D'), D' being at least what the vertex of the parabola leaves; where the transfer
+        harms, from the gradient. `eased` is what a unit of load takes off the excess of the source.
+        """
+        lowest = self.squares - k1 * k1 / (4 * k2) if k1 < 0 < k2 else self.squares
+        reach = self.deviation + (math.sqrt(lowest / n) if lowest > 0 else 0.0)
+        scale = -self.weight / (n * reach) if reach > 0 else 0.0
+        slope = -self.weight * k1 / (2 * n * self.deviation) if self.deviation > 0 else 0.0
+        return k1 * scale, k2 * scale, slope, OVERLOAD_WEIGHT * self.weight * eased / n
+
+
+class Transfer:
+    """From one node to another: what any load gains by going there, until the sketch changes.
+
+    With d = f - mean and capacities c, moving x changes S by x (k1 + x k2): k1 = 2 (d_t/c_t - d_s/c_s) and
+    k2 = 1/c_s^2 + 1/c_t^2 - (1/c_t - 1/c_s)^2 / n, the last term for the mean, which moves where the nodes differ in size.
+    """
+
+    __slots__ = ("_n", "_terms", "bounds")
+
+    def __init__(self, goal: Goal, source: int | None, target: int) -> None:
+        n = self._n = goal.n
+        terms: list[tuple[float, ...] | None] = [None, None, None]
+        self.bounds = [(0.0, 0.0, 0.0, 0.0)] * 3
+        for measure in goal.measures:
+            there, far = 1 / measure.capacity[target], measure.fraction[target]
+            here, near = (0.0, measure.mean) if source is None else (1 / measure.capacity[source], measure.fraction[source])
+            mean, top = measure.mean, measure.top
+            k1 = 2 * ((far - mean) * there - (near - mean) * here)
+            k2 = here * here + there * there - (there - here) ** 2 / n
+            self.bounds[measure.field - _CPU] = measure.bounds(k1, k2, n, here if near > top else 0.0)
+            terms[measure.field - _CPU] = (
+                measure.weight,
+                measure.deviation,
+                measure.squares,
+                k1,
+                k2,
+                -math.inf if source is None else near - top,
+                far - top,
+                here,
+                there,
+            )
+        self._terms = terms
+
+    def gain(self, cpu: float, memory: float, pressure: float) -> float:
+        """What that load takes off the goal, below 0 when it adds to it."""
+        n = self._n
+        total = 0.0
+        for amount, term in zip((cpu, memory, pressure), self._terms, strict=True):
+            if term is None or not amount:
+                continue
+            weight, deviation, squares, k1, k2, over, other_over, here, there = term
+            variance = (squares + amount * (k1 + amount * k2)) / n
+            saved = deviation - math.sqrt(variance) if variance > 0 else deviation
+            if over > 0 or over > amount * here:  # the second: an exchange brings it more than it takes
+                left = over - amount * here
+                saved += OVERLOAD_WEIGHT * ((over if over > 0 else 0.0) - (left if left > 0 else 0.0)) / n
+            left = other_over + amount * there
+            if left > 0 or other_over > 0:
+                saved += OVERLOAD_WEIGHT * ((other_over if other_over > 0 else 0.0) - (left if left > 0 else 0.0)) / n
+            total += weight * saved
+        return total
+
 
 class Goal:
     """The goal of the sketch, and what a transfer would take off it.
@@ -69,24 +133,24 @@ class Goal:
             (_MEMORY, weights.memory, weights.memory_threshold, memory),
             (_PRESSURE, weights.pressure, weights.pressure_threshold, [1.0] * len(self.names)),
         )
-        self._measures = [_Measure(field, weight / total, top, size) for field, weight, top, size in table if weight > 0]
-        self._n = len(self.names) or 1
-        self.node_memory = (math.fsum(memory) / self._n) or 1.0
+        self.measures = [_Measure(field, weight / total, top, size) for field, weight, top, size in table if weight > 0]
+        self.n = len(self.names) or 1
+        self.node_memory = (math.fsum(memory) / self.n) or 1.0
         self._least = LEAST_GAIN
         self.prices: list[tuple[float, float, float]] = []
         self.heat: list[float] = []
         self.changed()
         if guests := sum(len(state.present) for state in self._states):
-            loaded = math.fsum(measure.weight * measure.mean for measure in self._measures)
-            self._least = min(LEAST_GAIN, LEAST_OF_A_GUEST * loaded * self._n / guests)
+            loaded = math.fsum(measure.weight * measure.mean for measure in self.measures)
+            self._least = min(LEAST_GAIN, LEAST_OF_A_GUEST * loaded * self.n / guests)
 
     def changed(self) -> None:
         """Read the sketch again."""
-        n = self._n
+        n = self.n
         self.imbalance = over = 0.0
         prices = [[0.0, 0.0, 0.0] for _ in self.names]
         self.heat = [0.0] * len(self.names)
-        for measure in self._measures:
+        for measure in self.measures:
             field, capacity, weight, top = measure.field, measure.capacity, measure.weight, measure.top
             fraction = [state.sums[field] / size for state, size in zip(self._states, capacity, strict=True)]
             mean = math.fsum(fraction) / n
@@ -109,34 +173,13 @@ class Goal:
 
     def gain(self, burden: Burden, source: int | None, target: int) -> float:
         """What the transfer takes off the goal, its cost left aside; a source that is not usable (None) counts for nothing."""
-        n = self._n
-        total = 0.0
-        for measure in self._measures:
-            amount = burden[measure.field]
-            if not amount:
-                continue
-            mean, top, fraction, capacity = measure.mean, measure.top, measure.fraction, measure.capacity
-            added = amount / capacity[target]
-            was = fraction[target]
-            now = was + added
-            squares = measure.squares + (now - mean) ** 2 - (was - mean) ** 2
-            over = (now - top if now > top else 0.0) - (was - top if was > top else 0.0)
-            if source is not None:
-                taken = amount / capacity[source]
-                was = fraction[source]
-                now = was - taken
-                squares += (now - mean) ** 2 - (was - mean) ** 2
-                over += (now - top if now > top else 0.0) - (was - top if was > top else 0.0)
-                added -= taken
-            variance = squares / n - (added / n) ** 2
-            total += measure.weight * (measure.deviation - (math.sqrt(variance) if variance > 0 else 0.0) - OVERLOAD_WEIGHT * over / n)
-        return total
+        return Transfer(self, source, target).gain(burden[_CPU], burden[_MEMORY], burden[_PRESSURE])
 
     def ideal(self, source: int, target: int) -> float:
         """More than any load, however divided, can gain by going from the one node to the other."""
-        n = self._n
+        n = self.n
         total = 0.0
-        for measure in self._measures:
+        for measure in self.measures:
             here, there = 1 / measure.capacity[source], 1 / measure.capacity[target]
             lever = (measure.fraction[source] - measure.mean) * here - (measure.fraction[target] - measure.mean) * there
             if lever > 0:
@@ -149,4 +192,4 @@ class Goal:
 
     def cost(self, memory_bytes: float, containers: int) -> float:
         """What moving that much memory, and restarting that many containers, must bring at the least."""
-        return (self._least + COST_OF_A_NODE * memory_bytes / self.node_memory + RESTART_COST * containers) / self._n
+        return (self._least + COST_OF_A_NODE * memory_bytes / self.node_memory + RESTART_COST * containers) / self.n

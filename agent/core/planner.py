@@ -25,6 +25,8 @@ from agent.core.steps import Step
 
 MOST_ROUNDS = 10  # of evening out and putting right; each repairs something that was broken, and one or two do nearly always
 
+MOST_MOVED_ON = 20  # guests that go on, each after a trial whether an order is left
+
 MARGIN_FRACTION = 0.1  # of the goal, that a plan must lower to be begun; the margin of PVE's own balancer (pve-ha-manager)
 EASED_FRACTION = 0.25  # of what stands over thresholds, that is reason enough however uneven the rest is
 GO_ON_FRACTION = 0.25  # of min_gain: what a plan that has begun must still gain, so that its tail is carried out, and noise is not
@@ -61,7 +63,7 @@ class Freedom(Enum):
     """How freely load is evened out: less, when steps came out for which no moment is safe."""
 
     MOVED_ON = auto()  # who has moved in this plan may move on, which may leave its first target without the room it made elsewhere
-    ONCE = auto()  # nobody moves on: the steps can be carried out as they were found, one after the other
+    ONCE = auto()  # nobody moves on while steps are found, so they can be carried out one after the other
     NONE = auto()  # load stays as it is
 
 
@@ -118,7 +120,22 @@ class _Planner:
             if self.draft.steps == steps:
                 break
             before, start = self.draft.mark(), self._start()
+        if self.freedom is Freedom.ONCE:
+            self._move_on(gate, sources)
         return gate
+
+    def _move_on(self, gate: Gate, sources: list[str]) -> None:
+        """Let guests that have moved go on to better nodes after all, as far as the steps can still be carried out."""
+        draft = self.draft
+        descent = Descent(draft, sources, _REASONS[gate], may_move_on=True)
+        trial = Placement(self.snapshot, self.settings, self.question)
+        for _ in range(MOST_MOVED_ON):
+            before = draft.mark()
+            if not descent.step():
+                return
+            if into_batches(trial, draft.steps)[1]:
+                draft.back_to(before)
+                return
 
     def _start(self) -> _Start:
         return _Start(self.draft.goal.value, self.draft.goal.excess)
