@@ -4,7 +4,8 @@
 What is lowered is the goal plus the cost of all that moves, so a step that a later one made superfluous is taken back.
 A step is one unit (a guest, or guests that must stay together) to one node. Where no step gains any more:
   exchange   two units change places, as where two big guests sit wrong and no gap is wide enough for a move;
-  make room  a unit leaves a node that is too full for the one that should go there.
+  make room  a unit leaves a node that is too full for the one that should go there;
+  fewer      one step takes the place of two.
 Steps are looked for between the hottest and the coolest nodes first, and among all when those have none; bounds on what
 a pair of nodes, and a unit between them, can gain leave few to be weighed (`agent.core.goal`). Ties go to the smallest
 VMID, then to the node's name.
@@ -13,6 +14,7 @@ VMID, then to the node's name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 from agent.core.conditions import Purpose
@@ -26,6 +28,7 @@ TRIED_FIRST = 6  # the hottest and the coolest nodes hold a good step nearly alw
 PAIRS_EXCHANGED = 32  # pairs of nodes looked at for an exchange, the most promising first
 TRIALS = 200  # exchanges of one search that are tried for whether they can be carried out
 ROOMS_TRIED = 12  # units that would go to a full node, and for each the units that could make room
+MOST_SWEPT = 500_000  # pairs of steps times guests times nodes, for which one step is looked for in the place of two
 MOST_LOOKAHEAD = 60_000  # evaluations that a plan may spend on pairs of steps
 NOTHING_GAINED = 1e-9
 
@@ -73,7 +76,7 @@ class Descent:
         """Take the best step, or pair of steps; False when none gains."""
         found = self._single() or self._taken_back() or self._exchange() or self._room_made()
         if found is None:
-            return False
+            return self._fewer()
         for unit, target in found.steps:
             self._take(unit, target)
         return True
@@ -233,6 +236,38 @@ class Descent:
 
     def _room(self, node: int) -> Burden:
         return self._sketch.room(self._goal.names[node], Purpose.LOAD)
+
+    def _fewer(self) -> bool:
+        """Put one step in the place of two, where that is no worse; on small clusters alone, where one step less is a large share."""
+        draft = self._draft
+        moved = [
+            step.vmids for step in draft.steps if step.purpose is Purpose.LOAD and set(step.vmids) == set(self._unit_of(step.vmids[0]))
+        ]
+        if not self._may_move_on or len(moved) ** 2 * len(self._sketch.at) * len(self._goal.names) > MOST_SWEPT:
+            return False
+        for one, other in combinations(sorted(moved), 2):
+            before, value = draft.mark(), self._potential()
+            if self._take_home(one) and self._take_home(other) and (found := self._single()) is not None:
+                for unit, target in found.steps:
+                    self._take(unit, target)
+                if self._potential() < value - NOTHING_GAINED:
+                    return True
+            draft.back_to(before)
+            self._rows.clear()
+            self._largest.clear()
+        return False
+
+    def _take_home(self, unit: tuple[int, ...]) -> bool:
+        step = self._draft.step_of(unit[0])
+        origin = None if step is None else self._origin(step, unit)
+        if origin is None:
+            return False
+        self._take(unit, origin)
+        return True
+
+    def _potential(self) -> float:
+        """The goal, and what all load moves cost."""
+        return self._goal.value + sum(self._draft.cost_of(step.vmids) for step in self._draft.steps if step.purpose is Purpose.LOAD)
 
     # two steps
 
