@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
-from agent.core.load import GuestLoad, NodeLoad, Weights, expected_load, node_loads
+from agent.core.load import GuestLoad, NodeLoad, Weights, assigned_memory_bytes, expected_load, node_loads, why_over_assigned
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
@@ -18,7 +18,19 @@ from agent.core.settings import Settings, TagTrust
 class NodeState:
     """A node in the sketch. Mutable: it belongs to one planner run and never leaves it."""
 
-    __slots__ = ("cpu_cores", "cpu_used", "leaving_cpu", "leaving_memory", "memory", "memory_limit", "memory_used", "name", "present")
+    __slots__ = (
+        "assigned",
+        "assigned_limit",
+        "cpu_cores",
+        "cpu_used",
+        "leaving_cpu",
+        "leaving_memory",
+        "memory",
+        "memory_limit",
+        "memory_used",
+        "name",
+        "present",
+    )
 
     def __init__(self, load: NodeLoad) -> None:
         self.name = load.name
@@ -29,6 +41,8 @@ class NodeState:
         self.leaving_cpu = load.leaving_cpu_cores
         self.leaving_memory = load.leaving_memory_bytes
         self.memory_limit = load.memory_limit_bytes
+        self.assigned = load.assigned_memory_bytes
+        self.assigned_limit = load.assigned_limit_bytes
         self.present: set[int] = set()
 
     def as_load(self) -> NodeLoad:
@@ -44,6 +58,8 @@ class NodeState:
             self.memory_limit,
             self.cpu_used,
             self.memory_used,
+            assigned_memory_bytes=self.assigned,
+            assigned_limit_bytes=self.assigned_limit,
         )
 
 
@@ -111,6 +127,10 @@ class Placement:
             memory += self.load_of[vmid].memory_bytes
         return GuestLoad(cpu, memory)
 
+    def assigned_of_unit(self, unit: Iterable[int]) -> float:
+        """The memory that the guests are configured with, together."""
+        return sum(assigned_memory_bytes(self.guest_of[vmid]) for vmid in unit)
+
     # nodes
 
     def why_not_target(self, unit: tuple[int, ...], target: str, purpose: Purpose) -> Refusal | None:
@@ -126,7 +146,7 @@ class Placement:
                 return never
         if (rule := self.why_rules_forbid(unit, target)) is not None:
             return rule
-        return self.why_no_room(self.load_of_unit(unit), vmid, target, purpose)
+        return self.why_no_room(self.load_of_unit(unit), self.assigned_of_unit(unit), vmid, target, purpose)
 
     def why_rules_forbid(self, unit: tuple[int, ...], target: str) -> Refusal | None:
         """Which rule the guests would break on the node, None when none."""
@@ -140,7 +160,7 @@ class Placement:
                     return Refusal(member, RefusalReason.AFFINITY, f"guest {other} is on {self.at.get(other)}")
         return None
 
-    def why_no_room(self, load: GuestLoad, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
+    def why_no_room(self, load: GuestLoad, assigned_bytes: float, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
         """Which limit of the node the load would break, None when it fits with everything that is on its way."""
         state, weights = self.states[target], self.weights
         memory = state.memory_used + state.leaving_memory + load.memory_bytes
@@ -149,6 +169,8 @@ class Placement:
             return Refusal(vmid, RefusalReason.NO_MEMORY, f"{_gib(memory)} of {_gib(state.memory_limit)} GiB")
         if cpu > state.cpu_cores:
             return Refusal(vmid, RefusalReason.NO_CPU, f"{cpu:.1f} of {state.cpu_cores:g} cores")
+        if (over := why_over_assigned(assigned_bytes, state.assigned, state.assigned_limit)) is not None:
+            return Refusal(vmid, RefusalReason.OVER_ASSIGNED, over)
         if purpose is Purpose.LOAD:
             if weights.memory_threshold is not None and memory > weights.memory_threshold * state.memory:
                 return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"memory {100 * memory / state.memory:.0f} %")
@@ -160,13 +182,16 @@ class Placement:
         """Put the guests on the node, as if the migrations were over."""
         for vmid in unit:
             load, source = self.load_of[vmid], self.states.get(self.at[vmid])
+            assigned = assigned_memory_bytes(self.guest_of[vmid])
             if source is not None:
                 source.cpu_used -= load.cpu_cores
                 source.memory_used -= load.memory_bytes
+                source.assigned -= assigned
                 source.present.discard(vmid)
             state = self.states[target]
             state.cpu_used += load.cpu_cores
             state.memory_used += load.memory_bytes
+            state.assigned += assigned
             state.present.add(vmid)
             self.at[vmid] = target
 

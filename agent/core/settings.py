@@ -231,7 +231,9 @@ class StorageSettings:
 
     threshold_percent: float = field(
         default=90.0,
-        metadata=_number("percent", 0, 100, "used share from which on a storage is reported, once, and nobody moved; 0 and 100 turn it off"),
+        metadata=_number(
+            "percent", 0, 100, "used share from which on a storage is reported, once, and nobody moved; 0 and 100 turn it off"
+        ),
     )
 
 
@@ -285,7 +287,10 @@ class BalanceSettings:
     assigned_memory_cap_percent: float = field(
         default=0.0,
         metadata=_number(
-            "percent", 0, MOST_ASSIGNED_PERCENT, "most memory that guests may have configured on a target, of its own; 0: as much as they like"
+            "percent",
+            0,
+            MOST_ASSIGNED_PERCENT,
+            "most memory that guests may have configured on a target, of its own; 0: as much as they like",
         ),
     )
     guest_cooldown_s: float = field(

@@ -185,10 +185,10 @@ class Senses:
         goes. What becomes possible meanwhile, the regular look finds."""
         if self.loads is None:
             return []
-        weights = Weights.of(settings)
         loads = self.node_loads = node_loads(self.loads, Ledger(), settings)
+        weights = Weights.of(settings, loads.values())
         cpu_only = replace(weights, memory_threshold=None)
-        memory_only = replace(weights, cpu_threshold=None)
+        memory_only = replace(weights, cpu_threshold=None, pressure_threshold=None)  # pressure is held for as long as cpu
         self.held = (self.held or Held()).with_look(
             now.boot_s,
             [name for name, load in loads.items() if over_threshold(load, cpu_only)],
@@ -221,19 +221,23 @@ class Senses:
         return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
 
     def enriched(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, unseen guests."""
+        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, pressures, ZFS caches,
+        unseen guests."""
         if not self.has_seen:
             return snapshot
         asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
         ages: dict[str, float] = {}
+        caches: dict[str, int | None] = {}
         if self.loads is not None:  # as old as they were when they were read, and what has passed since
             since_s = max(0.0, snapshot.taken_at - self.loads.taken_at)
             ages = {node.name: node.sample_age_s + since_s for node in self.loads.nodes if node.sample_age_s is not None}
+            caches = {node.name: node.zfs_cache_bytes for node in self.loads.nodes}
         nodes = tuple(
             replace(
                 node,
                 reports=self.has_reported(node.name, snapshot.taken_at, node.uptime_s),
                 sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name),
+                zfs_cache_bytes=node.zfs_cache_bytes if node.zfs_cache_bytes is not None else caches.get(node.name),
             )
             for node in snapshot.nodes
         )

@@ -412,7 +412,11 @@ def test_schema_and_check_agree_on_any_document(chosen: dict[str, Json]) -> None
         place[name] = value
     found = check(document)
     own = found if isinstance(found, tuple) else ()
-    together = ("is less than triggers.settle_s", "all have no weight", "by what is assigned alone")  # only the check sees several settings at once
+    together = (
+        "is less than triggers.settle_s",
+        "all have no weight",
+        "by what is assigned alone",
+    )  # only the check sees several settings at once
     refused = {problem.path.partition("[")[0] for problem in own if not any(text in problem.text for text in together)}
     errors = jsonschema.Draft202012Validator(schema()).iter_errors(document)
     by_schema = {".".join(str(part) for part in error.absolute_path if isinstance(part, str)) for error in errors}
