@@ -325,10 +325,25 @@ def _reported_memory(node: Node, guests_bytes: float) -> float:
 
 def _pressures(nodes: Iterable[Node], settings: Settings) -> dict[str, float]:
     """The pressures that are known, by node; none where pressure does not count."""
-    pressure = settings.balance.pressure
-    if pressure.weight <= 0 and _threshold(pressure.threshold_percent) is None:
+    if not _does_pressure_count(settings):
         return {}
     return {node.name: known for node in nodes if (known := known_pressure(node)) is not None}
+
+
+def _does_pressure_count(settings: Settings) -> bool:
+    pressure = settings.balance.pressure
+    return pressure.weight > 0 or _threshold(pressure.threshold_percent) is not None
+
+
+def why_pressure_unknown(snapshot: Snapshot, settings: Settings) -> str | None:
+    """Of which online nodes the pressure is not known and what comes of it, for people; None when it is, or does not count."""
+    online = [node for node in snapshot.nodes if node.online]
+    silent = [node.name for node in online if known_pressure(node) is None]
+    if not silent or not _does_pressure_count(settings):
+        return None
+    if len(silent) == len(online):
+        return "balance.pressure is left out: no node's pressure is known (PVE 9 tells it, to the nodes alone)"
+    return f"the pressure of {', '.join(silent)} is not known: compared as if at the mean of the others (PVE 9 tells it)"
 
 
 def why_not_measured(node: Node) -> str | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
@@ -19,6 +20,7 @@ class NodeState:
     """A node in the sketch. Mutable: it belongs to one planner run and never leaves it."""
 
     __slots__ = (
+        "_before",
         "assigned",
         "assigned_limit",
         "cpu_cores",
@@ -33,6 +35,7 @@ class NodeState:
     )
 
     def __init__(self, load: NodeLoad) -> None:
+        self._before = load
         self.name = load.name
         self.cpu_cores = load.cpu_cores
         self.memory = load.memory_bytes
@@ -47,19 +50,13 @@ class NodeState:
 
     def as_load(self) -> NodeLoad:
         """The state as a value."""
-        return NodeLoad(
-            self.name,
-            self.cpu_cores,
-            self.memory,
-            self.cpu_used,
-            self.memory_used,
-            self.leaving_cpu,
-            self.leaving_memory,
-            self.memory_limit,
-            self.cpu_used,
-            self.memory_used,
+        return replace(
+            self._before,
+            cpu_used_cores=self.cpu_used,
+            memory_used_bytes=self.memory_used,
+            counted_cpu_cores=self.cpu_used,
+            counted_memory_bytes=self.memory_used,
             assigned_memory_bytes=self.assigned,
-            assigned_limit_bytes=self.assigned_limit,
         )
 
 
@@ -73,11 +70,12 @@ class Placement:
         self.snapshot = snapshot
         self.settings = settings
         self.question = question
-        self.weights = Weights.of(settings)
         self.node_of = {node.name: node for node in snapshot.nodes}
         self.guest_of = {guest.vmid: guest for guest in snapshot.guests}
         self.rules: Rules = read_rules(snapshot.guests, self.node_of, use_tags=settings.rules.tags is TagTrust.ALL)
-        self.states = {name: NodeState(load) for name, load in sorted(node_loads(snapshot, question.ledger, settings).items())}
+        loads = node_loads(snapshot, question.ledger, settings)
+        self.weights = Weights.of(settings, loads.values())
+        self.states = {name: NodeState(load) for name, load in sorted(loads.items())}
         self.at: dict[int, str] = {}
         self.load_of: dict[int, GuestLoad] = {}
         for guest in snapshot.guests:

@@ -2,7 +2,9 @@
 """Loads over five minutes: what a node and its guests take on the average, and which nodes have been over for long.
 
 A node's smoothed load is that of the node without its guests plus the smoothed loads of the guests that are on it now.
-So a guest takes its history along when it moves, and a node does not pay for guests that have left.
+So a guest takes its history along when it moves, and a node does not pay for guests that have left. Pressure cannot be
+divided among guests, so the mean of a node begins anew when one that ran has left it or come to it; not when one starts there, as
+a start makes a peak.
 """
 
 from __future__ import annotations
@@ -42,11 +44,13 @@ class Smoothing:
     slowly and is taken as it is.
 
     Units:   cores; pressures are fractions.
+    Shape:   `places` is where each running guest was at the last sample.
     """
 
     guests: Mapping[int, Average] = field(default_factory=dict)
     nodes: Mapping[str, Average] = field(default_factory=dict)
     pressures: Mapping[str, Average] = field(default_factory=dict)
+    places: Mapping[int, str] = field(default_factory=dict)
 
     def with_snapshot(self, snapshot: Snapshot, at: float) -> Smoothing:
         """The means with the snapshot's loads as one more sample; guests and nodes that are gone are forgotten."""
@@ -64,13 +68,24 @@ class Smoothing:
                 guests[guest.vmid] = before
         nodes: dict[str, Average] = {}
         pressures: dict[str, Average] = {}
+        places = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running}
+        changed = self._left_or_reached(places)
         for node in snapshot.nodes:
             if (pressure := known_pressure(node)) is not None:
-                pressures[node.name] = _sampled(self.pressures.get(node.name), at, pressure)
+                mean = None if node.name in changed else self.pressures.get(node.name)
+                pressures[node.name] = _sampled(mean, at, pressure)
             cpu = sane(node.cpu_used_cores, node.cpu_cores) if node.online else None
             if cpu is not None:
                 nodes[node.name] = _sampled(self.nodes.get(node.name), at, cpu - used.get(node.name, 0.0))
-        return Smoothing(guests, nodes, pressures)
+        return Smoothing(guests, nodes, pressures, places)
+
+    def _left_or_reached(self, places: Mapping[int, str]) -> set[str]:
+        """The nodes that guests which ran have left or come to since the last sample."""
+        changed = set()
+        for vmid, was_on in self.places.items():
+            if (is_on := places.get(vmid)) != was_on:
+                changed |= {was_on} if is_on is None else {was_on, is_on}
+        return changed
 
     def applied(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with smoothed cpu loads and pressures; who has no samples keeps what PVE reported."""

@@ -10,6 +10,7 @@ from agent.core.cluster import MIGRATE_KINDS, Maintenance, Snapshot
 from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.learned import Learned, of_starting, with_look
 from agent.core.load import Ledger, NodeLoad, Weights, node_loads, over_threshold, spread
 from agent.core.settings import Settings
 from agent.core.smoothing import Held, Smoothing
@@ -26,8 +27,9 @@ REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot
 class Senses:
     """What the leader has seen so far. Made anew when a node takes the lead: what is there then is covered by a full look."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, learned: Learned | None = None) -> None:
         self._node = node
+        self.learned: Learned = {} if learned is None else learned
         self._cursor = ClusterLogCursor()
         self._seqs: dict[str, int] | None = None
         self._texts: dict[str, str] = {}
@@ -175,6 +177,8 @@ class Senses:
         events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
+        if self._before is not None:
+            self.learned = with_look(self.learned, self._before, self.smoothing, snapshot)
         self._before = snapshot
         self.smoothing = self.smoothing.with_snapshot(snapshot, now.boot_s)
         self.loads = self.smoothing.applied(snapshot)
@@ -185,7 +189,7 @@ class Senses:
         goes. What becomes possible meanwhile, the regular look finds."""
         if self.loads is None:
             return []
-        loads = self.node_loads = node_loads(self.loads, Ledger(), settings)
+        loads = self.node_loads = node_loads(self.loads, Ledger(of_starting(self.learned, self.loads)), settings)
         weights = Weights.of(settings, loads.values())
         cpu_only = replace(weights, memory_threshold=None)
         memory_only = replace(weights, cpu_threshold=None, pressure_threshold=None)  # pressure is held for as long as cpu
