@@ -8,7 +8,7 @@ and each node keeps what it learned itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from agent.core.cluster import Guest, Snapshot
@@ -23,28 +23,30 @@ KEPT_S = 60 * 86400.0  # a guest that has been off for longer is guessed anew
 Learned = Mapping[int, LearnedLoad]
 
 
-def with_look(known: Learned, before: Snapshot, smoothing: Smoothing, after: Snapshot) -> Learned:
+def with_look(known: Learned, before: Snapshot, smoothing: Smoothing, after: Snapshot, changed: Collection[int]) -> Learned:
     """What is known after a look at the cluster; the same object when nothing was learned.
 
-    Shape:   `before` is the look before, as PVE reported it, and `smoothing` the means up to then. Who is no longer there is
-             forgotten, as another guest may get the number.
+    Shape:   `before` is the look before, as PVE reported it, `smoothing` the means up to then, `changed` the guests of which the
+             two looks tell that something happened. Who is no longer there is forgotten, as another guest may get the number.
     """
+    if not changed:
+        return known
     now = {guest.vmid: guest for guest in after.guests}
     found = {vmid: load for vmid, load in known.items() if vmid in now}
     is_new = len(found) != len(known)
     for was in before.guests:
         average, guest = smoothing.guests.get(was.vmid), now.get(was.vmid)
-        if average is None or average.samples < LEAST_SAMPLES or guest is None or is_fresh(was) or not _has_ended(was, guest):
+        if was.vmid not in changed or average is None or average.samples < LEAST_SAMPLES or guest is None or is_fresh(was):
             continue
         load = measured_load(was)
-        if load is not None:
+        if load is not None and _has_ended(was, guest):
             found[was.vmid] = LearnedLoad(was.vmid, average.mean, load.memory_bytes, after.taken_at)
             is_new = True
     return bounded(found.values(), after.taken_at) if is_new else known
 
 
 def _has_ended(was: Guest, guest: Guest) -> bool:
-    """True when the process that ran is over; a status of unknown is a node that does not answer, or one that is down."""
+    """True when the process that ran is over."""
     if not guest.is_running:
         return True
     return guest.uptime_s is not None and was.uptime_s is not None and guest.uptime_s + 5 < was.uptime_s

@@ -193,7 +193,7 @@ def _expected(guest: Guest, ledger: Ledger, measured: GuestLoad | None) -> Guest
 
 def _size(value: float) -> float:
     """The size of a guest, nothing where PVE reports none."""
-    return value if math.isfinite(value) and 0 < value <= MOST else 0.0
+    return value if 0 < value <= MOST else 0.0  # NaN is neither
 
 
 def counted(guest: Guest, load: GuestLoad, node: NodeLoad | None, settings: Settings) -> Counted:
@@ -244,8 +244,11 @@ class _Sums:
 
     def assign(self, guest: Guest) -> None:
         """A guest that is here, or on its way here, with its size."""
-        self.assigned_cpu += _size(guest.cpu_cores)
-        self.assigned_memory += _size(guest.memory_bytes)
+        cores, memory_bytes = guest.cpu_cores, guest.memory_bytes
+        if 0 < cores <= MOST:  # as `_size`, for thousands of guests
+            self.assigned_cpu += cores
+        if 0 < memory_bytes <= MOST:
+            self.assigned_memory += memory_bytes
 
     def leave(self, guest: Guest, load: GuestLoad) -> None:
         """A guest that is on its way out, with what it takes until it is gone."""

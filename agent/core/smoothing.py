@@ -44,7 +44,7 @@ class Smoothing:
     slowly and is taken as it is.
 
     Units:   cores; pressures are fractions.
-    Shape:   `places` is where each running guest was at the last sample.
+    Shape:   `places` is where each guest that was measured was at the last sample.
     """
 
     guests: Mapping[int, Average] = field(default_factory=dict)
@@ -56,10 +56,12 @@ class Smoothing:
         """The means with the snapshot's loads as one more sample; guests and nodes that are gone are forgotten."""
         guests: dict[int, Average] = {}
         used: dict[str, float] = {}
+        places: dict[int, str] = {}
         for guest in snapshot.guests:
             load = measured_load(guest)
             if load is None:
                 continue
+            places[guest.vmid] = guest.node
             used[guest.node] = used.get(guest.node, 0.0) + load.cpu_cores
             before = self.guests.get(guest.vmid)
             if not is_fresh(guest):
@@ -68,7 +70,6 @@ class Smoothing:
                 guests[guest.vmid] = before
         nodes: dict[str, Average] = {}
         pressures: dict[str, Average] = {}
-        places = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running}
         changed = self._left_or_reached(places)
         for node in snapshot.nodes:
             if (pressure := known_pressure(node)) is not None:
@@ -81,7 +82,9 @@ class Smoothing:
 
     def _left_or_reached(self, places: Mapping[int, str]) -> set[str]:
         """The nodes that guests which ran have left or come to since the last sample."""
-        changed = set()
+        changed: set[str] = set()
+        if places == self.places:  # as nearly always
+            return changed
         for vmid, was_on in self.places.items():
             if (is_on := places.get(vmid)) != was_on:
                 changed |= {was_on} if is_on is None else {was_on, is_on}

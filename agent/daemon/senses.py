@@ -178,7 +178,8 @@ class Senses:
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
         if self._before is not None:
-            self.learned = with_look(self.learned, self._before, self.smoothing, snapshot)
+            happened = {event.vmid for event in events if event.vmid is not None}
+            self.learned = with_look(self.learned, self._before, self.smoothing, snapshot, happened)
         self._before = snapshot
         self.smoothing = self.smoothing.with_snapshot(snapshot, now.boot_s)
         self.loads = self.smoothing.applied(snapshot)

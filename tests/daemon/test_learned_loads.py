@@ -51,6 +51,7 @@ def test_what_is_learned_is_written_at_once_when_the_agent_stops() -> None:
 
 def test_what_was_kept_is_known_again_but_not_of_guests_that_are_gone() -> None:
     made = simulation(render(KEPT))
+    made.at(60.0, lambda: made.world.stop_guest(102))
     made.run(120.0)
     agent = made.agent("pve1")
     assert agent is not None
