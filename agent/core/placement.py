@@ -10,7 +10,17 @@ from typing import NamedTuple
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
-from agent.core.load import NO_LOAD, GuestLoad, NodeLoad, Weights, counted, expected_load, node_loads
+from agent.core.load import (
+    NO_LOAD,
+    GuestLoad,
+    NodeLoad,
+    Weights,
+    assigned_memory_bytes,
+    counted,
+    expected_load,
+    node_loads,
+    why_over_assigned,
+)
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
@@ -21,7 +31,8 @@ from agent.core.settings import Settings, TagTrust
 class Burden(NamedTuple):
     """What guests add to a node, or what a node may still take: all that moves change, and all that limits them.
 
-    Units:   cores, bytes, a fraction. `cpu_cores` and `memory_bytes` must fit; `counted_*` and the pressure are compared.
+    Units:   cores, bytes, a fraction. `cpu_cores`, `memory_bytes` and `assigned_bytes` must fit; `counted_*` and the pressure
+             are compared.
     """
 
     cpu_cores: float
@@ -29,6 +40,7 @@ class Burden(NamedTuple):
     counted_cpu_cores: float
     counted_memory_bytes: float
     pressure_fraction: float
+    assigned_bytes: float
 
     def plus(self, other: Burden) -> Burden:
         """Both together."""
@@ -40,12 +52,11 @@ class Burden(NamedTuple):
 
     def fits_into(self, room: Burden) -> bool:
         """True when no part of it is more than there is room for."""
-        return (
-            self[1] <= room[1] and self[0] <= room[0] and self[3] <= room[3] and self[2] <= room[2]
-        )  # pressure limits nobody: it is measured where guests are, not where they go
+        # pressure limits nobody: it is measured where guests are, not where they go
+        return self[1] <= room[1] and self[0] <= room[0] and self[3] <= room[3] and self[2] <= room[2] and self[5] <= room[5]
 
 
-NOTHING = Burden(0.0, 0.0, 0.0, 0.0, 0.0)
+NOTHING = Burden(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class NodeState:
@@ -57,7 +68,12 @@ class NodeState:
         self.name = load.name
         self._load = load
         self.sums = Burden(
-            load.cpu_used_cores, load.memory_used_bytes, load.counted_cpu_cores, load.counted_memory_bytes, load.pressure_fraction
+            load.cpu_used_cores,
+            load.memory_used_bytes,
+            load.counted_cpu_cores,
+            load.counted_memory_bytes,
+            load.pressure_fraction,
+            load.assigned_memory_bytes,
         )
         self.present: set[int] = set()
 
@@ -81,6 +97,7 @@ class NodeState:
             counted_cpu_cores=sums.counted_cpu_cores,
             counted_memory_bytes=sums.counted_memory_bytes,
             pressure_fraction=sums.pressure_fraction,
+            assigned_memory_bytes=sums.assigned_bytes,
         )
 
     def room(self, weights: Weights | None) -> Burden:
@@ -97,6 +114,7 @@ class NodeState:
             counted_cpu,
             counted_memory,
             math.inf,
+            math.inf if load.assigned_limit_bytes is None else load.assigned_limit_bytes - sums.assigned_bytes,
         )
 
 
@@ -113,11 +131,11 @@ class Placement:
         self.snapshot = snapshot
         self.settings = settings
         self.question = question
-        self.weights = Weights.of(settings)
         self.node_of = {node.name: node for node in snapshot.nodes}
         self.guest_of = {guest.vmid: guest for guest in snapshot.guests}
         self.rules: Rules = read_rules(snapshot.guests, self.node_of, use_tags=settings.rules.tags is TagTrust.ALL)
         loads = node_loads(snapshot, question.ledger, settings)
+        self.weights = Weights.of(settings, loads.values())
         self.states = {name: NodeState(load) for name, load in sorted(loads.items())}
         self.at: dict[int, str] = {}
         self.load_of: dict[int, GuestLoad] = {}
@@ -150,7 +168,12 @@ class Placement:
             guest, load = self.guest_of[vmid], self.load_of[vmid]
             counts = counted(guest, load, self._loads.get(guest.node), self.settings)
             found = self._burdens[vmid] = Burden(
-                load.cpu_cores, load.memory_bytes, counts.cpu_cores, counts.memory_bytes, counts.pressure_fraction
+                load.cpu_cores,
+                load.memory_bytes,
+                counts.cpu_cores,
+                counts.memory_bytes,
+                counts.pressure_fraction,
+                assigned_memory_bytes(guest),
             )
         return found
 
@@ -236,6 +259,8 @@ class Placement:
             return Refusal(vmid, RefusalReason.NO_MEMORY, f"{_gib(over)} of {_gib(memory_limit)} GiB")
         if burden.cpu_cores > room.cpu_cores:
             return Refusal(vmid, RefusalReason.NO_CPU, f"{cores + burden.cpu_cores - room.cpu_cores:.1f} of {cores:g} cores")
+        if (over_assigned := why_over_assigned(burden.assigned_bytes, load.assigned_memory_bytes, load.assigned_limit_bytes)) is not None:
+            return Refusal(vmid, RefusalReason.OVER_ASSIGNED, over_assigned)
         if burden.counted_memory_bytes > room.counted_memory_bytes:
             over = (burden.counted_memory_bytes - room.counted_memory_bytes) / load.memory_bytes + (self.weights.memory_threshold or 0.0)
             return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"memory {100 * over:.0f} %")

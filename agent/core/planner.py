@@ -12,7 +12,7 @@ from agent.core.conditions import Purpose
 from agent.core.descent import Descent
 from agent.core.draft import Draft, Mark
 from agent.core.goal import Goal
-from agent.core.load import Weights, balance_of, over_threshold, spread
+from agent.core.load import balance_of, over_threshold, spread
 from agent.core.order import into_batches
 from agent.core.placement import Placement
 from agent.core.plan_types import Balance, Conflict, Gate, Move, Plan, Refusal
@@ -79,7 +79,7 @@ class _Planner:
         self.snapshot, self.settings, self.question, self.freedom = snapshot, settings, question, freedom
         self.draft = Draft(snapshot, settings, question)
         self.sketch: Placement = self.draft.sketch
-        self.weights = Weights.of(settings)
+        self.weights = self.sketch.weights
         self.stuck: list[Step] = []
 
     def run(self) -> Plan:
