@@ -15,6 +15,7 @@ from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import Leadership
 from agent.core.load import Ledger, Weights
 from agent.core.migrations import Migration, MigrationState, in_flight, intended
+from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
@@ -22,6 +23,7 @@ from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sentences import decision_line, move_words, nothing_words, state_words, stuck_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
+from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
@@ -39,6 +41,7 @@ OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
+SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
 
@@ -62,6 +65,8 @@ class Work:
         self.plan: Plan | None = None
         self.snapshot: Snapshot | None = None
         self.sentence = ""
+        self.survival: Survival | None = None
+        self.survival_at = -1e9
         self.permission = NOTHING
         self.failing_since_s: float | None = None
         self.follow = Follow(memory.open_migrations(history), now)
@@ -279,6 +284,7 @@ class Work:
 
     def _end_cycle(self, settings: Settings, now: Now) -> list[Output]:
         assert self.current is not None and self.plan is not None and self.snapshot is not None
+        self._look_at_survival(settings)
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
         away = {*(maintenance.node for maintenance in self.snapshot.maintenance), *self.snapshot.no_target}
@@ -305,6 +311,15 @@ class Work:
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
         return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
+
+    def _look_at_survival(self, settings: Settings) -> None:
+        """Whether any one node could be lost, as of the last look: when all else is done, so that nothing waits for it."""
+        assert self.snapshot is not None
+        if abs(self.snapshot.taken_at - self.survival_at) < SURVIVAL_S:
+            return
+        question = Question(ledger=Ledger(memory.learned(self.history, self.snapshot.taken_at), in_flight(self.follow.records)))
+        self.survival = survival(Placement(self.snapshot, settings, question))
+        self.survival_at = self.snapshot.taken_at
 
     def _done(self) -> None:
         """The trigger is answered."""
