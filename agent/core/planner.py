@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from agent.core.plan_types import Conflict, Gate, Move, Plan, Refusal
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.rules import crowded
+from agent.core.sentences import nodes_words
 from agent.core.settings import Settings
 from agent.core.steps import Step
 
@@ -133,18 +133,18 @@ class _Planner:
         load = self.sketch.load_of_unit(unit)
         source = self.sketch.at[unit[0]]
         found: tuple[float, str] | None = None
-        reasons: Counter[str] = Counter()
+        refusals: dict[str, Refusal] = {}
         for name in targets:
             refusal = self.sketch.why_not_target(unit, name, purpose)
             if refusal is not None:
                 if name != source:
-                    reasons[f"{name}: {refusal.reason}" + (f" ({refusal.detail})" if refusal.detail else "")] += 1
+                    refusals[name] = refusal
                 continue
             self.evaluations += 1
             value = self.goal.after(load, source, self.sketch.states.get(source), self.sketch.states[name])
             if found is None or (value, name) < found:
                 found = (value, name)
-        why = Refusal(unit[0], RefusalReason.NO_TARGET, "; ".join(sorted(reasons)) or "there is no other node")
+        why = Refusal(unit[0], RefusalReason.NO_TARGET, nodes_words(refusals) or "there is no other node")
         return (None if found is None else found[1]), why
 
     def _every_node(self) -> Iterator[str]:
