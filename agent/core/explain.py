@@ -139,8 +139,8 @@ def weighed(
 
 
 def _why_not(sketch: Placement, unit: tuple[int, ...], movers: tuple[int, ...], name: str, purpose: Purpose) -> Refusal | None:
-    """Why the guests cannot be on the node together; of a group that is split, those move who are not there."""
-    if not movers or len(movers) == len(unit):
+    """Why the guests cannot come together on the node; of a group that is split, those move who are not there."""
+    if not movers or len({sketch.at[vmid] for vmid in unit}) == 1:
         return sketch.why_not_target(unit, name, purpose)
     pinned = next((vmid for vmid in unit if name not in sketch.rules.pins.get(vmid, (name,))), None)
     if pinned is not None:
