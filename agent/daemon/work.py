@@ -276,6 +276,7 @@ class Work:
         if ready:
             return outputs + self._intend(ready, lead, now)
         if open_records:
+            self._look_at_survival(settings)
             return outputs  # a slot or a batch has to end first; its end is a look
         if now.boot_s < self._landed_s + LANDING_S and (self.current.scope.nodes != frozenset() or self.plan.refused):
             self._wish_look(self._landed_s + LANDING_S)
@@ -313,7 +314,7 @@ class Work:
         return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
 
     def _look_at_survival(self, settings: Settings) -> None:
-        """Whether any one node could be lost, as of the last look: when all else is done, so that nothing waits for it."""
+        """Whether any one node could be lost, as of the last look: when nothing is about to start, so that nothing waits for it."""
         assert self.snapshot is not None
         if abs(self.snapshot.taken_at - self.survival_at) < SURVIVAL_S:
             return
