@@ -7,7 +7,8 @@ and guests that stay whatever the target), x_i >= 0 the load of movable guests o
 nodes stay on usable nodes, and those of other nodes may come: so the sum of all x_i lies between L, what is movable on usable
 nodes now, and H, that and what may come. Whatever the moves are, their x is one of these. So the least variance over all such x,
 with guests cut into pieces as fine as one likes and rules among them and limits of nodes left aside, is not above that of any
-plan.
+plan. The biggest guest is not cut: it is on one node as a whole, so for each node it counts as a part of b_i there once, and the
+least of these is taken.
 
 Proof that the number found is not above that least variance: V(f) = sum of (f_i - mean f)**2 is convex, so for every point f* and
 every allowed f, V(f) >= V(f*) + g.(f - f*) with g = 2 (f* - mean f*) the gradient there. The right side is linear in x, and x in a
@@ -71,8 +72,9 @@ def bound(sketch: Placement) -> Bound:
         shares = [math.fsum(size(vmid) for vmid in on[name]) for name in sketch.usable]
         floors = [fraction - share / whole for fraction, share, whole in zip(fractions, shares, sizes, strict=True)]
         if weight > 0:
-            here = math.fsum(shares)
-            imbalance += weight / total * least_deviation(floors, sizes, here, here + math.fsum(size(vmid) for vmid in coming))
+            biggest = max((size(vmid) for name in sketch.usable for vmid in on[name]), default=0.0)
+            may_come = math.fsum(size(vmid) for vmid in coming)
+            imbalance += weight / total * _with_the_biggest_whole(floors, sizes, math.fsum(shares), may_come, biggest)
         if threshold is None:
             continue
         for name, fraction, whole in zip(sketch.usable, fractions, sizes, strict=True):
@@ -115,6 +117,19 @@ def _who_must_leave(excess: float, sizes: Iterable[float]) -> int | None:
         if left <= 0:
             return count
     return None
+
+
+def _with_the_biggest_whole(floors: Sequence[float], sizes: Sequence[float], here: float, may_come: float, biggest: float) -> float:
+    """The least deviation, with the biggest of the guests that are here, and stay on these nodes, in one piece."""
+    divided = least_deviation(floors, sizes, here, here + may_come)
+    found = math.inf
+    for number in sorted(range(len(floors)), key=lambda number: floors[number]):
+        raised = [*floors[:number], floors[number] + biggest / sizes[number], *floors[number + 1 :]]
+        rest = max(0.0, here - biggest)
+        found = min(found, least_deviation(raised, sizes, rest, rest + may_come))
+        if found <= divided:
+            break  # in pieces it is no better
+    return max(divided, found) if floors else 0.0
 
 
 def least_deviation(floors: Sequence[float], sizes: Sequence[float], least: float, most: float) -> float:
