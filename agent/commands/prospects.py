@@ -56,10 +56,13 @@ def bound_words(bound: Bound) -> str:
 def survival_text(before: Survival, after: Survival | None, snapshot: Snapshot) -> str:
     """Which nodes can be lost, now and, where something moves, after the plan."""
     now = _survival_words(before, snapshot)
+    then = now if after is None else _survival_words(after, snapshot)
     if after is None:
-        return f"N+1: {now}"
-    then = _survival_words(after, snapshot)
-    return f"N+1, now and after these moves: {now}" if now == then else f"N+1 now: {now}\nN+1 after these moves: {then}"
+        text = f"N+1: {now}"
+    else:
+        text = f"N+1, now and after these moves: {now}" if now == then else f"N+1 now: {now}\nN+1 after these moves: {then}"
+    hidden = len(snapshot.unseen)
+    return text + (f"\n  {counted(hidden, 'guest')} not shown to the token {'is' if hidden == 1 else 'are'} not counted" if hidden else "")
 
 
 def _survival_words(found: Survival, snapshot: Snapshot) -> str:

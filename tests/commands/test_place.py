@@ -140,6 +140,11 @@ class TestPlan:
         assert ran.out.endswith("N+1: any one node can be lost, the others have a place for all its guests\n")
         assert ran.err == ""
 
+    def test_guests_that_nobody_sees_are_not_counted_and_that_is_said(self, saved: Callable[..., tuple[str, ...]], run: Run) -> None:
+        assert run("plan", *saved(*THREE, vm(101, "pve1", 2, 0.5), unseen=(300, 301))).out.endswith(
+            "N+1: any one node can be lost, the others have a place for all its guests\n  2 guests not shown to the token are not counted\n"
+        )
+
     def test_guests_that_stay_for_the_same_reason_stand_together(self, saved: Callable[..., tuple[str, ...]], run: Run) -> None:
         nodes = [node(f"pve{i}", 64, 16) for i in range(1, 7)]
         pinned = [vm(100 + i, "pve1", 2, 0.2, "plb_pin_pve1") for i in range(10)]

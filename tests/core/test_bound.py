@@ -109,7 +109,7 @@ def test_no_plan_is_below_the_bound(draw: Draw, which: int, force: bool) -> None
 class TestOneResource:
     def test_what_is_found_is_below_a_fine_grid_and_near_it(self) -> None:
         dice = random.Random(7)
-        for _ in range(150):
+        for _ in range(60):
             floors = [dice.random(), dice.random()]
             sizes = [float(dice.choice((1, 2, 8))) for _ in floors]
             least = dice.random()
