@@ -25,10 +25,12 @@ takes of its largest movable ones; each move takes one guest off one node.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent.core.conditions import Purpose
+from agent.core.load import Counted, NodeLoad, Weights, counted
 from agent.core.placement import Placement
 
 ROUNDING = 1e-12  # far above what sums of a hundred floats lose, far below what anybody would see
@@ -49,40 +51,53 @@ class Bound:
     hopeless: tuple[str, ...] = ()
 
 
+class _Measure(NamedTuple):
+    """One resource that counts: its weight and threshold, the size of a node, its used fraction, and what a guest counts for."""
+
+    weight: float
+    threshold: float | None
+    size: Callable[[NodeLoad], float]
+    fraction: Callable[[NodeLoad], float]
+    counted: Callable[[Counted], float]
+
+
+def _measures(weights: Weights) -> tuple[_Measure, ...]:
+    return (
+        _Measure(weights.cpu, weights.cpu_threshold, lambda n: n.cpu_cores, lambda n: n.cpu_fraction, lambda c: c.cpu_cores),
+        _Measure(weights.memory, weights.memory_threshold, lambda n: n.memory_bytes, lambda n: n.memory_fraction, lambda c: c.memory_bytes),
+    )
+
+
 def bound(sketch: Placement) -> Bound:
     """Return the bound for the sketch as it stands, before any move. Changes nothing in it."""
-    movable = _movable(sketch)
     loads = sketch.loads()
-    on: dict[str, list[int]] = {name: [] for name in sketch.usable}
-    coming: list[int] = []
-    for vmid in movable:
-        on.get(sketch.at[vmid], coming).append(vmid)
-    weights = sketch.weights
-    total = weights.cpu + weights.memory
+    usable = [loads[name] for name in sketch.usable]
+    on: dict[str, list[Counted]] = {name: [] for name in sketch.usable}
+    coming: list[Counted] = []
+    for vmid in _movable(sketch):
+        name = sketch.at[vmid]
+        on.get(name, coming).append(counted(sketch.guest_of[vmid], sketch.load_of[vmid], loads.get(name), sketch.settings))
+    measures = _measures(sketch.weights)
+    total = sum(measure.weight for measure in measures) or 1.0
     imbalance = 0.0
     needed, hopeless = dict.fromkeys(sketch.usable, 0), set[str]()
-    for weight, threshold, is_cpu in ((weights.cpu, weights.cpu_threshold, True), (weights.memory, weights.memory_threshold, False)):
-
-        def size(vmid: int, is_cpu: bool = is_cpu) -> float:
-            load = sketch.load_of[vmid]
-            return load.cpu_cores if is_cpu else load.memory_bytes
-
-        sizes = [loads[name].cpu_cores if is_cpu else loads[name].memory_bytes for name in sketch.usable]
-        fractions = [loads[name].cpu_fraction if is_cpu else loads[name].memory_fraction for name in sketch.usable]
-        shares = [math.fsum(size(vmid) for vmid in on[name]) for name in sketch.usable]
-        floors = [fraction - share / whole for fraction, share, whole in zip(fractions, shares, sizes, strict=True)]
-        if weight > 0:
-            biggest = max((size(vmid) for name in sketch.usable for vmid in on[name]), default=0.0)
-            may_come = math.fsum(size(vmid) for vmid in coming)
-            imbalance += weight / total * _with_the_biggest_whole(floors, sizes, math.fsum(shares), may_come, biggest)
-        if threshold is None:
+    for measure in measures:
+        amounts = [[measure.counted(guest) for guest in on[load.name]] for load in usable]
+        sizes = [measure.size(load) for load in usable]
+        here = [math.fsum(guests) for guests in amounts]
+        floors = [measure.fraction(load) - amount / size for load, amount, size in zip(usable, here, sizes, strict=True)]
+        if measure.weight > 0:
+            biggest = max((amount for guests in amounts for amount in guests), default=0.0)
+            may_come = math.fsum(measure.counted(guest) for guest in coming)
+            imbalance += measure.weight / total * _with_the_biggest_whole(floors, sizes, math.fsum(here), may_come, biggest)
+        if measure.threshold is None:
             continue
-        for name, fraction, whole in zip(sketch.usable, fractions, sizes, strict=True):
-            count = _who_must_leave((fraction - threshold) * whole, (size(vmid) for vmid in on[name]))
+        for load, guests, size in zip(usable, amounts, sizes, strict=True):
+            count = _who_must_leave((measure.fraction(load) - measure.threshold) * size, guests)
             if count is None:
-                hopeless.add(name)
+                hopeless.add(load.name)
             else:
-                needed[name] = max(needed[name], count)
+                needed[load.name] = max(needed[load.name], count)
     return Bound(imbalance, None if hopeless else sum(needed.values()), tuple(sorted(hopeless)))
 
 
