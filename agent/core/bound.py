@@ -65,6 +65,7 @@ def _measures(weights: Weights) -> tuple[_Measure, ...]:
     return (
         _Measure(weights.cpu, weights.cpu_threshold, lambda n: n.cpu_cores, lambda n: n.cpu_fraction, lambda c: c.cpu_cores),
         _Measure(weights.memory, weights.memory_threshold, lambda n: n.memory_bytes, lambda n: n.memory_fraction, lambda c: c.memory_bytes),
+        _Measure(weights.pressure, weights.pressure_threshold, lambda n: 1.0, lambda n: n.pressure_fraction, lambda c: c.pressure_fraction),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from agent.core.cluster import Guest, GuestType, Snapshot
 from agent.core.conditions import Purpose
-from agent.core.goal import Goal, move_cost
+from agent.core.goal import Goal
 from agent.core.goal_table import OVERLOAD, GoalRow, goal_table
 from agent.core.load import GuestLoad
 from agent.core.placement import Placement
@@ -116,7 +116,7 @@ def weighed(
     Shape:   the sketch is used up; a new guest costs nothing to move.
     """
     names = sorted(sketch.node_of)
-    total = Goal(sketch).total_memory
+    weigh = Goal(sketch)
     movers_to = {name: tuple(vmid for vmid in unit if sketch.at[vmid] != name) for name in names}
     refusals = {name: _why_not(sketch, unit, movers_to[name], name, purpose) for name in names}
     before = sketch.loads()
@@ -132,7 +132,7 @@ def weighed(
         terms = tuple((row.name, row.weight * (row.before - row.after)) for row in rows)
         gain = math.fsum(value for what, value in terms if what != OVERLOAD)
         containers = sum(sketch.guest_of[vmid].type is GuestType.LXC for vmid in movers_to[name])
-        cost = 0.0 if is_new else move_cost(sketch.load_of_unit(movers_to[name]).memory_bytes, containers, total)
+        cost = 0.0 if is_new else weigh.cost(sketch.load_of_unit(movers_to[name]).memory_bytes, containers)
         found.append(TargetView(name, len(movers_to[name]), terms, gain, cost, math.fsum(value for _, value in terms) - cost, None))
     best = best_of(found)
     return tuple(found), goal if best is None else rows_of[best.node]

@@ -43,20 +43,29 @@ _DEVIATION = "standard deviation of the nodes' used share"
 
 
 def _statistics(weights: Weights) -> list[tuple[str, float, str, Callable[[_Loads], float]]]:
-    total = weights.cpu + weights.memory
-    cpu, memory = (weights.cpu / total, weights.memory / total) if total > 0 else (0.0, 0.0)
+    total = weights.cpu + weights.memory + weights.pressure
+    cpu, memory, pressure = (weight / total if total > 0 else 0.0 for weight in (weights.cpu, weights.memory, weights.pressure))
 
     def overload(loads: _Loads) -> float:
         return _mean(
             [
-                cpu * _above(load.cpu_fraction, weights.cpu_threshold) + memory * _above(load.memory_fraction, weights.memory_threshold)
+                cpu * _above(load.cpu_fraction, weights.cpu_threshold)
+                + memory * _above(load.memory_fraction, weights.memory_threshold)
+                + pressure * _above(load.pressure_fraction, weights.pressure_threshold)
                 for load in loads
             ]
         )
 
+    under_pressure = (
+        "pressure",
+        pressure,
+        "standard deviation of the nodes' pressure",
+        lambda loads: _deviation([load.pressure_fraction for load in loads]),
+    )
     return [
         ("cpu", cpu, f"{_DEVIATION} of cpu", lambda loads: _deviation([load.cpu_fraction for load in loads])),
         ("memory", memory, f"{_DEVIATION} of memory", lambda loads: _deviation([load.memory_fraction for load in loads])),
+        *([under_pressure] if weights.pressure > 0 else []),
         (OVERLOAD, OVERLOAD_WEIGHT, "mean over the nodes of what stands above a threshold, weighted as above", overload),
     ]
 

@@ -252,6 +252,8 @@ class Weights:
     memory: float
     cpu_threshold: float | None
     memory_threshold: float | None
+    pressure: float = 0.0
+    pressure_threshold: float | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Weights:

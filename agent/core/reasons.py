@@ -13,6 +13,7 @@ class MoveReason(StrEnum):
     PIN = "pin"
     AFFINITY = "affinity"
     ANTI_AFFINITY = "anti-affinity"
+    ROOM = "room"  # for a guest that must move and fits nowhere else
     OVERLOAD = "overload"
     SPREAD = "spread"
     RETURN_HOME = "return-home"
@@ -20,7 +21,7 @@ class MoveReason(StrEnum):
 
 
 LOAD_REASONS = frozenset({MoveReason.OVERLOAD, MoveReason.SPREAD, MoveReason.MANUAL})
-RULE_REASONS = frozenset({MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY})
+RULE_REASONS = frozenset({MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY, MoveReason.ROOM})
 
 
 class RefusalReason(StrEnum):

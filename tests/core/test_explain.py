@@ -9,7 +9,8 @@ import pytest
 
 from agent.core.cluster import GIB, Guest, GuestType, Maintenance, Node, Snapshot
 from agent.core.explain import explain, why_no_target
-from agent.core.goal import move_cost
+from agent.core.goal import Goal
+from agent.core.placement import Placement
 from agent.core.planner import plan
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
@@ -123,7 +124,9 @@ def test_a_node_that_is_to_be_emptied_lets_containers_go() -> None:
 
 
 def test_terms_gain_cost_and_net_belong_together() -> None:
-    found = explain(cluster(guest(101, "pve1", 12.0), full=60.0), Settings(), Question(), 101)
+    snapshot = cluster(guest(101, "pve1", 12.0), full=60.0)
+    cost = Goal(Placement(snapshot, Settings(), Question())).cost(12 * GIB, 0)
+    found = explain(snapshot, Settings(), Question(), 101)
     assert found is not None
     own, *others = found.targets
     assert (own.terms, own.gain, own.cost, own.net) == ((), None, None, None)
@@ -131,7 +134,7 @@ def test_terms_gain_cost_and_net_belong_together() -> None:
         terms = dict(target.terms)
         assert list(terms) == ["cpu", "memory", "overload"]
         assert target.gain == pytest.approx(terms["cpu"] + terms["memory"])
-        assert target.cost == pytest.approx(move_cost(12 * GIB, 0, 3 * 64 * GIB))
+        assert target.cost == pytest.approx(cost)
         assert target.net == pytest.approx(sum(terms.values()) - (target.cost or 0.0))
         assert terms["overload"] > 0
 
