@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,10 +13,9 @@ from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
+from agent.core.sentences import nodes_words
 from agent.core.settings import Settings
 from agent.core.steps import Step
-
-NODES_NAMED = 3  # in a refusal, of those that refuse for one reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +101,12 @@ class Draft:
         sketch, goal = self.sketch, self.goal
         burden, source = sketch.burden_of_unit(unit), goal.index.get(sketch.at[unit[0]])
         found: tuple[float, str] | None = None
-        reasons: dict[str, list[str]] = defaultdict(list)
+        refusals: dict[str, Refusal] = {}
         for name in targets:
             refusal = sketch.why_not_target(unit, name, purpose)
             if refusal is not None:
-                if refusal.reason is not RefusalReason.SAME_NODE:
-                    reasons[refusal.reason.value].append(f"{name} ({refusal.detail})" if refusal.detail else name)
+                if name != sketch.at[unit[0]]:
+                    refusals[name] = refusal
                 continue
             self.evaluations += 1
             loss = -goal.gain(burden, source, goal.index[name])
@@ -116,10 +114,4 @@ class Draft:
                 found = (loss, name)
         if found is not None:
             return found[1], Refusal(unit[0], RefusalReason.NO_GAIN, f"best on {found[1]}")
-        why = "; ".join(f"{reason}: {_named(names)}" for reason, names in sorted(reasons.items()))
-        return None, Refusal(unit[0], RefusalReason.NO_TARGET, why or "there is no other node")
-
-
-def _named(names: list[str]) -> str:
-    shown = ", ".join(names[:NODES_NAMED])
-    return shown if len(names) <= NODES_NAMED else f"{shown} and {len(names) - NODES_NAMED} more"
+        return None, Refusal(unit[0], RefusalReason.NO_TARGET, nodes_words(refusals) or "there is no other node")

@@ -26,7 +26,7 @@ from agent.sim.migrations import FailureKind
 from tests.commands.rig import Run, Stage, entry
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "agent/schemas"
-NAMES = ("cluster", "explain", "guests", "history", "inbox", "leader", "loads", "plan", "request", "status")
+NAMES = ("cluster", "explain", "guests", "history", "inbox", "leader", "loads", "place", "plan", "request", "status")
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_of_a_drained_node_what_fits_leaves_and_the_rest_is_named() -> None:
     assert [move.reason for move in result.moves] == [MoveReason.MAINTENANCE] * len(result.moves)
     assert len(result.moves) == 2
     refusal = result.refused[0]
-    assert (refusal.reason, "no-memory: pve2" in refusal.detail) == (RefusalReason.NO_TARGET, True)
+    assert (refusal.reason, "no-memory on pve2, pve3 (" in refusal.detail) == (RefusalReason.NO_TARGET, True)
 
 
 def test_a_drained_node_keeps_the_rules_and_names_who_cannot_leave() -> None:
@@ -143,8 +143,8 @@ def test_a_drained_node_keeps_the_rules_and_names_who_cannot_leave() -> None:
     assert {move.vmid: move.target for move in result.moves}[107] == "pve3"
     assert len({move.target for move in result.moves if move.vmid in (105, 106)}) == 1
     assert [(refusal.vmid, refusal.reason.value) for refusal in result.refused] == [(101, "no-target"), (102, "no-target")]
-    assert "pinned: pve2" in result.refused[0].detail
-    assert "anti-affinity: pve2 (guest 103 is there)" in result.refused[1].detail
+    assert result.refused[0].detail == "pinned on pve2, pve3 (pinned to pve1)"
+    assert result.refused[1].detail == "anti-affinity on pve2 (guest 103 is there), pve3 (guest 104 is there)"
 
 
 @pytest.mark.parametrize(
