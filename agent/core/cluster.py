@@ -18,12 +18,30 @@ class GuestType(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a node has for guests, as its own agent tells it.
+
+    Shape:   versions as their packages are numbered ("10.1.2-3"), "" when unknown; `cpu_flags` sorted, a space between
+             two, without those that the kernel makes up; `bridges` and `hookscripts` (executable files among the snippets
+             of the storage `local`) are names, sorted.
+    """
+
+    pve_version: str = ""
+    qemu_version: str = ""
+    cpu_model: str = ""
+    cpu_flags: str = ""
+    bridges: tuple[str, ...] = ()
+    hookscripts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A node and its load as PVE reported it last.
 
     Units:   cores (not percent), bytes, seconds; None is unknown and never counts as zero.
     Shape:   `sample_age_s` is the age of the load, None where the source does not tell it; `reports` says whether
-             the node's own agent has reported itself, None where that cannot be seen (off a node).
+             the node's own agent has reported itself, None where that cannot be seen (off a node); `facts` and
+             `zfs_cache_bytes` (what the ZFS cache could give back, to a twentieth of the node's memory) are its agent's.
     """
 
     name: str
@@ -35,6 +53,8 @@ class Node:
     uptime_s: float | None = None
     sample_age_s: float | None = None
     reports: bool | None = None
+    zfs_cache_bytes: int | None = None
+    facts: NodeFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +135,22 @@ class Maintenance:
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a storage is: on all of `nodes` the same (`shared`), or on each of them another. `nodes` are sorted."""
+
+    name: str
+    shared: bool
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster at one instant.
 
     Units:   `taken_at` in Unix seconds.
     Shape:   nodes sorted by name, guests by VMID, tasks by start; `maintenance` are nodes to be emptied, `no_target`
              nodes that are online but may receive nobody; `unseen` are VMIDs that exist but the token does not show:
-             with any of them the agent only observes.
+             with any of them the agent only observes; `storages` are sorted by name.
     Source:  GET /cluster/resources, /cluster/tasks, /cluster/ha/status/manager_status; on a node also files below /etc/pve.
     """
 
@@ -133,6 +162,7 @@ class Snapshot:
     no_target: tuple[str, ...] = ()
     unseen: tuple[int, ...] = ()
     pve_version: str = ""
+    storages: tuple[Storage, ...] = ()
 
     def node(self, name: str) -> Node | None:
         """The node of that name, None when there is none."""

@@ -42,11 +42,13 @@ def from_document(document: Json) -> Snapshot:
     except CodecError as error:
         raise SnapshotFileError(f"the snapshot is damaged: {error}") from None
     _must_differ("nodes", (node.name for node in snapshot.nodes))
+    _must_differ("storages", (storage.name for storage in snapshot.storages))
     _must_differ("guests", (str(guest.vmid) for guest in snapshot.guests))
     return replace(
         snapshot,
         nodes=tuple(sorted(snapshot.nodes, key=lambda node: node.name)),
         guests=tuple(sorted(snapshot.guests, key=lambda guest: guest.vmid)),
+        storages=tuple(sorted(snapshot.storages, key=lambda storage: storage.name)),
         tasks=tuple(sorted(snapshot.tasks, key=lambda task: (task.started_at, task.upid))),
     )
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.cluster import Guest, GuestType, Maintenance, Node, Snapshot, Task
+from agent.core.cluster import Guest, GuestType, Maintenance, Node, NodeFacts, Snapshot, Storage, Task
 from agent.core.codec import CodecError
 from agent.core.json_types import Json, JsonObject
 from agent.core.snapshot_file import SCHEMA, SnapshotFileError, from_document, from_text, to_document, to_text
@@ -22,10 +22,11 @@ from agent.core.snapshot_file import SCHEMA, SnapshotFileError, from_document, f
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "agent/schemas/snapshot-1.json"
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
+FACTS = NodeFacts("9.1.1", "10.1.2-3", "Xeon", "aes sse", ("vmbr0",))
 SMALL = Snapshot(
     taken_at=1767225600.25,
     nodes=(
-        Node("pve1", True, 16, 64 << 30, 3.5, 20 << 30, 86400, 4.5, True),
+        Node("pve1", True, 16, 64 << 30, 3.5, 20 << 30, 86400, 4.5, True, 3 << 30, FACTS),
         Node("pve2", False, 16, 64 << 30),
     ),
     guests=(
@@ -37,6 +38,7 @@ SMALL = Snapshot(
     no_target=("pve2",),
     unseen=(103,),
     pve_version="9.1.1",
+    storages=(Storage("ceph", True, ("pve1", "pve2")),),
 )
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=6)
@@ -67,6 +69,7 @@ SNAPSHOTS = st.builds(
     no_target=st.lists(TEXT, max_size=2).map(tuple),
     unseen=st.lists(st.integers(), max_size=2).map(tuple),
     pve_version=TEXT,
+    storages=some(Storage, lambda storage: storage.name),
 )
 
 
@@ -84,7 +87,7 @@ def test_a_file_has_one_line_for_each_node_guest_and_task() -> None:
     assert text.isascii()
     lines = text.splitlines()
     assert [line for line in lines if line.startswith(' {"vmid": 101')]
-    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1
+    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 1)
 
 
 def without(key: str) -> Callable[[JsonObject], None]:
@@ -169,8 +172,12 @@ def test_a_file_of_an_older_agent_may_lack_what_has_a_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(Snapshot, None), (Node, "node"), (Guest, "guest"), (Task, "task"), (Maintenance, "maintenance")]
-)
+    ("kind", "name"),
+    [
+        (Snapshot, None), (Node, "node"), (NodeFacts, "facts"), (Guest, "guest"), (Task, "task"), (Maintenance, "maintenance"),
+        (Storage, "storage"),
+    ],
+)  # fmt: skip
 def test_the_schema_has_the_fields_of_the_types_and_no_others(kind: type, name: str | None) -> None:
     words: dict[object, JsonObject] = {
         bool: {"type": "boolean"},
@@ -188,6 +195,8 @@ def test_the_schema_has_the_fields_of_the_types_and_no_others(kind: type, name: 
         tuple[Guest, ...]: {"type": "array", "items": {"$ref": "#/$defs/guest"}},
         tuple[Task, ...]: {"type": "array", "items": {"$ref": "#/$defs/task"}},
         tuple[Maintenance, ...]: {"type": "array", "items": {"$ref": "#/$defs/maintenance"}},
+        tuple[Storage, ...]: {"type": "array", "items": {"$ref": "#/$defs/storage"}},
+        NodeFacts | None: {"anyOf": [{"$ref": "#/$defs/facts"}, {"type": "null"}]},
     }
     hints = typing.get_type_hints(kind)
     stated = VALIDATOR.schema if name is None else VALIDATOR.schema["$defs"][name]
