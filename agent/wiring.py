@@ -150,7 +150,8 @@ def make_api(settings: Settings) -> ClusterApi:
 
     Raises:  PermanentError when there is no token yet, with what to run.
     """
-    from agent.adapters.pve.api import ApiAccess, PveApi
+    from agent.adapters.pve.api import PveApi
+    from agent.adapters.pve.trust import ApiAccess
 
     api = settings.api
     return PveApi(

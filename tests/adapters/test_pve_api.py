@@ -28,8 +28,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agent.adapters.pve import api as pve_api
-from agent.adapters.pve.api import ApiAccess, PveApi
+from agent.adapters.pve import hosts
+from agent.adapters.pve.api import PveApi
+from agent.adapters.pve.trust import ApiAccess, split_host
 from agent.core.cluster import GIB, GuestType, Maintenance
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
@@ -380,7 +381,7 @@ class TestToken:
             api.look()
             api.migrate(ORDER)
         assert TOKEN_SECRET not in caplog.text
-        assert TOKEN_SECRET not in repr(api._access)
+        assert TOKEN_SECRET not in repr(api._hosts._access)
 
 
 class TestTrust:
@@ -482,7 +483,7 @@ class TestFailover:
         assert {request["listener"] for request in pve.requests()} == {pve.requests()[0]["listener"]}
 
     def test_the_first_host_is_asked_first_again_after_a_rest(self, pve: PveServer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pve_api, "REST_S", 0.3)
+        monkeypatch.setattr(hosts, "REST_S", 0.3)
         api = make(own(pve), f"127.0.0.1:{pve.endpoints[1].port}", own_node=None)
         pve.endpoint(0, up=False)
         assert api.look().nodes
@@ -888,7 +889,7 @@ class TestAnythingRaisedBelow:
     ],
 )
 def test_hosts_are_read_with_and_without_a_port(host: str, expected: tuple[str, int]) -> None:
-    assert pve_api._split_host(host) == expected
+    assert split_host(host) == expected
 
 
 def test_ipv6_works_with_every_proxmoxer(server: PveServer, pmxcfs: Path, make: Make) -> None:

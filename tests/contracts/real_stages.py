@@ -12,7 +12,8 @@ from agent.adapters.inbox import InboxFolder, leave_request
 from agent.adapters.journal import StreamSink
 from agent.adapters.local_files import STATUS, NodeFiles
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
-from agent.adapters.pve.api import ApiAccess, PveApi
+from agent.adapters.pve.api import PveApi
+from agent.adapters.pve.trust import ApiAccess
 from agent.adapters.system_clock import SystemClock
 from agent.core.cluster import GIB
 from agent.ports import Clock, ClusterApi, ClusterFiles, JournalSink, LeaderLock, LocalFiles, LocalInbox

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.adapters.pve import fields
-from agent.adapters.pve.fields import Storage
-from agent.core.cluster import GIB, GuestType, Maintenance, Node, Task
+from agent.adapters.pve import maintenance, migration, resources, tasks, values, verdict
+from agent.core.cluster import GIB, GuestType, Maintenance, Node, Storage, Task
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
 from agent.ports import MigrationOrder, TaskSight
@@ -38,108 +37,108 @@ def vm_answer(**values: Any) -> dict[str, Any]:
 
 
 def vm_verdict(**values: Any) -> Any:
-    return fields.vm_verdict(100, vm_answer(**values), "path", NOW)
+    return verdict.vm_verdict(100, vm_answer(**values), "path", NOW)
 
 
 def container_verdict(config: dict[str, Any], precondition: Any = None, nodes: tuple[str, ...] = ("pve2", "pve3")) -> Any:
-    known = {"ceph": Storage(True, frozenset({"pve1", "pve2"})), "local-lvm": Storage(False, frozenset({"pve1", "pve2", "pve3"}))}
-    return fields.container_verdict(101, precondition, config, known, nodes, NOW)
+    known = {"ceph": Storage("ceph", True, ("pve1", "pve2")), "local-lvm": Storage("local-lvm", False, ("pve1", "pve2", "pve3"))}
+    return verdict.container_verdict(101, precondition, config, known, nodes, NOW)
 
 
 class TestNumbers:
     @pytest.mark.parametrize(("value", "number"), [(0, 0.0), (1.5, 1.5), ("2", 2.0), ("0.25", 0.25), (10**17, 1e17)])
     def test_what_is_a_number(self, value: object, number: float) -> None:
-        assert fields.number(value) == number
+        assert values.number(value) == number
 
     @pytest.mark.parametrize("value", [None, "", "x", "nan", "inf", math.nan, math.inf, -1, "-0.5", 1e30, 10**400, [], {}, True, b"1"])
     def test_what_is_none(self, value: object) -> None:
-        assert fields.number(value) is None
+        assert values.number(value) is None
 
     @pytest.mark.parametrize("value", [1, "1", 1.0, True])
     def test_true_in_all_spellings(self, value: object) -> None:
-        assert fields.flag(value)
+        assert values.flag(value)
 
     @pytest.mark.parametrize("value", [0, "0", "", None, False, "yes", 2, []])
     def test_everything_else_is_false(self, value: object) -> None:
-        assert not fields.flag(value)
+        assert not values.flag(value)
 
 
 class TestNodes:
     def test_a_nodes_cpu_becomes_cores(self) -> None:
-        (node,) = fields.nodes([NODE | {"uptime": 600}])
+        (node,) = resources.nodes([NODE | {"uptime": 600}])
         assert node == Node("pve1", True, 16.0, 64 * GIB, cpu_used_cores=4.0, memory_used_bytes=8 * GIB, uptime_s=600.0)
 
     def test_a_node_without_numbers_has_unknown_load_not_none(self) -> None:
-        (node,) = fields.nodes([{"type": "node", "node": "pve3", "status": "offline"}])
+        (node,) = resources.nodes([{"type": "node", "node": "pve3", "status": "offline"}])
         assert node == Node("pve3", False, 0.0, 0)
         assert node.cpu_used_cores is None
         assert node.memory_used_bytes is None
 
     @pytest.mark.parametrize("broken", [None, "nan", math.nan, -1, "much", [], 1e300])
     def test_a_broken_number_is_unknown(self, broken: object) -> None:
-        (node,) = fields.nodes([NODE | {"cpu": broken, "mem": broken, "uptime": broken}])
+        (node,) = resources.nodes([NODE | {"cpu": broken, "mem": broken, "uptime": broken}])
         assert (node.cpu_used_cores, node.memory_used_bytes, node.uptime_s) == (None, None, None)
 
     def test_numbers_as_strings_are_numbers(self) -> None:
-        assert fields.nodes([{key: str(value) for key, value in NODE.items()}]) == fields.nodes([NODE])
+        assert resources.nodes([{key: str(value) for key, value in NODE.items()}]) == resources.nodes([NODE])
 
     def test_nodes_come_by_name_and_once(self) -> None:
-        found = fields.nodes([NODE | {"node": "pve2"}, NODE, NODE | {"status": "offline"}])
+        found = resources.nodes([NODE | {"node": "pve2"}, NODE, NODE | {"status": "offline"}])
         assert [(node.name, node.online) for node in found] == [("pve1", True), ("pve2", True)]
 
     def test_a_status_that_is_not_online_is_offline(self) -> None:
-        assert not fields.nodes([NODE | {"status": "unknown"}])[0].online
+        assert not resources.nodes([NODE | {"status": "unknown"}])[0].online
 
     def test_a_row_without_a_name_is_left_out(self) -> None:
-        assert fields.nodes([{"type": "node"}, {"type": "storage", "node": "pve1"}, {}]) == ()
+        assert resources.nodes([{"type": "node"}, {"type": "storage", "node": "pve1"}, {}]) == ()
 
 
 class TestGuests:
     def test_a_guests_cpu_is_a_fraction_of_its_own_cores(self) -> None:
-        (guest,) = fields.guests([VM | {"cpu": 0.5, "mem": GIB, "memhost": 2 * GIB, "uptime": 60}])
+        (guest,) = resources.guests([VM | {"cpu": 0.5, "mem": GIB, "memhost": 2 * GIB, "uptime": 60}])
         assert (guest.cpu_cores, guest.cpu_used_cores) == (4.0, 2.0)
         assert (guest.memory_used_bytes, guest.memory_host_bytes, guest.uptime_s) == (GIB, 2 * GIB, 60.0)
 
     def test_all_that_is_told_is_kept(self) -> None:
         row = VM | {"tags": "b;a, c;;a plb_pin_pve1", "pool": "p", "lock": "backup", "hastate": "started", "template": 1}
-        (guest,) = fields.guests([row])
+        (guest,) = resources.guests([row])
         assert guest.tags == ("b", "a", "c", "plb_pin_pve1")
         assert (guest.pool, guest.lock, guest.ha, guest.template) == ("p", "backup", "started", True)
 
     def test_nothing_told_is_nothing_known(self) -> None:
-        (guest,) = fields.guests([{"type": "lxc", "vmid": 101, "node": "pve9"}])
+        (guest,) = resources.guests([{"type": "lxc", "vmid": 101, "node": "pve9"}])
         assert (guest.status, guest.name, guest.tags, guest.template) == ("unknown", "CT101", (), False)
         assert {guest.cpu_used_cores, guest.memory_used_bytes, guest.memory_host_bytes, guest.uptime_s} == {None}
         assert {guest.pool, guest.lock, guest.ha} == {None}
 
     def test_a_guest_on_a_node_without_a_row_is_kept(self) -> None:
-        assert fields.guests([VM | {"node": "gone"}])[0].node == "gone"
+        assert resources.guests([VM | {"node": "gone"}])[0].node == "gone"
 
     def test_a_guest_that_the_ha_manager_ignores_is_not_managed(self) -> None:
-        assert fields.guests([VM | {"hastate": "ignored"}])[0].ha is None
+        assert resources.guests([VM | {"hastate": "ignored"}])[0].ha is None
 
     def test_guests_come_by_vmid_and_once(self) -> None:
-        found = fields.guests([VM | {"vmid": 1000}, VM | {"vmid": "200"}, VM, VM | {"node": "pve2"}])
+        found = resources.guests([VM | {"vmid": 1000}, VM | {"vmid": "200"}, VM, VM | {"node": "pve2"}])
         assert [(guest.vmid, guest.node) for guest in found] == [(100, "pve1"), (200, "pve1"), (1000, "pve1")]
 
     def test_the_id_stands_in_for_the_vmid(self) -> None:
-        assert fields.guests([{"type": "lxc", "id": "lxc/104", "node": "pve1"}])[0].vmid == 104
+        assert resources.guests([{"type": "lxc", "id": "lxc/104", "node": "pve1"}])[0].vmid == 104
 
     @pytest.mark.parametrize(
         "broken", [{"vmid": None, "id": "qemu/x"}, {"vmid": -5, "id": None}, {"vmid": 10**12}, {"node": ""}, {"type": "pod"}]
     )
     def test_a_row_that_is_no_guest_is_left_out(self, broken: dict[str, Any]) -> None:
-        assert fields.guests([VM | broken]) == ()
+        assert resources.guests([VM | broken]) == ()
 
     def test_cpu_without_cores_is_unknown(self) -> None:
-        assert fields.guests([VM | {"cpu": 0.5, "maxcpu": None}])[0].cpu_used_cores is None
+        assert resources.guests([VM | {"cpu": 0.5, "maxcpu": None}])[0].cpu_used_cores is None
 
 
 class TestHa:
     NODES = (Node("pve1", True, 1, 1), Node("pve2", True, 1, 1), Node("pve3", False, 1, 1))
 
     def ask(self, manager: dict[str, Any]) -> Any:
-        return fields.ha_nodes({"manager_status": manager, "lrm_status": {}}, self.NODES, NOW)
+        return maintenance.ha_nodes({"manager_status": manager, "lrm_status": {}}, self.NODES, NOW)
 
     def test_an_admins_request_is_maintenance_however_old_the_status(self) -> None:
         found = self.ask({"timestamp": NOW - 9999, "node_request": {"pve3": {"maintenance": 1}, "pve1": {"maintenance": 0}}})
@@ -163,11 +162,11 @@ class TestHa:
 
     @pytest.mark.parametrize("answer", [None, [], {}, {"manager_status": {}}, {"manager_status": []}, "x"])
     def test_no_ha_is_nothing(self, answer: object) -> None:
-        assert fields.ha_nodes(answer, self.NODES, NOW) == ((), ())
+        assert maintenance.ha_nodes(answer, self.NODES, NOW) == ((), ())
 
     def test_the_rows_tell_when_the_status_does_not(self) -> None:
         rows = [NODE | {"hastate": "maintenance"}, NODE | {"node": "pve2", "hastate": "unknown"}]
-        assert fields.ha_nodes_of_resources(rows, self.NODES) == ("pve1",)
+        assert maintenance.ha_nodes_of_resources(rows, self.NODES) == ("pve1",)
 
 
 class TestTasks:
@@ -179,21 +178,21 @@ class TestTasks:
             {"upid": "nonsense"},
             {},
         ]
-        ended, running = fields.tasks(rows)
+        ended, running = tasks.tasks(rows)
         assert ended == Task(UPID, "pve1", "qmigrate", "100", "proxlb@pve!agent", 1767013952.0, 1767013990.0, "OK")
         assert (running.upid, running.is_running, running.vmid) == (later, True, 100)
 
     def test_a_task_that_says_it_runs_does(self) -> None:
-        (task,) = fields.tasks([{"upid": UPID, "status": "RUNNING"}])
+        (task,) = tasks.tasks([{"upid": UPID, "status": "RUNNING"}])
         assert task.is_running
         assert task.status is None
 
     def test_a_task_with_a_status_has_ended_even_without_a_time(self) -> None:
-        (task,) = fields.tasks([{"upid": UPID, "status": "unexpected status"}])
+        (task,) = tasks.tasks([{"upid": UPID, "status": "unexpected status"}])
         assert not task.is_running
 
     def test_upids_of_odd_kinds(self) -> None:
-        bulk = fields.upid_task("UPID:pve-2:00000001:100C1F3D2:69527E40:startall::root@pam:")
+        bulk = tasks.upid_task("UPID:pve-2:00000001:100C1F3D2:69527E40:startall::root@pam:")
         assert bulk is not None
         assert (bulk.node, bulk.kind, bulk.target_id, bulk.vmid) == ("pve-2", "startall", "", None)
 
@@ -201,22 +200,22 @@ class TestTasks:
         "upid", ["", "UPID:", UPID[:-1], UPID + "x", UPID.replace("pve1", "../x"), UPID.replace("69527E40", "zzzzzzzz")]
     )
     def test_what_is_no_upid(self, upid: str) -> None:
-        assert fields.upid_task(upid) is None
+        assert tasks.upid_task(upid) is None
 
     def test_the_newest_migration_since_then(self) -> None:
         later = UPID.replace("69527E40", "69527E50")
         start = UPID.replace("qmigrate", "qmstart").replace("69527E40", "69527E60")
-        found = fields.tasks([{"upid": UPID}, {"upid": later}, {"upid": start}, {"upid": later.replace(":100:", ":200:")}])
-        assert fields.newest_migration(found, 100, "pve1", 1767013952.9) == later
-        assert fields.newest_migration(found, 100, "pve1", 1767013993.0) is None
-        assert fields.newest_migration(found, 100, "pve2", 0.0) is None
+        found = tasks.tasks([{"upid": UPID}, {"upid": later}, {"upid": start}, {"upid": later.replace(":100:", ":200:")}])
+        assert tasks.newest_migration(found, 100, "pve1", 1767013952.9) == later
+        assert tasks.newest_migration(found, 100, "pve1", 1767013993.0) is None
+        assert tasks.newest_migration(found, 100, "pve2", 0.0) is None
 
     def test_how_a_task_stands(self) -> None:
-        assert fields.task_sight(UPID, {"status": "running"}, "p") == TaskSight(UPID, None)
-        assert fields.task_sight(UPID, {"status": "stopped", "exitstatus": "WARNINGS: 1"}, "p") == TaskSight(UPID, "WARNINGS: 1")
-        assert fields.task_sight(UPID, {"status": "stopped"}, "p") == TaskSight(UPID, "unexpected status")
-        with pytest.raises(fields.UnexpectedAnswerError):
-            fields.task_sight(UPID, {}, "p")
+        assert tasks.task_sight(UPID, {"status": "running"}, "p") == TaskSight(UPID, None)
+        assert tasks.task_sight(UPID, {"status": "stopped", "exitstatus": "WARNINGS: 1"}, "p") == TaskSight(UPID, "WARNINGS: 1")
+        assert tasks.task_sight(UPID, {"status": "stopped"}, "p") == TaskSight(UPID, "unexpected status")
+        with pytest.raises(values.UnexpectedAnswerError):
+            tasks.task_sight(UPID, {}, "p")
 
 
 class TestVmVerdict:
@@ -277,11 +276,11 @@ class TestVmVerdict:
 
     @pytest.mark.parametrize("said", ["VM is locked (backup)", "VM is locked (backup)\n", "can't lock: VM is locked (backup)."])
     def test_a_lock_is_told_by_its_name(self, said: str) -> None:
-        assert fields.verdict_of_refusal(100, said, NOW).refusal == Refusal(100, RefusalReason.LOCKED, "backup")
+        assert verdict.verdict_of_refusal(100, said, NOW).refusal == Refusal(100, RefusalReason.LOCKED, "backup")
 
     def test_any_other_no_of_pve_is_kept_in_its_words(self) -> None:
         said = "Configuration file 'nodes/a/qemu-server/100.conf' does not exist"
-        assert fields.verdict_of_refusal(100, said, NOW).refusal == Refusal(100, RefusalReason.PRECONDITION, said)
+        assert verdict.verdict_of_refusal(100, said, NOW).refusal == Refusal(100, RefusalReason.PRECONDITION, said)
 
 
 class TestContainerVerdict:
@@ -330,12 +329,12 @@ class TestOrders:
         vm = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False, bandwidth_limit_kib_s=1024)
         ct = MigrationOrder(101, GuestType.LXC, "pve1", "pve2", online=False, restart=True)
         stopped = MigrationOrder(102, GuestType.QEMU, "pve1", "pve2", online=False, restart=False)
-        assert fields.migrate_parameters(vm) == {"target": "pve2", "online": 1, "bwlimit": 1024}
-        assert fields.migrate_parameters(ct) == {"target": "pve2", "restart": 1}
-        assert fields.migrate_parameters(stopped) == {"target": "pve2"}
+        assert migration.migrate_parameters(vm) == {"target": "pve2", "online": 1, "bwlimit": 1024}
+        assert migration.migrate_parameters(ct) == {"target": "pve2", "restart": 1}
+        assert migration.migrate_parameters(stopped) == {"target": "pve2"}
 
     def test_paths_cannot_be_left_by_odd_names(self) -> None:
-        assert fields.migrate_path("a/../b", GuestType.QEMU, 1) == "nodes/a%2F..%2Fb/qemu/1/migrate"
+        assert migration.migrate_path("a/../b", GuestType.QEMU, 1) == "nodes/a%2F..%2Fb/qemu/1/migrate"
 
 
 KEYS = [
@@ -363,36 +362,33 @@ class TestAnythingElse:
     def test_no_json_makes_anything_but_the_one_error(self, answer: object) -> None:
         known = (Node("pve1", True, 1, 1),)
         readers = [
-            lambda: [read(fields.rows(answer, "p")) for read in (fields.nodes, fields.guests, fields.storages, fields.tasks)],
-            lambda: fields.ha_nodes_of_resources(fields.rows(answer, "p"), known),
-            lambda: fields.ha_nodes(answer, known, NOW),
-            lambda: fields.vm_verdict(1, answer, "p", NOW),
-            lambda: fields.container_verdict(1, answer, answer, {}, ["pve1"], NOW),
-            lambda: fields.container_storages(answer),
-            lambda: fields.task_sight(UPID, answer, "p"),
-            lambda: fields.version(answer),
+            lambda: [read(values.rows(answer, "p")) for read in (resources.nodes, resources.guests, resources.storages, tasks.tasks)],
+            lambda: maintenance.ha_nodes_of_resources(values.rows(answer, "p"), known),
+            lambda: maintenance.ha_nodes(answer, known, NOW),
+            lambda: verdict.vm_verdict(1, answer, "p", NOW),
+            lambda: verdict.container_verdict(1, answer, answer, {}, ["pve1"], NOW),
+            lambda: verdict.container_storages(answer),
+            lambda: tasks.task_sight(UPID, answer, "p"),
+            lambda: resources.version(answer),
         ]
         for read in readers:
-            with contextlib.suppress(fields.UnexpectedAnswerError):
+            with contextlib.suppress(values.UnexpectedAnswerError):
                 read()
 
     @pytest.mark.parametrize(("answer", "kind"), [(None, "nothing"), ({}, "fields"), ("x", "text"), (3, "a number")])
     def test_what_is_no_list_is_told(self, answer: object, kind: str) -> None:
-        with pytest.raises(fields.UnexpectedAnswerError, match=f"GET /cluster/resources with {kind}, not with a list"):
-            fields.rows(answer, fields.RESOURCES)
+        with pytest.raises(values.UnexpectedAnswerError, match=f"GET /cluster/resources with {kind}, not with a list"):
+            values.rows(answer, resources.RESOURCES)
 
     def test_text_is_one_line_of_bounded_length(self) -> None:
-        assert fields.one_line(" a\n\tb\x1b[31m\x00c ") == "a b [31m c"
-        assert len(fields.one_line("x" * 9999)) == fields.TEXT_LENGTH
+        assert values.one_line(" a\n\tb\x1b[31m\x00c ") == "a b [31m c"
+        assert len(values.one_line("x" * 9999)) == values.TEXT_LENGTH
 
     def test_versions(self) -> None:
-        assert fields.version({"version": "8.4.1", "release": "8.4"}) == "8.4.1"
-        assert [fields.major(text) for text in ("9.0.10", "8", "", "x.1")] == [9, 8, None, None]
+        assert resources.version({"version": "8.4.1", "release": "8.4"}) == "8.4.1"
+        assert [resources.major(text) for text in ("9.0.10", "8", "", "x.1")] == [9, 8, None, None]
 
     def test_a_storage_is_shared_only_if_it_is_so_on_each_node(self) -> None:
         rows = [{"type": "storage", "storage": "a", "node": n, "shared": s} for n, s in (("pve1", 1), ("pve2", "1"))]
         rows += [{"type": "storage", "storage": "b", "node": n, "shared": s} for n, s in (("pve1", 1), ("pve2", 0))]
-        assert fields.storages([*rows]) == {
-            "a": Storage(True, frozenset({"pve1", "pve2"})),
-            "b": Storage(False, frozenset({"pve1", "pve2"})),
-        }
+        assert resources.storages([*rows]) == (Storage("a", True, ("pve1", "pve2")), Storage("b", False, ("pve1", "pve2")))
