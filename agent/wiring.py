@@ -153,18 +153,20 @@ def make_api(settings: Settings) -> ClusterApi:
     from agent.adapters.pve.api import PveApi
     from agent.adapters.pve.trust import ApiAccess
 
-    api = settings.api
+    api, files = settings.api, make_files(settings)
+    is_on_node = files.state() is not FilesystemState.NOT_MOUNTED
     return PveApi(
         ApiAccess(
             hosts=tuple(api.hosts),
             token_id=api.token_id,
             token_secret=lambda: _token_secret(api.token_file),
-            own_node=own_node(settings),
+            own_node=host_name() if is_on_node else None,
             pmxcfs=settings.paths.pmxcfs,
             ca_file=api.ca_file or None,
             verify_tls=api.verify_tls,
             timeout_s=api.timeout_s,
-        )
+        ),
+        read_file=files.read if is_on_node else None,
     )
 
 

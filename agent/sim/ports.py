@@ -190,7 +190,8 @@ class SimApi:
             refusal = Refusal(vmid, RefusalReason.LOCAL_DEVICE, ", ".join(guest.local_devices))
         elif guest.local_disks:
             refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
-        refused_nodes = () if guest is None else tuple(sorted(guest.not_allowed.items()))
+        refused = {} if guest is None else guest.not_allowed
+        refused_nodes = tuple((name, Refusal(vmid, RefusalReason.NODE_REFUSED, why)) for name, why in sorted(refused.items()))
         return Verdict(vmid, wall_s, refusal, refused_nodes)
 
     def migrate(self, order: MigrationOrder) -> str:

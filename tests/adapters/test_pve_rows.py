@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.adapters.pve import maintenance, migration, resources, tasks, values, verdict
+from agent.adapters.pve import configuration, maintenance, migration, resources, tasks, values, verdict
 from agent.core.cluster import GIB, GuestType, Maintenance, Node, Storage, Task
-from agent.core.plan_types import Refusal
+from agent.core.needs import GuestNeeds, VolumeKind
+from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
 from agent.ports import MigrationOrder, TaskSight
 
@@ -38,11 +39,6 @@ def vm_answer(**values: Any) -> dict[str, Any]:
 
 def vm_verdict(**values: Any) -> Any:
     return verdict.vm_verdict(100, vm_answer(**values), "path", NOW)
-
-
-def container_verdict(config: dict[str, Any], precondition: Any = None, nodes: tuple[str, ...] = ("pve2", "pve3")) -> Any:
-    known = {"ceph": Storage("ceph", True, ("pve1", "pve2")), "local-lvm": Storage("local-lvm", False, ("pve1", "pve2", "pve3"))}
-    return verdict.container_verdict(101, precondition, config, known, nodes, NOW)
 
 
 class TestNumbers:
@@ -228,8 +224,8 @@ class TestVmVerdict:
         assert vm_verdict(allowed_nodes=[]).refused_nodes == ()
 
     def test_local_disks_are_named(self) -> None:
-        disks = [{"volid": "local-lvm:vm-100-disk-0", "cdrom": 0}, {"volid": "local:iso/x.iso", "cdrom": 1}]
-        expected = Refusal(100, RefusalReason.LOCAL_DISK, "local-lvm:vm-100-disk-0, local:iso/x.iso (cdrom)")
+        disks = [{"volid": "local-lvm:vm-100-disk-0", "cdrom": 0}, {"volid": "local:100/a.raw"}]
+        expected = Refusal(100, RefusalReason.LOCAL_DISK, "local-lvm:vm-100-disk-0, local:100/a.raw")
         assert vm_verdict(local_disks=disks).refusal == expected
 
     def test_unused_local_disks_count(self) -> None:
@@ -239,9 +235,14 @@ class TestVmVerdict:
     def test_a_generated_cloud_init_image_is_no_local_disk(self, volid: str) -> None:
         assert vm_verdict(local_disks=[{"volid": volid, "cdrom": 1}]).refusal is None
 
-    def test_the_nodes_own_cd_drive_is_a_device(self) -> None:
+    def test_the_nodes_own_cd_drive_is_told(self) -> None:
         refusal = vm_verdict(local_disks=[{"volid": "cdrom", "drivename": "ide2", "cdrom": 1}]).refusal
-        assert refusal == Refusal(100, RefusalReason.LOCAL_DEVICE, "ide2 (the node's own drive)")
+        assert refusal == Refusal(100, RefusalReason.LOCAL_IMAGE, "ide2 (the node's own drive)")
+
+    def test_an_image_on_local_storage_is_told_from_a_disk(self) -> None:
+        image = {"volid": "local:iso/a.iso", "drivename": "ide2", "cdrom": 1}
+        assert vm_verdict(local_disks=[image]).refusal == Refusal(100, RefusalReason.LOCAL_IMAGE, "local:iso/a.iso")
+        assert vm_verdict(local_disks=[image, {"volid": "local:d"}]).refusal == Refusal(100, RefusalReason.LOCAL_DISK, "local:d")
 
     def test_devices_come_before_disks(self) -> None:
         verdict = vm_verdict(local_resources=["usb0", "hostpci1"], local_disks=[{"volid": "local:x"}])
@@ -268,10 +269,10 @@ class TestVmVerdict:
             "pve5": None,
         }
         assert vm_verdict(not_allowed_nodes=refused).refused_nodes == (
-            ("pve2", "storage a, b is not there"),
-            ("pve3", "mapped device hostpci0 is not there; HA rule: vm:7 (resource-affinity)"),
-            ("pve4", "PVE does not allow it (surprise)"),
-            ("pve5", "PVE does not allow it"),
+            ("pve2", Refusal(100, RefusalReason.STORAGE_MISSING, "a, b")),
+            ("pve3", Refusal(100, RefusalReason.DEVICE_MISSING, "hostpci0; HA rule: vm:7 (resource-affinity)")),
+            ("pve4", Refusal(100, RefusalReason.NODE_REFUSED, "surprise")),
+            ("pve5", Refusal(100, RefusalReason.NODE_REFUSED)),
         )
 
     @pytest.mark.parametrize("said", ["VM is locked (backup)", "VM is locked (backup)\n", "can't lock: VM is locked (backup)."])
@@ -284,44 +285,126 @@ class TestVmVerdict:
 
 
 class TestContainerVerdict:
-    def test_all_on_shared_storage_goes_where_the_storage_is(self) -> None:
-        verdict = container_verdict({"rootfs": "ceph:vm-101-disk-0,size=8G", "mp0": "volume=ceph:vm-101-disk-1,mp=/x"})
-        assert verdict.refusal is None
-        assert verdict.refused_nodes == (("pve3", "storage ceph is not there"),)
+    def test_what_pve_9_says_of_nodes_is_kept(self) -> None:
+        answer = {"not-allowed-nodes": {"pve2": {"blocking-ha-resources": [{"sid": "ct:5", "cause": "resource-affinity"}]}}}
+        refused = Refusal(101, RefusalReason.NODE_REFUSED, "HA rule: ct:5 (resource-affinity)")
+        assert verdict.container_verdict(101, answer, NOW) == Verdict(101, NOW, None, (("pve2", refused),))
 
-    @pytest.mark.parametrize(("key", "value"), [("rootfs", "local-lvm:d,size=8G"), ("mp3", "nowhere:d,mp=/x"), ("unused0", "local-lvm:e")])
-    def test_a_volume_on_local_or_unknown_storage_keeps_it(self, key: str, value: str) -> None:
-        refusal = container_verdict({"rootfs": "ceph:d"} | {key: value}).refusal
-        assert refusal == Refusal(101, RefusalReason.LOCAL_DISK, value.partition(",")[0])
+    def test_no_answer_of_pve_8_refuses_nothing(self) -> None:
+        assert verdict.container_verdict(101, None, NOW) == Verdict(101, NOW)
 
-    def test_a_bind_mount_keeps_it(self) -> None:
-        refusal = container_verdict({"rootfs": "ceph:d", "mp0": "/mnt/data,mp=/data"}).refusal
-        assert refusal == Refusal(101, RefusalReason.LOCAL_DEVICE, "mp0 /mnt/data")
 
-    def test_a_bind_mount_that_is_everywhere_does_not(self) -> None:
-        assert container_verdict({"rootfs": "ceph:d", "mp0": "/mnt/data,mp=/data,shared=1"}).refusal is None
+def vm_needs(**config: object) -> GuestNeeds:
+    return configuration.needs_of(GuestType.QEMU, config, None)
 
-    @pytest.mark.parametrize("device", ["/dev/ttyUSB0", "path=/dev/dri/card0,gid=44"])
-    def test_a_device_keeps_it(self, device: str) -> None:
-        assert container_verdict({"rootfs": "ceph:d", "dev0": device}).refusal.reason is RefusalReason.LOCAL_DEVICE
 
-    def test_raw_settings_that_reach_into_the_node_keep_it(self) -> None:
+def ct_needs(**config: object) -> GuestNeeds:
+    return configuration.needs_of(GuestType.LXC, {"rootfs": "ceph:d"} | config, None)
+
+
+class TestNeeds:
+    def test_a_vms_volumes(self) -> None:
+        config = {
+            "scsi0": "ceph:vm-100-disk-0,size=8G", "virtio3": "file=nfs:100/vm-100-disk-1.qcow2,iothread=1",
+            "efidisk0": "ceph:vm-100-disk-2", "tpmstate0": "ceph:vm-100-disk-3", "unused1": "local-lvm:vm-100-disk-4",
+            "ide0": "none,media=cdrom", "ide1": "cdrom,media=cdrom", "ide2": "local:iso/a.iso,media=cdrom,size=1M",
+            "ide3": "local-lvm:vm-100-cloudinit,media=cdrom", "sata0": "/dev/sdb",
+            "scsihw": "virtio-scsi-pci", "vmgenid": "a:b",
+        }  # fmt: skip
+        assert [(one.name, one.storage, one.kind) for one in vm_needs(**config).volumes] == [
+            ("ceph:vm-100-disk-2", "ceph", VolumeKind.DISK),
+            ("local:iso/a.iso", "local", VolumeKind.IMAGE),
+            ("local-lvm:vm-100-cloudinit", "local-lvm", VolumeKind.CLOUD_INIT),
+            ("ceph:vm-100-disk-0", "ceph", VolumeKind.DISK),
+            ("ceph:vm-100-disk-3", "ceph", VolumeKind.DISK),
+            ("local-lvm:vm-100-disk-4", "local-lvm", VolumeKind.DISK),
+            ("nfs:100/vm-100-disk-1.qcow2", "nfs", VolumeKind.DISK),
+        ]
+
+    def test_bridges_of_vms_and_containers(self) -> None:
+        nets = {
+            "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1,tag=5",
+            "net1": "e1000=BC:24:11:00:00:02",
+            "net12": "model=virtio,bridge=vmbr0",
+        }
+        assert vm_needs(**nets).bridges == ("vmbr0", "vmbr1")
+        assert ct_needs(net0="name=eth0,bridge=vnet1,ip=dhcp").bridges == ("vnet1",)
+
+    @pytest.mark.parametrize(
+        ("cpu", "kind"), [("host", "host"), ("host,flags=+aes", "host"), ("cputype=max,flags=+aes", "max"), ("flags=+aes", ""), (None, "")]
+    )
+    def test_the_cpu_type_may_be_spelt_out_or_left_out(self, cpu: str | None, kind: str) -> None:
+        assert vm_needs(cpu=cpu).cpu_type == kind
+
+    @pytest.mark.parametrize("machine", ["pc-q35-9.2+pve1", "pc-q35-9.2+pve1,viommu=intel", "type=pc-q35-9.2+pve1"])
+    def test_the_machine_may_have_options(self, machine: str) -> None:
+        assert vm_needs(machine=machine).machine == "pc-q35-9.2+pve1"
+
+    def test_what_binds_a_vm(self) -> None:
+        needs = vm_needs(args="-device foo", affinity="0,5-9", hookscript="local:snippets/proxlb-hook")
+        assert (needs.args, needs.affinity, needs.hookscript) == ("-device foo", "0,5-9", "local:snippets/proxlb-hook")
+
+    def test_a_containers_volumes(self) -> None:
+        needs = ct_needs(
+            rootfs="ceph:vm-101-disk-0,size=8G", mp0="volume=ceph:vm-101-disk-1,mp=/x", unused0="local-lvm:e", mp1="/mnt/x,mp=/y"
+        )
+        assert [one.name for one in needs.volumes] == ["ceph:vm-101-disk-1", "ceph:vm-101-disk-0", "local-lvm:e"]
+
+    def test_a_containers_cores_bind_nobody(self) -> None:
+        assert ct_needs(cpu="host", args="x", affinity="0") == ct_needs()
+
+    @pytest.mark.parametrize(("mount", "devices"), [("/mnt/x,mp=/x", ("mp0 /mnt/x",)), ("/mnt/x,mp=/x,shared=1", ()), ("ceph:x,mp=/x", ())])
+    def test_a_bind_mount_is_of_the_node_unless_it_is_everywhere(self, mount: str, devices: tuple[str, ...]) -> None:
+        assert ct_needs(mp0=mount).devices == devices
+
+    @pytest.mark.parametrize(
+        ("device", "name"), [("/dev/ttyUSB0", "dev0 /dev/ttyUSB0"), ("path=/dev/dri/card0,gid=44", "dev0 /dev/dri/card0")]
+    )
+    def test_a_device_is_of_the_node(self, device: str, name: str) -> None:
+        assert ct_needs(dev0=device).devices == (name,)
+
+    def test_raw_settings_that_reach_into_the_node(self) -> None:
         raw = [
             ["lxc.apparmor.profile", "x"],
             ["lxc.mount.entry", "/dev/net/tun dev/net/tun none bind"],
             ["lxc.cgroup2.devices.allow", "c 1:1"],
         ]
-        refusal = container_verdict({"rootfs": "ceph:d", "lxc": raw}).refusal
-        assert refusal == Refusal(101, RefusalReason.LOCAL_DEVICE, "lxc.mount.entry, lxc.cgroup2.devices.allow")
-        assert container_verdict({"rootfs": "ceph:d", "lxc": raw[:1]}).refusal is None
+        assert ct_needs(lxc=raw).devices == ("lxc.mount.entry", "lxc.cgroup2.devices.allow")
+        assert ct_needs(lxc=raw[:1]).devices == ()
 
-    def test_a_lock_keeps_it(self) -> None:
-        assert container_verdict({"rootfs": "ceph:d", "lock": "snapshot"}).refusal == Refusal(101, RefusalReason.LOCKED, "snapshot")
 
-    def test_what_pve_9_says_of_nodes_is_kept(self) -> None:
-        precondition = {"not-allowed-nodes": {"pve2": {"blocking-ha-resources": [{"sid": "ct:5", "cause": "resource-affinity"}]}}}
-        refused = dict(container_verdict({"rootfs": "ceph:d"}, precondition).refused_nodes)
-        assert refused == {"pve2": "HA rule: ct:5 (resource-affinity)", "pve3": "storage ceph is not there"}
+class TestFiles:
+    def test_a_file_says_what_the_api_says(self) -> None:
+        content = (
+            "#a %3A note\ncpu: host\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nargs: -device a=b\nname: x\n\n[PENDING]\ncpu: kvm64\n"
+        )
+        content += "[before-upgrade]\naffinity: 1\n"
+        config = configuration.read_config(content)
+        assert config == {"cpu": "host", "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr0", "args": "-device a=b", "name": "x"}
+
+    def test_raw_settings_of_a_container_in_both_spellings(self) -> None:
+        config = configuration.read_config("lxc.mount.entry: /a b none bind\nlxc.cgroup2.devices.allow = c 1:1\nrootfs: ceph:d,size=1G\n")
+        assert config == {
+            "lxc": [["lxc.mount.entry", "/a b none bind"], ["lxc.cgroup2.devices.allow", "c 1:1"]],
+            "rootfs": "ceph:d,size=1G",
+        }
+
+    def test_where_the_file_is(self) -> None:
+        assert configuration.config_file("pve1", GuestType.QEMU, 100) == "nodes/pve1/qemu-server/100.conf"
+        assert configuration.config_file("pve1", GuestType.LXC, 101) == "nodes/pve1/lxc/101.conf"
+
+    def test_replication_is_the_same_by_file_and_by_rows(self) -> None:
+        content = (
+            "local: 100-0\n\ttarget pve2\n\trate 10\n\tsource pve1\n\nlocal: 100-1\n\tdisable\n\ttarget pve3\n\nlocal: 7-0\n\ttarget pve1\n"
+        )
+        rows = [
+            {"id": "100-0", "guest": 100, "target": "pve2"},
+            {"id": "100-1", "target": "pve3", "disable": 1},
+            {"guest": "7", "target": "pve1"},
+        ]
+        expected = {7: ("pve1",), 100: ("pve2", "pve3")}
+        assert configuration.replication_targets(configuration.read_replication(content)) == expected
+        assert configuration.replication_targets(rows) == expected
 
 
 class TestOrders:
@@ -338,9 +421,10 @@ class TestOrders:
 
 
 KEYS = [
-    "type", "node", "vmid", "id", "status", "cpu", "maxcpu", "mem", "tags", "storage", "shared", "upid", "endtime", "volid", "pve1",
-    "manager_status", "node_status", "node_request", "timestamp", "maintenance", "local_disks", "local_resources", "mapped-resources",
-    "mapped-resource-info", "not_allowed_nodes", "blocking-ha-resources", "rootfs", "mp0", "lxc", "dev0",
+    "type", "node", "vmid", "id", "status", "cpu", "maxcpu", "mem", "tags", "storage", "shared", "upid", "endtime", "volid",
+    "pve1", "manager_status", "node_status", "node_request", "timestamp", "maintenance", "local_disks", "local_resources",
+    "mapped-resources", "mapped-resource-info", "not_allowed_nodes", "blocking-ha-resources", "not-allowed-nodes", "rootfs",
+    "mp0", "lxc", "dev0", "scsi0", "net0", "cpu", "args", "machine", "hookscript", "guest", "target",
 ]  # fmt: skip
 
 
@@ -366,8 +450,9 @@ class TestAnythingElse:
             lambda: maintenance.ha_nodes_of_resources(values.rows(answer, "p"), known),
             lambda: maintenance.ha_nodes(answer, known, NOW),
             lambda: verdict.vm_verdict(1, answer, "p", NOW),
-            lambda: verdict.container_verdict(1, answer, answer, {}, ["pve1"], NOW),
-            lambda: verdict.container_storages(answer),
+            lambda: verdict.container_verdict(1, answer, NOW),
+            lambda: [configuration.needs_of(kind, values.fields(answer, "p"), None) for kind in GuestType],
+            lambda: configuration.replication_targets(values.rows(answer, "p")),
             lambda: tasks.task_sight(UPID, answer, "p"),
             lambda: resources.version(answer),
         ]

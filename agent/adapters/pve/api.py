@@ -6,34 +6,42 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
-from agent.adapters.pve import migration, resources, tasks, values, verdict
+from agent.adapters.pve import configuration, migration, resources, tasks, values, verdict
 from agent.adapters.pve.hosts import Hosts
 from agent.adapters.pve.judging import AnsweredError
 from agent.adapters.pve.maintenance import HA_STATUS, ha_nodes, ha_nodes_of_resources
 from agent.adapters.pve.trust import ApiAccess
 from agent.adapters.pve.values import Parameter, Row
-from agent.core.cluster import GuestType, Snapshot, Storage
-from agent.core.plan_types import Verdict
+from agent.core.cluster import GuestType, Snapshot
+from agent.core.plan_types import Refusal, Verdict
+from agent.core.reasons import RefusalReason
 from agent.ports import InDoubtError, MigrationOrder, OutsideError, PermanentError, RefusedError, TaskSight, TemporaryError
 
 T = TypeVar("T")
+ReadFile = Callable[[str], str | None]
 
 VERSION_LIFE_S = 3600.0  # PVE's version changes with an upgrade, which also breaks the connection, as a rule
+REPLICATION_LIFE_S = 3600.0  # for commands off a node, which end long before
 ABSENT = frozenset({404, 501})  # PVE's word for a path it does not have is 501
 
 _NO_TASK = re.compile("no such task|unable to parse worker upid")
 
 
 class PveApi:
-    """The cluster's API for one thread, over as few connections as possible. Opens nothing before it is asked."""
+    """The cluster's API for one thread, over as few connections as possible. Opens nothing before it is asked.
 
-    def __init__(self, access: ApiAccess, wall_s: Callable[[], float] = time.time) -> None:
+    Shape:   `read_file` gives a file below /etc/pve by its path there (None: there is no such file), where that is mounted:
+             it spares requests. It may raise what `ClusterFiles.read` does.
+    """
+
+    def __init__(self, access: ApiAccess, wall_s: Callable[[], float] = time.time, read_file: ReadFile | None = None) -> None:
         self._hosts = Hosts(access)
         self._wall_s = wall_s
-        self._storages: dict[str, Storage] = {}
-        self._nodes: tuple[str, ...] = ()
+        self._read_file = read_file
+        self._replication: tuple[float, dict[int, tuple[str, ...]]] | None = None
 
     @property
     def requests_made(self) -> int:
@@ -56,9 +64,6 @@ class PveApi:
         maintenance, no_target = ha_nodes(ha_status, nodes, taken_at)
         if not ha_status:
             no_target = ha_nodes_of_resources(rows, nodes)
-        storages = resources.storages(rows)
-        self._storages = {storage.name: storage for storage in storages}
-        self._nodes = tuple(node.name for node in nodes)
         return Snapshot(
             taken_at=taken_at,
             nodes=nodes,
@@ -67,25 +72,29 @@ class PveApi:
             maintenance=maintenance,
             no_target=no_target,
             pve_version=self._version(),
-            storages=storages,
+            storages=resources.storages(rows),
         )
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
-        """As `ClusterApi.verdict`. For a container the configuration is read, too: PVE 8 has no check, that of 9 sees no disks."""
+        """As `ClusterApi.verdict`. Where /etc/pve is not to be read, a request more for the configuration, and one an hour for
+        replication. PVE 8 has no check of containers: there it is a request less."""
         path = migration.migrate_path(node, type, vmid)
         try:
             if type is GuestType.QEMU:
                 answer = self._hosts.call("GET", path, {})
-                return _expected(lambda: verdict.vm_verdict(vmid, answer, path, wall_s))
-            precondition = self._container_precondition(path)
-            config = self._hosts.call("GET", migration.config_path(node, type, vmid), {})
+                said = _expected(lambda: verdict.vm_verdict(vmid, answer, path, wall_s))
+            else:
+                said = verdict.container_verdict(vmid, self._container_precondition(path), wall_s)
+            config = self._config(vmid, type, node)
         except AnsweredError as error:
             if error.status != 500:
                 raise self._refused_read(path, error) from error
             return verdict.verdict_of_refusal(vmid, error.text, wall_s)
-        known = self._storages_with(verdict.container_storages(config))
-        others = [name for name in self._nodes if name != node]
-        return _expected(lambda: verdict.container_verdict(vmid, precondition, config, known, others, wall_s))
+        if config is None:
+            return verdict.verdict_of_refusal(vmid, f"its configuration is not on {node}", wall_s)
+        if lock := values.text(config.get("lock")):
+            return Verdict(vmid, wall_s, Refusal(vmid, RefusalReason.LOCKED, values.one_line(lock)))
+        return replace(said, needs=configuration.needs_of(type, config, self._replicated_to(vmid)))
 
     def migrate(self, order: MigrationOrder) -> str:
         """As `ClusterApi.migrate`. A guest of the HA manager gives the UPID of a `hamigrate` task, which ends at once."""
@@ -154,12 +163,25 @@ class PveApi:
                 return None
             raise
 
-    def _storages_with(self, wanted: set[str]) -> dict[str, Storage]:
-        """The storages as the last look saw them; asked for once more if one of `wanted` is not among them."""
-        if not wanted <= self._storages.keys():
-            rows = self._rows(resources.RESOURCES, {"type": "storage"})
-            self._storages |= {storage.name: storage for storage in resources.storages(rows)}
-        return self._storages
+    def _config(self, vmid: int, type: GuestType, node: str) -> Row | None:
+        """The guest's configuration as it is now, None when it is not on the node."""
+        if self._read_file is not None:
+            content = self._read_file(configuration.config_file(node, type, vmid))
+            return None if content is None else configuration.read_config(content)
+        path = configuration.config_path(node, type, vmid)
+        answer = self._hosts.call("GET", path, {"current": 1})
+        return _expected(lambda: values.fields(answer, path))
+
+    def _replicated_to(self, vmid: int) -> tuple[str, ...] | None:
+        """The nodes to which the guest is replicated, None when it is not."""
+        if self._read_file is not None:
+            content = self._read_file(configuration.REPLICATION_FILE) or ""
+            return configuration.replication_targets(configuration.read_replication(content)).get(vmid)
+        now_s = time.monotonic()
+        if self._replication is None or now_s > self._replication[0]:
+            jobs = configuration.replication_targets(self._rows(configuration.REPLICATION))
+            self._replication = (now_s + REPLICATION_LIFE_S, jobs)
+        return self._replication[1].get(vmid)
 
     def _refused_read(self, path: str, error: AnsweredError) -> OutsideError:
         if error.status == 400 or error.status in ABSENT:

@@ -13,11 +13,6 @@ def migrate_path(node: str, kind: GuestType, vmid: int) -> str:
     return f"nodes/{quoted(node)}/{kind.value}/{vmid}/migrate"
 
 
-def config_path(node: str, kind: GuestType, vmid: int) -> str:
-    """Where a guest's configuration is."""
-    return f"nodes/{quoted(node)}/{kind.value}/{vmid}/config"
-
-
 def migrate_parameters(order: MigrationOrder) -> dict[str, Parameter]:
     """What is sent to start a migration. PVE takes booleans as 1 only, and 8 refuses what it does not know."""
     parameters: dict[str, Parameter] = {"target": order.target}
