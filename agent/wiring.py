@@ -16,6 +16,7 @@ from agent.adapters.inbox import InboxBell, InboxFolder
 from agent.adapters.inbox import leave_request as leave_in_inbox
 from agent.adapters.instance_lock import InstanceLock
 from agent.adapters.journal import sink
+from agent.adapters.node_facts import ThisNode
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.systemd import SystemdNotifier, watchdog_s
@@ -340,6 +341,7 @@ def run_agent(config: str | None = None) -> int:
         files=PmxcfsFiles(node_settings.paths.pmxcfs),
         api=_OneApi(lambda: agent.settings),
         inbox=_WatchedInbox(InboxFolder(inbox), bell),
+        facts=ThisNode(),
         local=local_folders.NodeFiles(node_settings.paths.run, node_settings.paths.state),
         settings=source,
         journal=journal,

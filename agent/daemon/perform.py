@@ -15,6 +15,7 @@ from agent.ports import (
     Clock,
     ClusterApi,
     ClusterFiles,
+    FactsSource,
     InDoubtError,
     JournalSink,
     LeaderLock,
@@ -44,6 +45,7 @@ class Ports:
     files: ClusterFiles
     api: Callable[[], ClusterApi]
     inbox: LocalInbox
+    facts: FactsSource
     local: LocalFiles
     settings: SettingsSource
     journal: JournalSink
@@ -78,10 +80,9 @@ class Performer:
             case outputs.ReadSettings():
                 return self._settings(output)
             case outputs.ClaimInbox():
-                try:
-                    return inputs.InboxSeen(self._ports.inbox.claim())
-                except OutsideError as error:
-                    return inputs.InboxSeen(None, str(error))
+                return self._claim()
+            case outputs.ReadFacts():
+                return self._facts()
             case outputs.WriteStatus():
                 self._try(lambda: self._ports.local.write_status(output.text))
                 return None
@@ -121,6 +122,8 @@ class Performer:
                 return inputs.SettingsSeen(None, text, asked=output.asked)
             case outputs.ClaimInbox():
                 return inputs.InboxSeen(None, text)
+            case outputs.ReadFacts():
+                return inputs.FactsSeen(None, text)
             case outputs.Observe():
                 return inputs.Observed(output.epoch, None, text)
             case outputs.AskVerdict():
@@ -133,6 +136,18 @@ class Performer:
                 return inputs.SearchAnswer(output.intent, None, text)
             case _:
                 return None
+
+    def _claim(self) -> inputs.InboxSeen:
+        try:
+            return inputs.InboxSeen(self._ports.inbox.claim())
+        except OutsideError as error:
+            return inputs.InboxSeen(None, str(error))
+
+    def _facts(self) -> inputs.FactsSeen:
+        try:
+            return inputs.FactsSeen(self._ports.facts.read())
+        except OutsideError as error:
+            return inputs.FactsSeen(None, str(error) or type(error).__name__)
 
     def _try(self, act: Callable[[], None]) -> str:
         try:

@@ -221,7 +221,7 @@ class Senses:
         return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
 
     def enriched(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, unseen guests."""
+        """The snapshot with what only this node's files tell: flags, who has reported and what it has, smoothed loads, unseen guests."""
         if not self.has_seen:
             return snapshot
         asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
@@ -229,10 +229,14 @@ class Senses:
         if self.loads is not None:  # as old as they were when they were read, and what has passed since
             since_s = max(0.0, snapshot.taken_at - self.loads.taken_at)
             ages = {node.name: node.sample_age_s + since_s for node in self.loads.nodes if node.sample_age_s is not None}
+        reported = {node.name: self.has_reported(node.name, snapshot.taken_at, node.uptime_s) for node in snapshot.nodes}
+        facts = {name: self.inboxes[name].facts for name, has_reported in reported.items() if has_reported}
         nodes = tuple(
             replace(
                 node,
-                reports=self.has_reported(node.name, snapshot.taken_at, node.uptime_s),
+                reports=reported[node.name],
+                facts=told.node if (told := facts.get(node.name)) is not None else None,
+                zfs_cache_bytes=told.zfs_cache_bytes if told is not None else None,
                 sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name),
             )
             for node in snapshot.nodes

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agent.core.cluster import GuestType
+from agent.core.cluster import GuestType, NodeFacts, Storage
 from agent.core.journal import Record
 from agent.ports import MigrationOrder
 from agent.sim import dot_files, statistics
@@ -74,9 +74,11 @@ class World:
         *,
         pve_version: str = "9.0.10",
         bandwidth_bytes_s: float = float(500 << 20),
+        storages: Iterable[Storage] = (),
     ) -> None:
         self.timeline = Timeline()
         self.pve_version = pve_version
+        self.storages = tuple(sorted(storages, key=lambda storage: storage.name))
         self.nodes: dict[str, SimNode] = {}
         self.guests: dict[int, SimGuest] = {}
         self.tasks = Tasks(self.timeline)
@@ -294,6 +296,14 @@ class World:
         where = self._node(node)
         task = self.tasks.begin(where, kind, target_id, user)
         self.timeline.after(duration_s, lambda: self.tasks.end(where, task, "OK"))
+
+    def change_facts(self, name: str, facts: NodeFacts) -> None:
+        """Somebody upgrades the node, or changes its network."""
+        self._node(name).facts = facts
+
+    def set_zfs_cache(self, name: str, cache_bytes: int | None) -> None:
+        """What the node's ZFS cache could give back from now on."""
+        self._node(name).zfs_cache_bytes = cache_bytes
 
     def hide_guest(self, vmid: int, hidden: bool = True) -> None:
         """The agent's token does not show the guest."""
