@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,7 @@ class ThisNode:
         self._root = Path(root)
         self._cpu: tuple[str, str] | None = None
         self._packages: tuple[tuple[int, int], dict[str, str]] = ((0, 0), {})
+        self._upgrade: tuple[str, float | None] = ("", None)
 
     def read(self) -> FactsSight:
         """See `agent.ports.FactsSource`."""
@@ -55,6 +57,8 @@ class ThisNode:
             facts = NodeFacts(
                 pve_version=versions.get(PVE_PACKAGE, ""),
                 qemu_version=versions.get(QEMU_PACKAGE, ""),
+                qemu_before=self._upgrade[0],
+                qemu_since=self._upgrade[1],
                 cpu_model=model,
                 cpu_flags=flags,
                 bridges=tuple(sorted(self._bridges())),
@@ -84,7 +88,22 @@ class ThisNode:
         if self._packages[0] != seen:
             with path.open(encoding="utf-8", errors="replace") as file:  # some megabytes: a line at a time
                 self._packages = (seen, dict(_installed(file)))
+            self._upgrade = self._last_upgrade()
         return self._packages[1]
+
+    def _last_upgrade(self) -> tuple[str, float | None]:
+        """The QEMU before the last upgrade of it, and when that was: guests that ran already go on with the former one.
+
+        Source: dpkg's log, `YYYY-MM-DD HH:MM:SS upgrade PACKAGE:ARCH OLD NEW` in local time.
+        """
+        found: tuple[str, float | None] = ("", None)
+        for name in ("dpkg.log.1", "dpkg.log"):
+            with suppress(FileNotFoundError), (self._root / "var/log" / name).open(encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    words = line.split()
+                    if len(words) == 6 and words[2] == "upgrade" and words[3].partition(":")[0] == QEMU_PACKAGE:
+                        found = (words[4], time.mktime(time.strptime(f"{words[0]} {words[1]}", "%Y-%m-%d %H:%M:%S")))
+        return found
 
     # bridges
 

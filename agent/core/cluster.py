@@ -21,13 +21,17 @@ class GuestType(StrEnum):
 class NodeFacts:
     """What a node has for guests, as its own agent tells it.
 
-    Shape:   versions as their packages are numbered ("10.1.2-3"), "" when unknown; `cpu_flags` sorted, a space between
+    Units:   `qemu_since` in Unix seconds.
+    Shape:   versions as their packages are numbered ("10.1.2-3"), "" when unknown; `qemu_before` is the QEMU that guests
+             run which were started before `qemu_since`, "" and None when nobody knows; `cpu_flags` sorted, a space between
              two, without those that the kernel makes up; `bridges` and `hookscripts` (executable files among the snippets
              of the storage `local`) are names, sorted.
     """
 
     pve_version: str = ""
     qemu_version: str = ""
+    qemu_before: str = ""
+    qemu_since: float | None = None
     cpu_model: str = ""
     cpu_flags: str = ""
     bridges: tuple[str, ...] = ()

@@ -14,7 +14,8 @@ Why = tuple[RefusalReason, str]
 Version = tuple[int, ...]
 
 QEMU_PARTS = 3  # 10.1.2: what comes after that counts builds of one QEMU
-PVE_PARTS = 2  # 9.1: within it, nodes are kept compatible both ways
+PVE_PARTS = 1  # 9: within it, nodes are kept compatible both ways
+UPTIME_TOLERANCE_S = 120.0  # of a guest's uptime as PVE last told it: who may have started on either side of an upgrade counts as newer
 OWN_CPU = ("host", "max", "custom-")  # a custom type may stand on `host`: nobody but the node knows
 LOCAL_SNIPPETS = "local:snippets/"
 
@@ -36,6 +37,7 @@ class Suitability:
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
+        self._taken_at = snapshot.taken_at
         self._storages = {storage.name: storage for storage in snapshot.storages}
         self._facts = {node.name: node.facts for node in snapshot.nodes if node.facts is not None}
         self._newest_qemu = self._newest(_qemu)
@@ -91,12 +93,19 @@ class Suitability:
             return older
         if guest.type is GuestType.LXC:
             return None
-        qemu = (None if source is None else _qemu(source)) or self._newest_qemu
+        qemu = (None if source is None else self._qemu_of(guest, source)) or self._newest_qemu
         if qemu is None:
             return None
         if (match := _MACHINE.search(needs.machine)) is not None:
             qemu = max(qemu, (int(match[1]), int(match[2])))
         return _why_behind("QEMU", _qemu(there), qemu)
+
+    def _qemu_of(self, guest: Guest, facts: NodeFacts) -> Version | None:
+        """The QEMU that the guest runs: an upgrade of the node does not reach into who runs already, and such a guest can go back."""
+        started_at = None if guest.uptime_s is None else self._taken_at - guest.uptime_s
+        if facts.qemu_since is not None and started_at is not None and started_at < facts.qemu_since - UPTIME_TOLERANCE_S:
+            return version_of(facts.qemu_before, QEMU_PARTS) or _qemu(facts)
+        return _qemu(facts)
 
     def _why_no_hookscript(self, needs: GuestNeeds, target: str, there: NodeFacts) -> Why | None:
         script = needs.hookscript

@@ -56,7 +56,14 @@ class NodeEntry:
             wall_offset_s=self.wall_offset_s,
             sample_phase_s=self.sample_phase_s,
             agent=AgentWish.RUN if self.agent else AgentWish.STOP,
-            facts=NodeFacts(self.pve, self.qemu, self.cpu_model, self.cpu_flags, self.bridges, self.hookscripts),
+            facts=NodeFacts(
+                pve_version=self.pve,
+                qemu_version=self.qemu,
+                cpu_model=self.cpu_model,
+                cpu_flags=self.cpu_flags,
+                bridges=self.bridges,
+                hookscripts=self.hookscripts,
+            ),
             zfs_cache_bytes=None if self.zfs_cache_gib is None else int(self.zfs_cache_gib * GIB),
         )
 

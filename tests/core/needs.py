@@ -10,7 +10,14 @@ from agent.core.needs import GuestNeeds, Volume, VolumeKind
 from agent.core.plan_types import Verdict
 from tests.core.clusters import NOW
 
-FACTS = NodeFacts("9.1.1", "10.1.2-3", "Xeon Gold 6130", "aes avx avx2", ("vmbr0", "vmbr1"), ("proxlb-hook",))
+FACTS = NodeFacts(
+    "9.1.1",
+    "10.1.2-3",
+    cpu_model="Xeon Gold 6130",
+    cpu_flags="aes avx avx2",
+    bridges=("vmbr0", "vmbr1"),
+    hookscripts=("proxlb-hook",),
+)
 STORAGES = (
     Storage("ceph", True, ("pve1", "pve2", "pve3")),
     Storage("local-lvm", False, ("pve1", "pve2", "pve3")),

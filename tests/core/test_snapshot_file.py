@@ -35,7 +35,7 @@ from agent.core.snapshot_file import SCHEMA, SnapshotFileError, from_document, f
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "agent/schemas/snapshot-1.json"
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
-FACTS = NodeFacts("9.1.1", "10.1.2-3", "Xeon", "aes sse", ("vmbr0",))
+FACTS = NodeFacts("9.1.1", "10.1.2-3", "10.0.2-4", 1767225000.5, "Xeon", "aes sse", ("vmbr0",))
 SMALL = Snapshot(
     taken_at=1767225600.25,
     nodes=(

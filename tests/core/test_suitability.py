@@ -63,9 +63,9 @@ LACKS = {
         R.NODE_UNKNOWN, "cpu", "cpu: host, and not both CPUs are known", {"cpu_type": "host"}, replace(FACTS, cpu_model=""),
     ),
     "older QEMU": Lack(R.NODE_OLDER, "older", "QEMU 9.2.0, the guest needs 10.1.2", {}, older(qemu_version="9.2.0-7")),
-    "older Proxmox VE": Lack(R.NODE_OLDER, "older", "Proxmox VE 9.0, the guest needs 9.1", {}, older(pve_version="9.0.10")),
+    "older Proxmox VE": Lack(R.NODE_OLDER, "older", "Proxmox VE 8, the guest needs 9", {}, older(pve_version="8.4.1")),
     "older Proxmox VE for a container": Lack(
-        R.NODE_OLDER, "older", "Proxmox VE 8.4, the guest needs 9.1", {}, older(pve_version="8.4.1"), snapshot=LEAVING_CT,
+        R.NODE_OLDER, "older", "Proxmox VE 8, the guest needs 9", {}, older(pve_version="8.4.1"), snapshot=LEAVING_CT,
     ),
     "no facts": Lack(R.NODE_UNKNOWN, "unknown", "its agent has not told what it has", {}, None),
     "no version of QEMU": Lack(R.NODE_UNKNOWN, "older", "its version of QEMU", {}, older(qemu_version="")),
@@ -181,6 +181,21 @@ def test_from_the_old_to_the_new_is_always_right() -> None:
     assert why_not(snapshot, Question(verdicts=needing(101)), "pve2") is None
 
 
+def test_who_runs_an_older_qemu_than_is_installed_may_go_to_the_older_node() -> None:
+    """A node is upgraded first and emptied then, to be booted anew: its guests still run what they were started with."""
+    upgraded = older(qemu_before="9.2.0-7", qemu_since=NOW - 3600)
+    snapshot = equipped(LEAVING, pve1=upgraded, pve2=older(qemu_version="9.2.0-7"), pve3=older(qemu_version="9.0.2-1"))
+    question = Question(verdicts=needing(101))
+    assert why_not(snapshot, question, "pve2") is None
+    assert why_not(snapshot, question, "pve3") == Refusal(101, R.NODE_OLDER, "QEMU 9.0.2, the guest needs 9.2.0")
+    for uptime_s in (3500.0, 3700.0, None):  # started since, or not surely before
+        guests = tuple(replace(guest, uptime_s=uptime_s) for guest in snapshot.guests)
+        refusal = why_not(replace(snapshot, guests=guests), question, "pve2")
+        assert refusal == Refusal(101, R.NODE_OLDER, "QEMU 9.2.0, the guest needs 10.1.2")
+    unknown = equipped(LEAVING, pve1=replace(upgraded, qemu_before=""), pve2=older(qemu_version="9.2.0-7"))
+    assert why_not(unknown, question, "pve2").reason is R.NODE_OLDER  # type: ignore[union-attr]
+
+
 def test_builds_of_one_qemu_are_one_version() -> None:
     snapshot = equipped(LEAVING, pve2=older(qemu_version="10.1.2-1", pve_version="9.1.0"))
     assert why_not(snapshot, Question(verdicts=needing(101)), "pve2") is None
@@ -199,7 +214,7 @@ def test_a_hookscript_on_shared_storage_goes_where_that_is() -> None:
 
 @pytest.mark.parametrize(
     ("text", "parts", "version"),
-    [("10.1.2-3", 3, (10, 1, 2)), ("9.1.1", 2, (9, 1)), ("1:9.2+dfsg", 3, (9, 2)), ("", 2, None), ("x", 2, None)],
+    [("10.1.2-3", 3, (10, 1, 2)), ("9.1.1", 1, (9,)), ("1:9.2+dfsg", 3, (9, 2)), ("", 2, None), ("x", 2, None)],
 )
 def test_versions_are_read_from_their_packages(text: str, parts: int, version: tuple[int, ...] | None) -> None:
     assert version_of(text, parts) == version

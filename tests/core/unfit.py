@@ -40,9 +40,13 @@ def unfit(snapshot: Snapshot, guest: Guest, needs: GuestNeeds, target: str) -> I
         yield "bridge"
     if needs.hookscript.startswith("local:snippets/") and needs.hookscript.split("/")[1] not in there_facts.hookscripts:
         yield "hookscript"
-    if here is not None and guest.type.value == "qemu" and _numbers(there_facts.qemu_version)[:3] < _numbers(here.qemu_version)[:3]:
+    if here is None:
+        return
+    is_of_before = here.qemu_since is not None and (guest.uptime_s or 0) > snapshot.taken_at - here.qemu_since + 120
+    runs = (is_of_before and here.qemu_before) or here.qemu_version
+    if guest.type.value == "qemu" and _numbers(there_facts.qemu_version)[:3] < _numbers(runs)[:3]:
         yield "older"
-    if here is not None and _numbers(there_facts.pve_version)[:2] < _numbers(here.pve_version)[:2]:
+    if _numbers(there_facts.pve_version)[:1] < _numbers(here.pve_version)[:1]:
         yield "older"
 
 
