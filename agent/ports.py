@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from agent.core.cluster import GuestType, Snapshot
+from agent.core.cluster import GuestType, NodeFacts, Snapshot
 from agent.core.journal import Record
 from agent.core.plan_types import Verdict
 from agent.core.settings import Settings
@@ -197,6 +197,22 @@ class LocalInbox(Protocol):
     def claim(self) -> InboxSight:
         """Take all that is there, oldest first. Asking again says that what was given before has been passed on: until then
         it is kept, and given again to the next process. Raises TemporaryError when the folder is missing or unsafe."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactsSight:
+    """What a look at the own node shows; `zfs_cache_bytes` is what the ZFS cache could give back now, None without ZFS."""
+
+    facts: NodeFacts
+    zfs_cache_bytes: int | None
+    memory_bytes: int
+
+
+class FactsSource(Protocol):
+    """What this node has for guests."""
+
+    def read(self) -> FactsSight:
+        """How it is now, without starting a process. Raises TemporaryError."""
 
 
 class LocalFiles(Protocol):

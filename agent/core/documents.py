@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from agent.core.cluster import NodeFacts
 from agent.core.codec import CodecError, from_json, to_json
 from agent.core.events import EventKind
 from agent.core.json_types import Json
@@ -56,9 +57,15 @@ class InboxEvent:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What only the node itself can tell."""
+    """What only the node itself can tell.
+
+    Units:   `zfs_cache_bytes` is what the ZFS cache could give back, to a twentieth of the node's memory; None without ZFS.
+    Shape:   `node` is None while it could not be read.
+    """
 
     agent_version: str
+    node: NodeFacts | None = None
+    zfs_cache_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from agent.core.settings import Mode, Settings
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import Now, Written
 from agent.daemon.lead import STOP_WITHIN_S, Lead
-from agent.daemon.mailbox import CLAIM_EVERY_S, Mailbox
+from agent.daemon.mailbox import CLAIM_EVERY_S, FACTS_EVERY_S, Mailbox
 from agent.daemon.outputs import Output, Say
 from agent.daemon.senses import Senses
 from agent.daemon.status import status_text
@@ -50,6 +50,7 @@ class Cadence:
     settings_s: float = 10.0
     status_s: float = 5.0
     inbox_s: float = CLAIM_EVERY_S
+    facts_s: float = FACTS_EVERY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Agent:
         self.settings = settings
         self._cadence = cadence or Cadence()
         self.lead = Lead(identity.node, identity.incarnation, times, now.boot_s)
-        self.mailbox = Mailbox(identity.node, identity.incarnation, identity.boot_id, self._cadence.inbox_s)
+        self.mailbox = Mailbox(identity.node, identity.incarnation, identity.boot_id, self._cadence.inbox_s, self._cadence.facts_s)
         self.senses = Senses(identity.node)
         self.work: Work | None = None
         self.exit_status: int | None = None
@@ -137,6 +138,8 @@ class Agent:
                 elif self.lead.state.stage is Stage.LEADING:
                     self._local_events += [event for event in events if event.request is not None]
                 return said
+            case inputs.FactsSeen():
+                return self.mailbox.on_facts(one, now)
             case inputs.OwnInboxSeen():
                 self.mailbox.on_own_file(one)
                 return []

@@ -10,7 +10,7 @@ from agent.core.cluster import Snapshot
 from agent.core.leadership import LockAct
 from agent.core.plan_types import Verdict
 from agent.core.settings import Settings
-from agent.ports import FilesystemState, InboxSight
+from agent.ports import FactsSight, FilesystemState, InboxSight
 
 
 class LockOutcome(StrEnum):
@@ -86,6 +86,14 @@ class InboxSeen:
     """What was claimed from this node's inbox; None when it could not be read."""
 
     sight: InboxSight | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FactsSeen:
+    """What this node has for guests; None when it could not be read."""
+
+    sight: FactsSight | None
     error: str = ""
 
 
@@ -189,6 +197,7 @@ Input = (
     | LoadsSeen
     | WriteAnswer
     | InboxSeen
+    | FactsSeen
     | OwnInboxSeen
     | SettingsSeen
     | Observed

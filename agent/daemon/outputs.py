@@ -86,6 +86,13 @@ class ClaimInbox:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadFacts:
+    """Look at what this node has for guests."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+
+
+@dataclass(frozen=True, slots=True)
 class WriteStatus:
     """Replace status.json."""
 
@@ -204,6 +211,7 @@ Output = (
     | WriteShared
     | ReadSettings
     | ClaimInbox
+    | ReadFacts
     | WriteStatus
     | KeepDecision
     | ReadLoads

@@ -15,6 +15,7 @@ from agent.ports import (
     Clock,
     ClusterApi,
     ClusterFiles,
+    FactsSource,
     InDoubtError,
     JournalSink,
     LeaderLock,
@@ -44,6 +45,7 @@ class Ports:
     files: ClusterFiles
     api: Callable[[], ClusterApi]
     inbox: LocalInbox
+    facts: FactsSource
     local: LocalFiles
     settings: SettingsSource
     journal: JournalSink
@@ -79,6 +81,8 @@ class Performer:
                 return self._settings(output)
             case outputs.ClaimInbox() | outputs.WriteStatus() | outputs.KeepDecision() | outputs.ReadLoads() | outputs.KeepLoads():
                 return self._on_this_node(output)
+            case outputs.ReadFacts():
+                return self._facts()
             case outputs.Say():
                 self._ports.journal.say(output.record)
                 return None
@@ -114,6 +118,8 @@ class Performer:
                 return inputs.SettingsSeen(None, text, asked=output.asked)
             case outputs.ClaimInbox():
                 return inputs.InboxSeen(None, text)
+            case outputs.ReadFacts():
+                return inputs.FactsSeen(None, text)
             case outputs.Observe():
                 return inputs.Observed(output.epoch, None, text)
             case outputs.AskVerdict():
@@ -149,6 +155,12 @@ class Performer:
             case outputs.KeepLoads():
                 self._try(lambda: local.write_loads(output.text))
         return None
+
+    def _facts(self) -> inputs.FactsSeen:
+        try:
+            return inputs.FactsSeen(self._ports.facts.read())
+        except OutsideError as error:
+            return inputs.FactsSeen(None, str(error) or type(error).__name__)
 
     def _try(self, act: Callable[[], None]) -> str:
         try:

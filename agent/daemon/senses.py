@@ -173,7 +173,7 @@ class Senses:
             return []
         self.vmids = frozenset(entry.vmid for entry in entries)
         members = None if seen.members is None else parse_members(seen.members)
-        snapshot = loads_snapshot(parse_rrd(seen.rrd), entries, members, now.wall_s)
+        snapshot = self._with_caches(loads_snapshot(parse_rrd(seen.rrd), entries, members, now.wall_s))
         events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
@@ -184,6 +184,18 @@ class Senses:
         self.smoothing = self.smoothing.with_snapshot(snapshot, now.boot_s)
         self.loads = self.smoothing.applied(snapshot)
         return events + self._overloads(now, settings)
+
+    def _with_caches(self, snapshot: Snapshot) -> Snapshot:
+        """With the ZFS caches that nodes tell of themselves, where PVE's statistics do not: those of PVE 8."""
+        told = {name: inbox.facts.zfs_cache_bytes for name, inbox in self.inboxes.items()}
+        if all(cache is None for cache in told.values()):
+            return snapshot
+        return replace(
+            snapshot,
+            nodes=tuple(
+                replace(node, zfs_cache_bytes=told.get(node.name)) if node.zfs_cache_bytes is None else node for node in snapshot.nodes
+            ),
+        )
 
     def _overloads(self, now: Now, settings: Settings) -> list[Event]:
         """Overload that has lasted, and uneven load: told once as long as it lasts, and at most every `reconcile_s` when it comes and
@@ -226,21 +238,23 @@ class Senses:
         return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
 
     def enriched(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, pressures, ZFS caches,
-        unseen guests."""
+        """The snapshot with what only this node's files tell: flags, who has reported and what it has, smoothed loads, pressures,
+        ZFS caches, unseen guests."""
         if not self.has_seen:
             return snapshot
         asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
         ages: dict[str, float] = {}
-        caches: dict[str, int | None] = {}
         if self.loads is not None:  # as old as they were when they were read, and what has passed since
             since_s = max(0.0, snapshot.taken_at - self.loads.taken_at)
             ages = {node.name: node.sample_age_s + since_s for node in self.loads.nodes if node.sample_age_s is not None}
-            caches = {node.name: node.zfs_cache_bytes for node in self.loads.nodes}
+        caches = {} if self.loads is None else {node.name: node.zfs_cache_bytes for node in self.loads.nodes}
+        reported = {node.name: self.has_reported(node.name, snapshot.taken_at, node.uptime_s) for node in snapshot.nodes}
+        facts = {name: self.inboxes[name].facts for name, has_reported in reported.items() if has_reported}
         nodes = tuple(
             replace(
                 node,
-                reports=self.has_reported(node.name, snapshot.taken_at, node.uptime_s),
+                reports=reported[node.name],
+                facts=told.node if (told := facts.get(node.name)) is not None else None,
                 sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name),
                 zfs_cache_bytes=node.zfs_cache_bytes if node.zfs_cache_bytes is not None else caches.get(node.name),
             )

@@ -97,7 +97,7 @@ def sample(node: SimNode, guests: Iterable[SimGuest], incoming: Iterable[Incomin
     share = min(1.0, node.cores / demand) if demand > 0 else 1.0
     memory = node.overhead_memory_bytes + sum(guest.taken_memory_bytes for guest in here if guest.has_process)
     memory += int(math.fsum(flight.memory_at(at_s) for flight in incoming))
-    cache = max(0, min(node.zfs_cache_bytes, node.memory_bytes - memory))  # what others want it gives back
+    cache = max(0, min(node.zfs_cache_bytes or 0, node.memory_bytes - memory))  # what others want it gives back
     ctime = int(node.wall_s(at_s))
     pressure = round(100.0 * (1.0 - share), 2)
     partition = node.partition

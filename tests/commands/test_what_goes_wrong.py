@@ -123,6 +123,9 @@ def test_without_quorum_nothing_is_changed(place: Callable[..., Place], run: Run
 
 def test_balance_where_no_agent_runs(place: Callable[..., Place], run: Run, pve: PveServer, mocker: MockerFixture) -> None:
     where = place(pve.port, mounted="quorate", balance={"spread_percent": 1, "min_gain_percent": 0, "node_reserve": {"memory_gib": 0}})
+    (where.pmxcfs / "nodes/pve1/qemu-server").mkdir()
+    for vmid in range(100, 104):
+        (where.pmxcfs / f"nodes/pve1/qemu-server/{vmid}.conf").write_text("memory: 8192\n")
     before = where.files()
     mocker.patch.object(wiring, "read_senses", return_value=None)  # nobody has reported, so nobody would be a target
     ran = run("--config", where.config, "balance", "--yes", "--force")

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from itertools import combinations, groupby
 
 from agent.core.cluster import Guest, Node, Snapshot
+from agent.core.needs import GuestNeeds
 from agent.core.plan_types import Balance, Move, Plan
+from tests.core.unfit import unfit
 
 LOAD = {"overload", "spread", "manual"}
 RULE = {"pin", "affinity", "anti-affinity"}
@@ -60,6 +62,7 @@ class Facts:
     landed: frozenset[int] = frozenset()
     refused_guests: frozenset[int] = frozenset()
     refused_nodes: frozenset[tuple[int, str]] = frozenset()
+    needs: Mapping[int, GuestNeeds] = field(default_factory=dict)
     most_first: int = 1 << 30
 
 
@@ -333,6 +336,8 @@ class _Check:
             "unmeasured": why in LOAD and measured(guest) is None,
         }
         yield from (f"{what}: guest {vmid} must stay, and goes to {move.target}" for what, stays in must_stay.items() if stays)
+        if (needs := self.facts.needs.get(vmid)) is not None:
+            yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in unfit(self.snapshot, guest, needs, move.target))
         pins = self.tags.pins.get(vmid)
         if pins is not None and move.target not in pins:
             yield f"pin: guest {vmid} goes to {move.target}"

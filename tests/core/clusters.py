@@ -148,6 +148,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         landed=question.ledger.landed,
         refused_guests=frozenset(vmid for vmid, verdict in question.verdicts.items() if verdict.refusal is not None),
         refused_nodes=frozenset((vmid, name) for vmid, verdict in question.verdicts.items() for name, _ in verdict.refused_nodes),
+        needs={vmid: verdict.needs for vmid, verdict in question.verdicts.items() if verdict.needs is not None},
         most_first=min(question.moves_per_pass, question.moves_left),
     )
 

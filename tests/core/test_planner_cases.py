@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from agent.core import planner
-from agent.core.cluster import GIB, Guest, Snapshot
+from agent.core.cluster import GIB, Guest, NodeFacts, Snapshot
 from agent.core.codec import to_json
 from agent.core.load import GuestLoad, InFlight, Ledger, Weights, node_loads, over_threshold
 from agent.core.plan_types import Gate, Plan, Refusal, Verdict
@@ -36,6 +36,7 @@ from tests.core.clusters import (
     vm,
     wrong_in,
 )
+from tests.core.needs import FACTS, equipped, needing, volume
 
 PLAIN = settings()
 FORCE = Question(force=True)
@@ -588,6 +589,11 @@ def told(reason: RefusalReason) -> Scene:
     return pinned_away(vm(101, "pve1"), Question(verdicts={101: Verdict(101, NOW, Refusal(101, reason, "PVE's words"))}))
 
 
+def without(pve2: NodeFacts | None = FACTS, **needs: object) -> Scene:
+    """Guest 101 wants home, to pve2, and needs what pve2 has not."""
+    return equipped(ONE, pve2=pve2), PLAIN, replace(HOME, verdicts=needing(101, **needs)), 101
+
+
 ONE = cluster(*THREE, vm(101, "pve1"))
 # 101 and 103 would change places by way of a third node, which as one move each nobody can
 SCENES: dict[RefusalReason, Callable[[], Scene]] = {
@@ -607,7 +613,10 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.SET_ASIDE: lambda: pinned_away(vm(101, "pve1"), Question(set_aside={101: "it failed"})),
     RefusalReason.LOAD_UNKNOWN: lambda: (cluster(*THREE, vm(101, "pve1", cpu_used_cores=None), *crowd("pve1", 22)), PLAIN, Question(), 101),
     RefusalReason.LOCAL_DISK: lambda: told(RefusalReason.LOCAL_DISK),
+    RefusalReason.LOCAL_IMAGE: lambda: told(RefusalReason.LOCAL_IMAGE),
     RefusalReason.LOCAL_DEVICE: lambda: told(RefusalReason.LOCAL_DEVICE),
+    RefusalReason.ARGS: lambda: without(args="-S"),
+    RefusalReason.CPU_AFFINITY: lambda: without(affinity="0-3"),
     RefusalReason.PRECONDITION: lambda: told(RefusalReason.PRECONDITION),
     RefusalReason.NODE_OFFLINE: lambda: homeward(changed(ONE, "pve2", online=False)),
     RefusalReason.NODE_MAINTENANCE: lambda: homeward(replace(ONE, no_target=("pve2",))),
@@ -617,8 +626,18 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.NODE_STALE: lambda: homeward(changed(ONE, "pve2", sample_age_s=61.0)),
     RefusalReason.NODE_BACKUP: lambda: homeward(cluster(*THREE, vm(101, "pve1"), task("vzdump", "pve2"))),
     RefusalReason.NODE_REFUSED: lambda: (
-        ONE, PLAIN, replace(HOME, verdicts={101: Verdict(101, NOW, None, (("pve2", "no such storage"),))}), 101,
+        ONE, PLAIN, replace(HOME, verdicts={101: Verdict(101, NOW, None, (("pve2", Refusal(101, RefusalReason.NODE_REFUSED)),))}), 101,
     ),
+    RefusalReason.NODE_UNKNOWN: lambda: without(None),
+    RefusalReason.NODE_OLDER: lambda: without(replace(FACTS, qemu_version="9.2.0-1")),
+    RefusalReason.CPU_UNLIKE: lambda: without(replace(FACTS, cpu_model="EPYC"), cpu_type="host"),
+    RefusalReason.STORAGE_MISSING: lambda: without(volumes=(volume("nfs:a"),)),
+    RefusalReason.BRIDGE_MISSING: lambda: without(bridges=("vmbr7",)),
+    RefusalReason.DEVICE_MISSING: lambda: (
+        ONE, PLAIN, replace(HOME, verdicts={101: Verdict(101, NOW, None, (("pve2", Refusal(101, RefusalReason.DEVICE_MISSING)),))}), 101,
+    ),
+    RefusalReason.HOOKSCRIPT_MISSING: lambda: without(hookscript="local:snippets/mine.pl"),
+    RefusalReason.NOT_REPLICATED: lambda: without(replicated_to=("pve3",)),
     RefusalReason.NO_MEMORY: lambda: homeward(cluster(node("pve1"), node("pve2", 16), vm(101, "pve1", 12))),
     RefusalReason.NO_CPU: lambda: homeward(cluster(node("pve1"), node("pve2", 128, 2), vm(101, "pve1", 4, 4))),
     RefusalReason.OVER_THRESHOLD: lambda: homeward(cluster(*THREE, vm(101, "pve1"), *crowd("pve2", 21))),

@@ -229,7 +229,7 @@ SCENES = {
     ),
     "verdict on the node": Scene(
         never("why_never", R.NODE_REFUSED), "verdict", pinned_to("pve2", vm(101, "pve1")), PLAIN,
-        Question(verdicts={101: Verdict(101, NOW, None, (("pve2", "no such bridge"),))}),
+        Question(verdicts={101: Verdict(101, NOW, None, (("pve2", Refusal(101, R.NODE_REFUSED, "HA")),))}),
     ),
     "dead source": Scene(
         guest_check(R.NODE_OFFLINE), "offline", changed(cluster(*TWO, vm(101, "pve1"), drain=["pve1"]), "pve1", online=False),
