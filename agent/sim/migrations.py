@@ -23,7 +23,6 @@ HAND_OVER_S = 1.0  # from the configuration's rename to the task's end
 SETUP_S = 2.0  # what a migration takes beside copying
 OFFLINE_S = 2.0  # a stopped guest on shared storage: only its configuration moves
 HA_TASK_S = 1.0  # a hamigrate task ends as soon as the request is queued
-HA_QUEUE_S = 15.0  # from the request to the local resource manager's migration: a round of each manager
 
 
 class FailureKind(StrEnum):
@@ -172,15 +171,15 @@ class Migrations:
         world = self._world
         task = world.tasks.begin(world.nodes[order.source], "hamigrate", str(guest.vmid), user)
 
-        def start() -> None:
-            if guest.ha == "migrate":
-                guest.ha = "started"
-            if guest.node == order.source and guest.lock is None and world.nodes[order.source].online and world.nodes[order.target].online:
-                self.begin(guest, order.target, ROOT, failure, None)
+        def queued() -> None:
+            status = "OK"
+            if guest.ha == "error":
+                status = f"service '{guest.label}' in error state, must be disabled and fixed first"
+            elif guest.vmid in world.ha.services:
+                world.ha.command(guest.vmid, order.target, failure)
+            world.tasks.end(world.nodes[order.source], task, status)
 
-        guest.ha = "migrate"
-        world.timeline.after(HA_TASK_S, lambda: world.tasks.end(world.nodes[order.source], task, "OK"))
-        world.timeline.after(HA_QUEUE_S, start)
+        world.timeline.after(HA_TASK_S, queued)
         return task
 
     def begin(self, guest: SimGuest, target: str, user: str, failure: Failure | None, limit_kib_s: int | None) -> Task:
@@ -299,6 +298,7 @@ class Migrations:
         migration.state = state
         world.set_guest_lock(migration.guest, None)
         world.tasks.end(world.nodes[migration.source], migration.task, status)
+        world.ha.migration_ended(migration.guest, is_good=status == "OK")
 
     def end_stuck(self, vmid: int) -> None:
         """Somebody stops the guest's migration task: the guest stays where it was."""

@@ -249,6 +249,8 @@ VERBS: dict[str, Binder] = {
     "request-ha-maintenance": _verb(_Node, lambda world, a: world.request_ha_maintenance(a.node)),
     "clear-ha-maintenance": _verb(_Node, lambda world, a: world.request_ha_maintenance(a.node, wanted=False)),
     "set-ha-node-state": _verb(_NodeState, lambda world, a: world.set_ha_state(a.node, a.state)),
+    "hang-ha-manager": _verb(_Nothing, lambda world, _: world.hang_ha_manager()),
+    "free-ha-manager": _verb(_Nothing, lambda world, _: world.hang_ha_manager(hanging=False)),
     # the API
     "cut-api": _verb(_Node, lambda world, a: world.cut_api(a.node)),
     "restore-api": _verb(_Node, lambda world, a: world.cut_api(a.node, cut=False)),
