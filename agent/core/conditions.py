@@ -67,7 +67,7 @@ class Conditions:
             return refuse(RefusalReason.NODE_OFFLINE, guest.node)
         if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
             return refuse(RefusalReason.NODE_IGNORED, guest.node)
-        if guest.ha is not None:
+        if guest.ha is not None and guest.ha != "started":
             return refuse(RefusalReason.HA_MANAGED, guest.ha)
         if vmid in self.rules.ignored:
             return refuse(RefusalReason.IGNORED, "plb_ignore")

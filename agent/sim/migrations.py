@@ -12,7 +12,6 @@ from agent.core.cluster import GuestType, Task
 from agent.ports import InDoubtError, MigrationOrder, RefusedError
 from agent.sim.inventory import SimGuest
 from agent.sim.statistics import Incoming
-from agent.sim.tasks import ROOT
 from agent.sim.timeline import Due
 
 if TYPE_CHECKING:
