@@ -146,15 +146,14 @@ class Migrations:
             raise RefusedError("target is local node.")
         if order.target not in world.nodes:
             raise RefusedError(f"no such cluster node '{order.target}'")
-        if guest.ha is None:
-            if guest.lock is not None:
-                raise RefusedError(f"{'VM' if guest.type is GuestType.QEMU else 'CT'} is locked ({guest.lock})")
-            if guest.has_process and guest.type is GuestType.QEMU and not order.online:
-                raise RefusedError("can't migrate running VM without --online")
-            if guest.has_process and guest.type is GuestType.LXC and not order.restart:
-                raise RefusedError("can't migrate running container without --online or --restart")
-            if order.target in guest.not_allowed:
-                raise RefusedError(guest.not_allowed[order.target])
+        if guest.lock is not None:
+            raise RefusedError(f"{'VM' if guest.type is GuestType.QEMU else 'CT'} is locked ({guest.lock})")
+        if guest.has_process and guest.type is GuestType.QEMU and not order.online:
+            raise RefusedError("can't migrate running VM without --online")
+        if guest.has_process and guest.type is GuestType.LXC and not order.restart:
+            raise RefusedError("can't migrate running container without --online or --restart")
+        if order.target in guest.not_allowed:
+            raise RefusedError(guest.not_allowed[order.target])
         return guest
 
     def _failure_for(self, vmid: int) -> Failure | None:
