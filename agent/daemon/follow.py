@@ -35,6 +35,9 @@ class Follow:
 
     def __init__(self, taken_over: Iterable[Migration], now: Now) -> None:
         self._open: dict[str, Migration] = {record.intent: record for record in taken_over}
+        for record in self.records:
+            if record.state is MigrationState.ASKED and record.along_with is not None and record.along_with not in self._open:
+                self._open[record.intent] = advanced(record, MigrationState.QUEUED, now.wall_s)  # where it is decides
         self._began_s: dict[str, float] = dict.fromkeys(self._open, now.boot_s)
         self._ended: dict[str, str] = {}
         self._ended_s: dict[str, float] = {}
@@ -183,6 +186,8 @@ class Follow:
 
     def _on_request_task(self, record: Migration, answer: TaskAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
         """The task that queues a request at the HA manager: its OK moves nobody, and its failure may have queued it all the same."""
+        if record.state is not MigrationState.ASKED:
+            return [], []
         has_ended = answer.exit_status is not None or not answer.is_known
         silent_since_s = self._silent_since_s.setdefault(record.intent, now.boot_s)
         if not has_ended and (not answer.error or now.boot_s - silent_since_s < DOUBT_S):
