@@ -8,7 +8,6 @@ import json
 from dataclasses import replace
 
 from agent import wiring
-from agent.commands.guests import rules_of
 from agent.commands.plan import known_guest_node, refusal_document
 from agent.commands.planning import asker, question_of, why_only_words
 from agent.commands.tables import aligned, clock, gib, iso, label, points
@@ -20,7 +19,6 @@ from agent.core.json_types import Json, JsonObject
 from agent.core.migrations import Migration
 from agent.core.question import Question
 from agent.core.reasons import MEANING
-from agent.core.settings import Settings
 
 SCHEMA = "proxlb-agent/explain/1"
 MOVES_SHOWN = 5
@@ -46,9 +44,9 @@ def execute(arguments: argparse.Namespace) -> int:
     assert found is not None  # its node is known
     moves = last_moves(history, arguments.vmid)
     if arguments.json:
-        print(json.dumps(explain_document(found, snapshot, settings, question, moves), indent=1, allow_nan=False))
+        print(json.dumps(explain_document(found, snapshot, question, moves), indent=1, allow_nan=False))
     else:
-        print(explain_text(found, settings, question, moves, (*why_only_words(settings, snapshot, history),)))
+        print(explain_text(found, question, moves, (*why_only_words(settings, snapshot, history),)))
     return 0
 
 
@@ -58,9 +56,7 @@ def last_moves(history: HistoryFile | None, vmid: int) -> tuple[Migration, ...]:
     return tuple(reversed(found[-MOVES_SHOWN:]))
 
 
-def explain_document(
-    found: Explanation, snapshot: Snapshot, settings: Settings, question: Question, moves: tuple[Migration, ...]
-) -> JsonObject:
+def explain_document(found: Explanation, snapshot: Snapshot, question: Question, moves: tuple[Migration, ...]) -> JsonObject:
     """The explanation as `agent/schemas/explain-1.json` describes it."""
     guest = found.guest
     targets: list[Json] = [
@@ -82,7 +78,7 @@ def explain_document(
         "status": guest.status,
         "cpu_used_cores": round(found.load.cpu_cores, 4),
         "memory_used_bytes": int(found.load.memory_bytes),
-        "rules": list(rules_of(guest, settings)),
+        "rules": list(found.rules),
         "unit": list(found.unit),
         "pins": list(found.pins),
         "together": list(found.together),
@@ -108,7 +104,7 @@ def explain_document(
     }
 
 
-def explain_text(found: Explanation, settings: Settings, question: Question, moves: tuple[Migration, ...], notes: tuple[str, ...]) -> str:
+def explain_text(found: Explanation, question: Question, moves: tuple[Migration, ...], notes: tuple[str, ...]) -> str:
     """The explanation for people to read."""
     guest = found.guest
     what = label(guest.type.value, guest.vmid, guest.name)
@@ -116,7 +112,7 @@ def explain_text(found: Explanation, settings: Settings, question: Question, mov
     if len(found.unit) > 1:
         takes = f"together with {', '.join(str(vmid) for vmid in found.unit if vmid != guest.vmid)} {takes}"
     parts = [f"{what} is on {guest.node}, {guest.status}, {takes}\n{_verdict(found)}"]
-    if (rules := _rules(found, settings)) != "":
+    if (rules := _rules(found)) != "":
         parts.append(rules)
     rows = []
     for target in found.targets:
@@ -169,10 +165,10 @@ def _verdict(found: Explanation) -> str:
     return "stays: no move of it gains more than it costs"
 
 
-def _rules(found: Explanation, settings: Settings) -> str:
+def _rules(found: Explanation) -> str:
     lines = []
-    if (tags := rules_of(found.guest, settings)) != ():
-        lines.append(f"tags: {' '.join(tags)}")
+    if found.rules:
+        lines.append(f"rules: {', '.join(found.rules)}")
     if found.pins:
         lines.append(f"only on: {', '.join(found.pins)}")
     if found.together:

@@ -35,7 +35,8 @@ class Explanation:
 
     Shape:   `unit` are the guests that would move with it, itself included; `load` is theirs together. `drains` when its
              node is to be emptied: then any allowed target is good enough. `stays` is what keeps the unit whatever the target,
-             `cannot_be_source` why its node is no source of load balancing. `pins` and `apart` are sorted.
+             `cannot_be_source` why its node is no source of load balancing. `rules` are what its
+             rules are called, `pins` and `apart` are sorted.
     """
 
     guest: Guest
@@ -43,6 +44,7 @@ class Explanation:
     load: GuestLoad
     drains: bool
     stays: Refusal | None
+    rules: tuple[str, ...]
     pins: tuple[str, ...]
     together: tuple[int, ...]
     apart: tuple[int, ...]
@@ -76,6 +78,7 @@ def explain(snapshot: Snapshot, settings: Settings, question: Question, vmid: in
         load=sketch.load_of_unit(unit),
         drains=purpose is Purpose.DRAIN,
         stays=sketch.why_unit_stays(unit, purpose),
+        rules=sketch.rules.named.get(vmid, ()),
         pins=tuple(sorted(sketch.rules.pins.get(vmid, ()))),
         together=tuple(other for other in sketch.rules.unit(vmid) if other != vmid),
         apart=tuple(sorted(sketch.rules.apart.get(vmid, ()))),

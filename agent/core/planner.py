@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.conditions import Purpose
+from agent.core.crowding import crowded
 from agent.core.goal import Goal, move_cost
 from agent.core.load import Weights, balance_of, over_threshold, spread
 from agent.core.order import into_batches
@@ -16,7 +17,7 @@ from agent.core.placement import Placement
 from agent.core.plan_types import Conflict, Gate, Move, Plan, Refusal
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
-from agent.core.rules import crowded
+from agent.core.rules import RuleSource
 from agent.core.settings import Settings
 from agent.core.steps import Step
 
@@ -66,19 +67,18 @@ class _Planner:
     def run(self) -> Plan:
         sketch = self.sketch
         before = balance_of(sketch.loads(), sketch.usable, self.weights)
-        conflicts = list(sketch.rules.conflicts)
-        if sketch.rules.anti_affinity:
-            conflicts += crowded(sketch.rules, len(sketch.usable))
+        hopeless = crowded(sketch.rules, sketch.at, sketch.usable, sketch.draining)
+        conflicts = (*sketch.rules.conflicts, *hopeless)
         gate = Gate.CLOSED
         if not self.snapshot.unseen:
-            hopeless = {conflict.rule for conflict in conflicts}
-            self._put_right(hopeless)
+            impossible = {conflict.rule for conflict in hopeless}
+            self._put_right(impossible)
             if self.question.balance_load:
                 gate, sources = self._gate()
                 for _ in range(MOST_ROUNDS if gate is not Gate.CLOSED else 0):
                     self._balance(gate, sources)
                     before_repairs = list(self.steps)
-                    self._put_right(hopeless)  # evened out, the nodes may have room for what had none
+                    self._put_right(impossible)  # evened out, the nodes may have room for what had none
                     if self.steps == before_repairs:
                         break
         moves = self._ordered()
@@ -95,13 +95,13 @@ class _Planner:
             evaluations=self.evaluations,
         )
 
-    def _put_right(self, hopeless: set[str]) -> None:
+    def _put_right(self, impossible: set[str]) -> None:
         """What does not wait for a gate: maintenance, broken rules, the way home."""
         self._drain()
         if self.question.repair_rules:
             self._repair_pins()
             self._repair_affinity()
-            self._repair_anti_affinity(hopeless)
+            self._repair_anti_affinity(impossible)
         self._return_home()
 
     # steps
@@ -189,17 +189,21 @@ class _Planner:
             else:
                 self._refuse(Refusal(vmid, refusal.reason, refusal.detail))
 
-    # rules
+    # rules: a broken one of the HA manager's is its own business, and it is at it within seconds (pve-ha-manager, Manager.pm,
+    # select_service_node, asked in each round for each started service); a request of ours would come in between
 
     def _repair_pins(self) -> None:
         sketch = self.sketch
         for vmid, allowed in sorted(sketch.rules.pins.items()):
             if sketch.at[vmid] in allowed or not sketch.guest_of[vmid].is_running or sketch.at[vmid] in sketch.draining:
                 continue
+            sources = {pin.source for pin in sketch.rules.broken_pins(vmid, sketch.at[vmid])}
+            if sources == {RuleSource.HA}:
+                continue
             unit = sketch.unit_here(vmid)
             if len(unit) < len(sketch.rules.unit(vmid)) or not self.question.scope.covers_guests(unit):
                 continue  # a split unit is gathered below, on a node that all its pins allow
-            self._repair(unit, sorted(allowed), MoveReason.PIN)
+            self._repair(unit, sorted(allowed), MoveReason.PIN if RuleSource.TAG in sources else MoveReason.POOL_RULE)
 
     def _repair(self, unit: tuple[int, ...], targets: Iterable[str], reason: MoveReason) -> None:
         refusal = self.sketch.why_unit_stays(unit, Purpose.RULE)
@@ -212,11 +216,27 @@ class _Planner:
 
     def _repair_affinity(self) -> None:
         sketch = self.sketch
-        for unit in sorted(set(sketch.rules.units.values())):
-            if len({sketch.at[vmid] for vmid in unit}) > 1 and self.question.scope.covers_guests(unit):
-                self._gather(unit)
+        split = {unit for unit in sketch.rules.units.values() if len({sketch.at[vmid] for vmid in unit}) > 1}
+        sources = self._sources_of_split(split) if split else {}
+        for unit in sorted(split):
+            if sources[unit] - {RuleSource.HA} and self.question.scope.covers_guests(unit):
+                self._gather(unit, MoveReason.AFFINITY if RuleSource.TAG in sources[unit] else MoveReason.POOL_RULE)
 
-    def _gather(self, unit: tuple[int, ...]) -> None:
+    def _sources_of_split(self, split: set[tuple[int, ...]]) -> dict[tuple[int, ...], set[RuleSource]]:
+        """For each of these units, whose rules are broken by it."""
+        sketch = self.sketch
+        found: dict[tuple[int, ...], set[RuleSource]] = {unit: set() for unit in split}
+        for group in sketch.rules.affinity:
+            members: dict[tuple[int, ...], set[str]] = {}
+            for vmid in group.vmids:
+                if (unit := sketch.rules.units.get(vmid)) in found and unit is not None:
+                    members.setdefault(unit, set()).add(sketch.at[vmid])
+            for unit, nodes in members.items():
+                if len(nodes) > 1:
+                    found[unit].add(group.source)
+        return found
+
+    def _gather(self, unit: tuple[int, ...], reason: MoveReason) -> None:
         """Bring a split unit together where the fewest guests, of these those that have not just moved, then bytes, have to move.
 
         Where the slots were too few to move a unit at once, part of it has arrived: the rest follows, however many they are.
@@ -235,7 +255,7 @@ class _Planner:
                 continue
             refusal = sketch.why_not_target(movers, name, Purpose.RULE)
             if refusal is None and any(name not in sketch.rules.pins.get(vmid, (name,)) for vmid in unit):
-                refusal = Refusal(movers[0], RefusalReason.PINNED, name)
+                refusal = Refusal(movers[0], RefusalReason.PINNED, f"not {name}: a guest there is pinned elsewhere")
             if refusal is not None:
                 why = why or refusal
                 continue
@@ -252,19 +272,19 @@ class _Planner:
             )
             best = rank if best is None else min(best, rank)
         if best is not None:
-            self._take(tuple(vmid for vmid in unit if sketch.at[vmid] != best[-1]), best[-1], MoveReason.AFFINITY)
+            self._take(tuple(vmid for vmid in unit if sketch.at[vmid] != best[-1]), best[-1], reason)
         elif why is not None:
             self._refuse(why)
 
-    def _repair_anti_affinity(self, hopeless: set[str]) -> None:
+    def _repair_anti_affinity(self, impossible: set[str]) -> None:
         sketch = self.sketch
         for group in sketch.rules.anti_affinity:
-            if group.rule in hopeless or not self.question.scope.covers_guests(group.vmids):
+            if group.source is RuleSource.HA or group.rule in impossible or not self.question.scope.covers_guests(group.vmids):
                 continue
             for name in sorted({sketch.at[vmid] for vmid in group.vmids} - sketch.draining):
                 members = [vmid for vmid in group.vmids if sketch.at[vmid] == name]
                 for vmid in self._who_leaves(members):
-                    self._repair(sketch.unit_here(vmid), self._every_node(), MoveReason.ANTI_AFFINITY)
+                    self._repair(sketch.unit_here(vmid), self._every_node(), _APART_REASONS[group.source])
 
     def _who_leaves(self, members: list[int]) -> list[int]:
         """All but one: who cannot move stays, of the others the largest stays."""
@@ -440,10 +460,12 @@ class _Planner:
         return moves
 
 
+_APART_REASONS = {RuleSource.TAG: MoveReason.ANTI_AFFINITY, RuleSource.POOL: MoveReason.POOL_RULE}
 _REASONS = {Gate.OVERLOAD: MoveReason.OVERLOAD, Gate.SPREAD: MoveReason.SPREAD, Gate.FORCED: MoveReason.MANUAL}
 
 
 def conflicts_of(snapshot: Snapshot, settings: Settings) -> tuple[Conflict, ...]:
     """The rules of the cluster that contradict each other, without planning."""
     sketch = Placement(snapshot, settings, Question())
-    return tuple(sorted((*sketch.rules.conflicts, *crowded(sketch.rules, len(sketch.usable))), key=lambda c: (c.rule, c.vmids)))
+    hopeless = crowded(sketch.rules, sketch.at, sketch.usable, sketch.draining)
+    return tuple(sorted((*sketch.rules.conflicts, *hopeless), key=lambda c: (c.rule, c.vmids)))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.cluster import GIB, Guest, Snapshot
+from agent.core.cluster import GIB, Guest, HaResource, HighAvailability, Maintenance, Snapshot
 from agent.core.codec import to_json
 from agent.core.load import GuestLoad, InFlight, Ledger, Weights, node_loads, over_threshold
 from agent.core.plan_types import Gate, Plan, Refusal, Verdict
@@ -141,7 +141,7 @@ def test_a_drained_node_keeps_the_rules_and_names_who_cannot_leave() -> None:
     assert len({move.target for move in result.moves if move.vmid in (105, 106)}) == 1
     assert [(refusal.vmid, refusal.reason.value) for refusal in result.refused] == [(101, "no-target"), (102, "no-target")]
     assert "pve2: pinned" in result.refused[0].detail
-    assert "anti-affinity (guest 103 is there)" in result.refused[1].detail
+    assert "anti-affinity (guest 103 is there; plb_anti_affinity_a)" in result.refused[1].detail
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_what_cannot_be_kept_is_reported_and_left_alone() -> None:
     guests = [vm(101, "pve1", 4, 0.5, both), vm(102, "pve1", 4, 0.5, both), vm(103, "pve2", 4, 0.5, "plb_pin_pve3")]
     result = planned(cluster(*THREE, *guests))
     assert moves_of(result) == [(103, "pve3", "pin")]
-    assert [(conflict.rule, conflict.vmids) for conflict in result.conflicts] == [("plb_affinity_a", (101, 102))]
+    assert [(conflict.rule, conflict.vmids) for conflict in result.conflicts] == [("plb_affinity_a, plb_anti_affinity_b", (101, 102))]
 
 
 def test_more_anti_affine_guests_than_nodes_are_a_conflict() -> None:
@@ -575,6 +575,14 @@ def pinned_away(guest: Guest, question: Question | None = None, how: Settings = 
     return cluster(*THREE, replace(guest, tags=(*guest.tags, "plb_pin_pve2"))), how, question or Question(), guest.vmid
 
 
+def under_ha(balances: bool = False, disarmed: bool = False, closed_nodes: tuple[str, ...] = (), **of_guest: object) -> Scene:
+    """The guest is the HA manager's, and would go to pve2 if it might."""
+    snapshot, *rest = pinned_away(vm(101, "pve1", ha="started"))
+    resource = replace(HaResource(101, state="started", node="pve1"), **of_guest)
+    ha = HighAvailability(resources=(resource,), balances=balances, disarmed=disarmed, closed_nodes=closed_nodes)
+    return replace(snapshot, ha=ha), *rest
+
+
 def homeward(snapshot: Snapshot, how: Settings = PLAIN) -> Scene:
     """Guest 101 wants home, to pve2."""
     return snapshot, how, HOME, 101
@@ -594,7 +602,8 @@ DEADLOCK = cluster(
 
 SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.IGNORED: lambda: pinned_away(vm(101, "pve1", 4, 0.5, "plb_ignore")),
-    RefusalReason.HA_MANAGED: lambda: pinned_away(vm(101, "pve1", ha="started")),
+    RefusalReason.HA_BALANCED: lambda: under_ha(balances=True),
+    RefusalReason.HA_BUSY: lambda: under_ha(state="error"),
     RefusalReason.TEMPLATE: lambda: homeward(cluster(*THREE, vm(101, "pve1", template=True))),
     RefusalReason.NOT_RUNNING: lambda: homeward(cluster(*THREE, stopped(vm(101, "pve1")))),
     RefusalReason.STATE: lambda: (cluster(*THREE, vm(101, "pve1", status="paused"), drain=["pve1"]), PLAIN, Question(), 101),
@@ -653,6 +662,47 @@ def test_who_stays_is_told_why(reason: RefusalReason) -> None:
 
 def test_every_reason_of_the_planner_has_its_scene() -> None:
     assert set(SCENES) == set(RefusalReason) - NEVER_OF_A_GUEST
+
+
+@pytest.mark.parametrize(
+    ("scene", "detail"),
+    [
+        (pinned_away(vm(101, "pve1", ha="started")), "the HA manager has not said how it keeps it"),
+        (under_ha(disarmed=True), "the HA manager is disarmed"),
+        (under_ha(requested="stopped"), "it is to be stopped"),
+        (under_ha(requested="disabled"), "it is to be disabled"),
+        (under_ha(state=""), "not taken on yet"),
+        *[(under_ha(state=state), state) for state in ("migrate", "relocate", "error", "fence", "recovery", "freeze", "request_stop")],
+        (under_ha(target="pve3"), "on its way to pve3"),
+        (under_ha(node="pve3"), "the HA manager has it on pve3"),
+        (under_ha(closed_nodes=("pve1",)), "the HA manager empties pve1 itself"),
+        (under_ha(maintenance_node="pve3"), "it goes back to pve3 after the maintenance"),
+    ],
+)
+def test_a_guest_that_the_ha_manager_is_at_work_on_stays(scene: Scene, detail: str) -> None:
+    snapshot, how, question, _ = scene
+    for asked in (snapshot, replace(snapshot, maintenance=(Maintenance("pve1", "flag"),))):
+        result = planned(asked, how, question)
+        assert result.moves == ()
+        assert [(refusal.reason.value, refusal.detail) for refusal in result.refused] == [("ha-busy", detail)]
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        under_ha(),
+        under_ha(balances=True, auto_rebalance=False),
+        under_ha(requested="ignored", state="error", target="pve3"),
+        under_ha(failback=False),
+        under_ha(closed_nodes=("pve3",)),
+    ],
+    ids=["started", "opted out of balancing", "ignored", "without failback", "another node is in maintenance"],
+)
+def test_a_guest_of_the_ha_manager_moves_like_others(scene: Scene) -> None:
+    snapshot, how, question, _ = scene
+    assert moves_of(planned(snapshot, how, question)) == [(101, "pve2", "pin")]
+    drained = planned(replace(snapshot, maintenance=(Maintenance("pve1", "flag"),)), how, question)
+    assert moves_of(drained) == [(101, "pve2", "maintenance")]
 
 
 def test_a_task_of_a_whole_node_makes_no_guest_busy() -> None:
