@@ -233,6 +233,24 @@ class RealApiStage(RealStage):
     def power_off(self, node: str) -> None:
         self._server.do("node_online", node=node, online=False)
 
+    def manage(self, vmid: int, state: str) -> None:
+        self._server.ha(delay_s=0.05)
+        self._server.ha_guest(vmid, "started")
+        self._server.ha_service(self._sid(vmid), state=state)
+
+    def hang_ha(self) -> None:
+        self._server.ha(acts=False)
+
+    def ha_begins(self, vmid: int) -> None:
+        self._server.wait_event("lock", vmid=vmid)
+
+    def ha_rests(self, vmid: int) -> None:
+        self._server.finish_migration(vmid)
+        self._server.wait_event("ha-done", sid=self._sid(vmid))
+
+    def _sid(self, vmid: int) -> str:
+        return f"{'ct' if self._server.guest(vmid)['type'] == 'lxc' else 'vm'}:{vmid}"
+
     def set_reachable(self, reachable: bool) -> None:
         self._server.endpoint(0, up=reachable)
 

@@ -125,6 +125,18 @@ class ApiStage(Protocol):
 
     def power_off(self, node: str) -> None: ...
 
+    def manage(self, vmid: int, state: str) -> None:
+        """The guest is the HA manager's, in that state; on its own, that one does nothing here."""
+
+    def hang_ha(self) -> None:
+        """The HA manager takes requests and does nothing any more."""
+
+    def ha_begins(self, vmid: int) -> None:
+        """Wait until the HA manager has begun to migrate the guest."""
+
+    def ha_rests(self, vmid: int) -> None:
+        """Let that migration end, and wait until the HA manager has seen that."""
+
     def set_reachable(self, reachable: bool) -> None:
         """Whether pve1's own server answers."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fakepve.model import PveError
+from fakepve.model import PveError, TaskError
 
-from tests.pve_server.migration import MigrationApi
+from tests.pve_server.migration import LXC_STOP_S, MigrationApi
 
 HA_USER, HA_TAG = "root@pam", "pve-ha-lrm"
 
@@ -73,6 +74,10 @@ class HaApi(MigrationApi):
             entry["state"] = guest.ha_state if entry["state"] not in ("error", "fence", "recovery", "freeze") else entry["state"]
         return entry
 
+    def guest_ha_state(self, guest: Any) -> str | None:
+        """As PVE shows it among the resources: the CRM's state of the service."""
+        return str(self.service(guest)["state"]) if guest.ha_state else None
+
     def node_ha_state(self, name: str) -> str | None:
         if not self.ha_used:
             return None
@@ -118,6 +123,31 @@ class HaApi(MigrationApi):
                 nodes &= {word.partition(":")[0] for word in _words(entry.get("nodes"))}
         return nodes
 
+    def preferred_node(self, guest: Any) -> str | None:
+        """Where the CRM brings a guest back to by itself; None when it leaves it where it is.
+
+        Off a node that a strict rule forbids, and, unless failback is switched off, to a node of a higher priority.
+        """
+        sid = self.spec_of(guest).sid
+        resource = self.spec.ha.resources.get(sid, {})
+        rules = [rule for rule in self.spec.ha.rules if rule.get("type") == "node-affinity" and not rule.get("disable")]
+        rules = [rule for rule in rules if sid in _words(rule.get("resources"))]
+        groups = [entry for entry in self.spec.ha.groups if entry.get("group") == resource.get("group")]
+        rules += [entry | {"strict": entry.get("restricted")} for entry in groups]
+        if not rules:
+            return None
+        named = (word.partition(":") for word in _words(rules[0].get("nodes")))
+        priority_of = {name: int(priority or 0) for name, _, priority in named if self.node_ha_state(name) == "online"}
+        best = sorted(name for name, priority in priority_of.items() if priority == max(priority_of.values()))
+        stays = guest.node in best or (
+            (guest.node in priority_of or not rules[0].get("strict")) and not self._fails_back(resource, rules[0])
+        )
+        return None if stays or not best else best[0]
+
+    @staticmethod
+    def _fails_back(resource: dict[str, Any], rule: dict[str, Any]) -> bool:
+        return bool(resource.get("failback", 1)) and not rule.get("nofailback")
+
     # ---- migration through the manager
 
     async def request_ha_migration(self, guest: Any, target: str, user: str) -> str:
@@ -125,7 +155,10 @@ class HaApi(MigrationApi):
         name = "VM" if self.spec_of(guest).type == "qemu" else "CT"
 
         async def body() -> None:
-            self.event("ha-request", sid=self.spec_of(guest).sid, target=target)
+            sid = self.spec_of(guest).sid
+            if self.service(guest)["state"] == "error":
+                raise TaskError(f"service '{sid}' in error state, must be disabled and fixed first")
+            self.event("ha-request", sid=sid, target=target)
             if self.spec.ha.acts:
                 self.spawn(self._crm_migrate(guest, target))
 
@@ -151,23 +184,49 @@ class HaApi(MigrationApi):
             return
         movers = [guest, *(self.guest_of(partner) for partner in self.ha_partners(guest))]
         await asyncio.gather(*(self._lrm_migrate(mover, target) for mover in movers if mover is not None and mover.node != target))
-        if guest.node == target and target not in self.strict_nodes(guest) and self.strict_nodes(guest):
-            await self._crm_migrate(guest, min(self.strict_nodes(guest)))
+        for mover in movers:
+            back = self.preferred_node(mover) if mover is not None else None
+            if back is not None:
+                await asyncio.sleep(self.spec.ha.delay_s)
+                await self._lrm_migrate(mover, back)
 
     async def _lrm_migrate(self, guest: Any, target: str) -> None:
-        """The source's LRM moves the guest, as root@pam and with parameters of its own."""
+        """The source's LRM moves the guest, as root@pam and with parameters of its own: a running container is shut down, moved, and
+        started again by its new node's LRM."""
         entry = self.service(guest)
         relocate = self.spec_of(guest).type == "lxc" or guest.status != "running"
         entry |= {"state": "relocate" if relocate else "migrate", "target": target}
         await asyncio.sleep(self.spec.ha.delay_s)
-        upid = await self.migrate_guest(guest, target, HA_USER, with_local_disks=True, tag=HA_TAG)
-        worker = self.workers.get(upid)
-        if worker is not None:
-            await asyncio.wait([worker])
+        must_run = guest.status == "running"
+        if must_run and self.spec_of(guest).type == "lxc":
+            await self._ended(
+                await self.task(
+                    guest.node, "vzshutdown", guest.vmid, HA_USER, self._shut_down(guest), vm=guest, background=True, tag=HA_TAG
+                )
+            )
+        await self._ended(await self.migrate_guest(guest, target, HA_USER, with_local_disks=True, tag=HA_TAG))
         await asyncio.sleep(self.spec.ha.delay_s)
         entry.pop("target", None)
         entry |= {"state": guest.ha_state or "started", "node": guest.node}
+        if must_run and guest.status != "running" and self.is_online(guest.node):
+            await asyncio.sleep(self.spec.ha.delay_s)
+            _, record = self.open_task(guest.node, "vzstart", guest.vmid, HA_USER, tag=HA_TAG)
+            self.start_process(guest)
+            self.close_task(record, "OK", tag=HA_TAG)
         self.event("ha-done", sid=self.spec_of(guest).sid, node=guest.node, target=target)
+
+    def _shut_down(self, guest: Any) -> Callable[[], Awaitable[None]]:
+        async def body() -> None:
+            await self._ct_powerdown(guest, LXC_STOP_S, False)
+            self.event("guest-stop", vmid=guest.vmid, node=guest.node)
+
+        return body
+
+    async def _ended(self, upid: str) -> None:
+        """Wait until the task is over, however it went."""
+        worker = self.workers.get(upid)
+        if worker is not None:
+            await asyncio.wait([worker])
 
     # ---- maintenance
 
