@@ -83,6 +83,11 @@ class HaManager:
         self.commands.append((vmid, target, failure))
         self.wake()
 
+    def add(self, rule: HaNodeAffinity) -> None:
+        """Somebody makes a rule: the next round keeps to it."""
+        self.node_affinity = (*self.node_affinity, rule)
+        self.wake()
+
     def hang(self, hanging: bool = True) -> None:
         """No node's cluster resource manager works any more, or one does again."""
         self.hanging = hanging
