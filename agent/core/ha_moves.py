@@ -55,6 +55,10 @@ def sight(record: Migration, snapshot: Snapshot, waited_s: float) -> Sight:
     known = snapshot.ha.resource(record.vmid)
     state = known.state if known is not None and known.state else guest.ha
     target = known.target if known is not None else None
+    node = snapshot.node(guest.node)
+    is_lost = node is None or not node.online
+    if is_lost or state in FENCED_STATES:  # a lock may be left of a migration that died with its node
+        return Sight(Course.NODE_LOST, f"{guest.node} is lost; the HA manager recovers the guest")
     has_task = any(task.is_running and task.vmid == record.vmid and task.kind in MOVE_KINDS for task in snapshot.tasks)
     if has_task or guest.lock == "migrate":
         is_ours = guest.node in (record.source, record.target) and target in (None, record.target)
@@ -67,9 +71,6 @@ def sight(record: Migration, snapshot: Snapshot, waited_s: float) -> Sight:
         return Sight(Course.ELSEWHERE, f"the guest is on {guest.node} now")
     if state == "error":
         return Sight(Course.IN_ERROR, f"the HA manager has {guest.label} in its error state: disable it there, repair it, enable it again")
-    node = snapshot.node(record.source)
-    if state in FENCED_STATES or node is None or not node.online:
-        return Sight(Course.NODE_LOST, f"{record.source} is lost; the HA manager recovers the guest")
     if state is None:
         return Sight(Course.RELEASED, "the HA manager does not have the guest any more")
     failed = _failed_task(record, snapshot)
