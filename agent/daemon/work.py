@@ -400,8 +400,13 @@ class Work:
             self._wish_look(now.boot_s + RETRY_S)
             return [Say(Record(Level.WARNING, MessageId.OUTSIDE, f"nothing was started: {why}"))]
         outputs: list[Output] = []
+        unwanted = {
+            record.along_with or record.intent
+            for record in records
+            if record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings)
+        }
         for record in records:
-            if record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings):
+            if (record.along_with or record.intent) in unwanted:  # who moves along with one stays with it
                 self._forget([record])
                 self._wish_look(now.boot_s + RETRY_S)
                 continue
