@@ -167,7 +167,10 @@ class HaEntry:
 
 @dataclass(frozen=True, slots=True)
 class ClusterEntry:
-    """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason."""
+    """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason.
+
+    `registered_tags` are those that only admins may set.
+    """
 
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
     guests: tuple[GuestEntry, ...] = ()
@@ -177,6 +180,7 @@ class ClusterEntry:
     files: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
     ha: HaEntry = HaEntry()
+    registered_tags: tuple[str, ...] | None = None
 
 
 def read_cluster(document: Json) -> World:
@@ -198,6 +202,7 @@ def read_cluster(document: Json) -> World:
     else:
         world = _listed(entry, bandwidth_bytes_s)
     entry.ha.put_into(world)
+    world.registered_tags = entry.registered_tags
     for path, text in sorted(entry.files.items()):
         world.put_file(path, text)
     for node, reason in sorted(entry.flags.items()):

@@ -176,6 +176,7 @@ class SimApi:
             maintenance=tuple(Maintenance(name, cause) for name, cause in sorted(requested.items())),
             no_target=tuple(sorted(name for name in world.ha_states if name in reachable and name not in requested)),
             pve_version=world.pve_version,
+            registered_tags=world.registered_tags,
             ha=world.ha.seen(),
         )
 

@@ -83,6 +83,7 @@ class World:
         self.tasks = Tasks(self.timeline)
         self.migrations = Migrations(self, bandwidth_bytes_s)
         self.ha = HaManager(self)
+        self.registered_tags: tuple[str, ...] | None = None
         self.pmxcfs = Pmxcfs(self.timeline, self.nodes)
         self.main = Partition()
         self.post_record: list[Post] = []

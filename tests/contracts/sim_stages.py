@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.core.cluster import GIB, GuestType
+from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResourceAffinity
 from agent.ports import Clock, ClusterApi, ClusterFiles, JournalSink, LeaderLock, LocalFiles, LocalInbox
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import ports_of
@@ -157,6 +157,14 @@ class SimApiStage(SimStage):
 
     def manage(self, vmid: int, state: str) -> None:
         self.world.set_ha(vmid, state)
+
+    def make_ha_rules(self, *rules: HaNodeAffinity | HaResourceAffinity) -> None:
+        ha = self.world.ha
+        ha.node_affinity = tuple(rule for rule in rules if isinstance(rule, HaNodeAffinity))
+        ha.resource_affinity = tuple(rule for rule in rules if isinstance(rule, HaResourceAffinity))
+
+    def set_options(self, *, balances: bool, registered_tags: tuple[str, ...]) -> None:
+        self.world.ha.balances, self.world.registered_tags = balances, registered_tags
 
     def hang_ha(self) -> None:
         self.world.hang_ha_manager()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from agent.core.cluster import HaNodeAffinity, HaResourceAffinity
 from agent.ports import Clock, ClusterApi, ClusterFiles, JournalSink, LeaderLock, LocalFiles, LocalInbox
 
 NODES = ("pve1", "pve2", "pve3")
@@ -127,6 +128,12 @@ class ApiStage(Protocol):
 
     def manage(self, vmid: int, state: str) -> None:
         """The guest is the HA manager's, in that state; on its own, that one does nothing here."""
+
+    def make_ha_rules(self, *rules: HaNodeAffinity | HaResourceAffinity) -> None:
+        """The HA manager has these rules."""
+
+    def set_options(self, *, balances: bool, registered_tags: tuple[str, ...]) -> None:
+        """The cluster's options, before anybody has looked at them."""
 
     def hang_ha(self) -> None:
         """The HA manager takes requests and does nothing any more."""

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from agent.core.cluster import GIB, GuestType, Maintenance
+from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResource, HaResourceAffinity, HighAvailability, Maintenance
 from agent.core.reasons import RefusalReason
 from agent.ports import InDoubtError, MigrationOrder, RefusedError, TemporaryError
 from tests.contracts.stages import NODES, ApiStage, eventually
@@ -197,6 +197,37 @@ def test_a_server_that_does_not_answer_asks_for_patience(pve: ApiStage) -> None:
 def test_an_admins_request_for_maintenance_is_seen(pve: ApiStage) -> None:
     pve.ask_maintenance("pve3")
     assert pve.api().look().maintenance == (Maintenance("pve3", "ha-manager"),)
+
+
+def test_without_guests_of_its_own_the_ha_manager_says_nothing(pve: ApiStage) -> None:
+    assert pve.api().look().ha == HighAvailability()
+
+
+def test_the_ha_managers_guests_and_rules_are_seen(pve: ApiStage) -> None:
+    pve.hang_ha()
+    pve.manage(100, "started")
+    pve.manage(200, "error")
+    home = HaNodeAffinity("home", (100,), (("pve1", 2), ("pve2", 0)), strict=True)
+    apart = HaResourceAffinity("apart", (100, 200), together=False)
+    pve.make_ha_rules(home, apart)
+    seen = pve.api().look().ha
+    assert (seen.node_affinity, seen.resource_affinity) == ((home,), (apart,))
+    assert seen.resources == (HaResource(100, state="started", node="pve1"), HaResource(200, state="error", node="pve2"))
+    assert (seen.closed_nodes, seen.balances, seen.disarmed) == ((), False, False)
+
+
+def test_a_node_that_the_ha_manager_empties_is_closed_to_it(pve: ApiStage) -> None:
+    pve.hang_ha()
+    pve.manage(100, "started")
+    pve.ask_maintenance("pve3")
+    assert pve.api().look().ha.closed_nodes == ("pve3",)
+
+
+@pytest.mark.parametrize("balances", [True, False])
+def test_the_clusters_options_are_seen(pve: ApiStage, balances: bool) -> None:
+    pve.set_options(balances=balances, registered_tags=("a", "plb_pin_pve1"))
+    seen = pve.api().look()
+    assert (seen.ha.balances, seen.registered_tags) == (balances, ("a", "plb_pin_pve1"))
 
 
 @pytest.mark.parametrize(("order", "kind"), [(VM, "qmigrate"), (CT, "vzmigrate")], ids=["vm", "container"])

@@ -270,7 +270,9 @@ class HaApi(MigrationApi):
             sid = self.spec_of(guest).sid
             row = {"sid": sid, "type": sid[:2], "state": guest.ha_state, "max_restart": 1, "max_relocate": 1, "digest": "0" * 40}
             row |= {"failback": 1} if self.major(next(iter(self.nodes))) >= 9 else {}
-            rows.append(row | self.spec.ha.resources.get(sid, {}))
+            rows.append(
+                row | {key: value for key, value in self.spec.ha.resources.get(sid, {}).items() if key != "group" or self.has_groups()}
+            )
         shown = {row["sid"] for row in rows}
         for sid, given in sorted(self.spec.ha.resources.items()):
             if sid not in shown:  # ignored ones, and those whose guest is gone
@@ -278,12 +280,27 @@ class HaApi(MigrationApi):
         return [row for row in rows if values.get("type") in (None, row["type"])]
 
     async def _ha_rules(self, values: dict[str, Any], _user: str) -> list[dict[str, Any]]:
-        rows = [rule for rule in self.spec.ha.rules if values.get("type") in (None, rule.get("type"))]
+        rows = [rule for rule in (*self.spec.ha.rules, *self._rules_of_groups()) if values.get("type") in (None, rule.get("type"))]
         rows = [rule for rule in rows if values.get("resource") in (None, *_words(rule.get("resources")))]
         return [{"digest": "0" * 40, "order": number} | rule for number, rule in enumerate(rows, 1)]
 
+    def has_groups(self) -> bool:
+        """False once all nodes are a 9 and the groups are rules; one that is still there has not been migrated yet."""
+        return bool(self.spec.ha.groups) or any(self.major(node) < 9 for node in self.nodes)
+
+    def _rules_of_groups(self) -> list[dict[str, Any]]:
+        """PVE 9 shows groups that have not been migrated as the rules they will be."""
+        rows = []
+        for group in self.spec.ha.groups:
+            name = group["group"]
+            members = sorted(sid for sid, values in self.spec.ha.resources.items() if values.get("group") == name)
+            row = {"rule": f"ha-group-{name}", "type": "node-affinity", "resources": ",".join(members), "nodes": group["nodes"]}
+            if members:
+                rows.append(row | ({"strict": group["restricted"]} if "restricted" in group else {}))
+        return rows
+
     async def _ha_groups(self, _values: dict[str, Any], _user: str) -> list[dict[str, Any]]:
-        if all(self.major(node) >= 9 for node in self.nodes):
+        if not self.has_groups():
             raise PveError(500, "cannot index groups: ha groups have been migrated to rules")
         return [{"type": "group", "digest": "0" * 40} | group for group in self.spec.ha.groups]
 
