@@ -22,6 +22,8 @@ def crowded(rules: Rules, at: Mapping[int, str], usable: Collection[str], draini
 
 
 def _crowded(group: Group, rules: Rules, at: Mapping[int, str], usable: Collection[str], draining: Collection[str]) -> Conflict | None:
+    if _is_kept(group, rules, at, draining):
+        return None
     still = [vmid for vmid in group.vmids if vmid in rules.stopped or vmid in rules.contradicted]
     held = {at[vmid] for vmid in still}
     free = [vmid for vmid in group.vmids if vmid not in rules.stopped and vmid not in rules.contradicted]
@@ -44,6 +46,18 @@ def _crowded(group: Group, rules: Rules, at: Mapping[int, str], usable: Collecti
     if held:
         said += f"; {_listed(sorted(held))} {'is' if len(held) == 1 else 'are'} held by {_listed(still)}, not to be moved"
     return Conflict(group.rule, group.vmids, said)
+
+
+def _is_kept(group: Group, rules: Rules, at: Mapping[int, str], draining: Collection[str]) -> bool:
+    """True when everybody is on a node of its own and may stay there: no need to look for another placement."""
+    places = [at[vmid] for vmid in group.vmids]
+    if len(set(places)) < len(places):
+        return False
+    return all(
+        place not in draining and all(place in rules.pins[member] for member in rules.unit(vmid) if member in rules.pins)
+        for vmid, place in zip(group.vmids, places, strict=True)
+        if vmid not in rules.stopped
+    )
 
 
 def _without_room(choices: Mapping[int, frozenset[str]]) -> tuple[int, ...]:

@@ -116,29 +116,29 @@ def _contradicted_units(
     conflicts: list[Conflict],
 ) -> Iterable[tuple[int, ...]]:
     """The units that cannot be kept on one node, each with what keeps it from that added to the conflicts."""
-    rules: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    lead = {vmid: unit[0] for vmid, unit in units.items()}  # stands for the unit, which may have thousands of guests
+    rules: dict[int, list[str]] = defaultdict(list)
     for group in affinity:
-        for unit in dict.fromkeys(units[vmid] for vmid in group.vmids if vmid in units):
-            rules[unit].append(group.rule)
-    split: dict[tuple[int, ...], tuple[int, int, str]] = {}
-    for group in anti_affinity:
-        first: dict[tuple[int, ...], int] = {}
+        for one in dict.fromkeys(lead[vmid] for vmid in group.vmids if vmid in lead):
+            rules[one].append(group.rule)
+    split: dict[int, tuple[int, int, str]] = {}
+    for group in anti_affinity if lead else ():
+        first: dict[int, int] = {}
         for vmid in group.vmids:
-            unit = units.get(vmid, ())
-            if unit and first.setdefault(unit, vmid) != vmid:
-                split.setdefault(unit, (first[unit], vmid, group.rule))
+            if vmid in lead and first.setdefault(lead[vmid], vmid) != vmid:
+                split.setdefault(lead[vmid], (first[lead[vmid]], vmid, group.rule))
     found = []
-    for unit in dict.fromkeys(units.values()):
+    for one in dict.fromkeys(lead.values()):
+        unit = units[one]
         pins = [pin for vmid in unit for pin in pins_of.get(vmid, ())]
-        if unit in split:
-            one, other, rule = split[unit]
-            name = ", ".join([*rules[unit], rule])
-            conflicts.append(Conflict(name, unit, f"guests {one} and {other} must also be kept apart"))
+        if one in split:
+            first_guest, other, rule = split[one]
+            name = ", ".join([*rules[one], rule])
+            conflicts.append(Conflict(name, unit, f"guests {first_guest} and {other} must also be kept apart"))
             found.append(unit)
-        if pins and not _allowed(pins) and all(_allowed(pins_of[vmid]) for vmid in unit if vmid in pins_of):
-            name = ", ".join(dict.fromkeys([*rules[unit], *(pin.rule for pin in pins)]))
-            conflicts.append(Conflict(name, unit, "the guests are pinned to different nodes"))
+        if pins and not _allowed(pins):
             found.append(unit)
-        elif pins and not _allowed(pins):
-            found.append(unit)  # one of them has no node of its own, and that has been said
+            if all(_allowed(pins_of[vmid]) for vmid in unit if vmid in pins_of):  # else one has no node of its own, and that has been said
+                name = ", ".join(dict.fromkeys([*rules[one], *(pin.rule for pin in pins)]))
+                conflicts.append(Conflict(name, unit, "the guests are pinned to different nodes"))
     return found
