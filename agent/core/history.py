@@ -30,7 +30,7 @@ MOST_MOVES_A_DAY = 3
 SET_ASIDE_S = 600.0
 SET_ASIDE_MOST_S = 86400.0
 
-_CAME_TO_PASS = frozenset({MigrationState.DONE, MigrationState.RUNNING, MigrationState.ASKED, MigrationState.LOST})
+_CAME_TO_PASS = frozenset({MigrationState.DONE, MigrationState.RUNNING, MigrationState.QUEUED, MigrationState.ASKED, MigrationState.LOST})
 
 
 def empty(now: float) -> HistoryFile:

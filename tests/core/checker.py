@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Says what is wrong in a plan, by its own reading of tags and loads: it shares no line with the planner.
+"""Says what is wrong in a plan, by its own reading of rules and loads: it shares no line with the planner.
 
 While a batch runs nobody knows what has started and what is over, so each guest counts on both of its nodes: what a
 target holds then is what it held before the batch plus everything that comes. No order and no subset of the batch holds
@@ -21,7 +21,7 @@ from agent.core.plan_types import Balance, Move, Plan
 from tests.core.unfit import unfit
 
 LOAD = {"overload", "spread", "manual"}
-RULE = {"pin", "affinity", "anti-affinity"}
+RULE = {"pin", "affinity", "anti-affinity", "pool-rule"}
 DRAIN = {"maintenance"}
 HOME = {"return-home"}
 ROUNDING = 1e-9
@@ -40,6 +40,16 @@ class Flight:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """What is asked of the guests of a pool."""
+
+    name: str
+    rule: str | None
+    pin: frozenset[str]
+    strict: bool
+
+
+@dataclass(frozen=True)
 class Facts:
     """What must be known beside the snapshot, in plain values; node names in lower case."""
 
@@ -51,6 +61,8 @@ class Facts:
     cpu_weight: float = 1.0
     memory_weight: float = 1.0
     tags_are_rules: bool = True
+    registered_tags_only: bool = False
+    pools: tuple[Pool, ...] = ()
     containers: str = "maintenance"
     ignored_guests: Callable[[int], bool] = lambda vmid: False
     ignored_nodes: frozenset[str] = frozenset()
@@ -191,7 +203,7 @@ def _deviation(values: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Tags:
-    """What the guests' tags ask for: groups by tag, pins by guest, guests that stay."""
+    """What tags, pools and HA rules ask for: groups by name, pins by guest, guests that stay."""
 
     together: Mapping[str, tuple[int, ...]]
     apart: Mapping[str, tuple[int, ...]]
@@ -199,34 +211,96 @@ class Tags:
     ignored: frozenset[int]
 
 
+class _Wishes:
+    """The rules while they are read; a pin that is not strict waits until all that are strict are known."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.guests = [guest for guest in snapshot.guests if not guest.template]
+        self.names = {node.name.lower(): node.name for node in snapshot.nodes}
+        self.together: dict[str, list[int]] = defaultdict(list)
+        self.apart: dict[str, list[int]] = defaultdict(list)
+        self.strict: dict[int, list[set[str]]] = defaultdict(list)
+        self.loose: dict[int, list[set[str]]] = defaultdict(list)
+        self.ignored: set[int] = set()
+
+    def group(self, kind: str | None, name: str, guest: Guest) -> None:
+        """Only running guests are kept together; a stopped one keeps its place among those apart."""
+        members = self.together if kind == "affinity" else self.apart
+        if (kind == "affinity" and guest.status == "running") or kind == "anti-affinity":
+            members[name] += [guest.vmid] if guest.vmid not in members[name] else []
+
+    def tags(self, registered: tuple[str, ...] | None) -> None:
+        """`registered` None: all tags count."""
+        for guest in self.guests:
+            chosen: set[str] = set()
+            for tag in re.split(r"[;,\s]", ";".join(guest.tags)):
+                found = re.fullmatch(r"plb_(anti_affinity|affinity|pin)_(.+)|plb_ignore(_.*)?", tag, re.IGNORECASE | re.DOTALL)
+                if found is None or (registered is not None and tag not in registered):
+                    continue
+                kind = (found[1] or "ignore").lower()
+                if kind == "ignore":
+                    self.ignored.add(guest.vmid)
+                elif kind == "pin":
+                    chosen |= {self.names[found[2].lower()]} if found[2].lower() in self.names else set()
+                else:
+                    self.group(kind.replace("_", "-"), tag.lower(), guest)
+            self.strict[guest.vmid] += [chosen] if chosen else []
+
+    def pools(self, pools: tuple[Pool, ...]) -> None:
+        for pool in pools:
+            for guest in self.guests:
+                if guest.pool == pool.name:
+                    self.group(pool.rule, f"pool {pool.name}", guest)
+                    nodes = {self.names[name] for name in pool.pin if name in self.names}
+                    if nodes:
+                        (self.strict if pool.strict else self.loose)[guest.vmid].append(nodes)
+
+    def ha(self, snapshot: Snapshot) -> None:
+        """A guest that fails back is kept on its best nodes that are there, another on any of its nodes."""
+        known = {resource.vmid: resource for resource in snapshot.ha.resources if resource.requested != "ignored"}
+        there = {node.name for node in snapshot.nodes if node.online and node.name not in snapshot.ha.closed_nodes}
+        for guest in self.guests:
+            if guest.vmid not in known:
+                continue
+            for rule in snapshot.ha.resource_affinity:
+                if guest.vmid in rule.vmids:
+                    self.group("affinity" if rule.together else "anti-affinity", f"ha {rule.name}", guest)
+            for where in snapshot.ha.node_affinity:
+                if guest.vmid not in where.vmids:
+                    continue
+                all_of_them = {name for name, _ in where.nodes}
+                present = [priority for name, priority in where.nodes if name in there]
+                best = {name for name, priority in where.nodes if name in there and priority == max(present)}
+                if not known[guest.vmid].failback:
+                    (self.strict if where.strict else self.loose)[guest.vmid].append(all_of_them)
+                elif best or where.strict:
+                    self.strict[guest.vmid].append(best)
+
+
 def read_tags(snapshot: Snapshot, facts: Facts) -> Tags:
     """Read them anew."""
-    names = {node.name.lower(): node.name for node in snapshot.nodes}
-    together: dict[str, list[int]] = defaultdict(list)
-    apart: dict[str, list[int]] = defaultdict(list)
-    pins: dict[int, set[str]] = defaultdict(set)
-    ignored = set()
-    for guest in snapshot.guests:
-        if guest.template or not facts.tags_are_rules:
-            continue
-        for tag in re.split(r"[;,\s]", ";".join(guest.tags)):
-            found = re.fullmatch(r"plb_(anti_affinity|affinity|pin)_(.+)|plb_ignore(_.*)?", tag, re.IGNORECASE | re.DOTALL)
-            if found is None:
-                continue
-            kind = (found[1] or "ignore").lower()
-            if kind == "ignore":
-                ignored.add(guest.vmid)
-            elif kind == "pin" and found[2].lower() in names:
-                pins[guest.vmid].add(names[found[2].lower()])
-            elif kind == "affinity" and guest.status == "running" and guest.vmid not in together[tag.lower()]:
-                together[tag.lower()].append(guest.vmid)
-            elif kind == "anti_affinity" and guest.vmid not in apart[tag.lower()]:
-                apart[tag.lower()].append(guest.vmid)
+    wishes = _Wishes(snapshot)
+    if facts.tags_are_rules:
+        wishes.tags((snapshot.registered_tags or ()) if facts.registered_tags_only else None)
+    wishes.pools(facts.pools)
+    wishes.ha(snapshot)
+    away = {entry.node for entry in snapshot.maintenance} | set(snapshot.no_target)
+    there = {node.name for node in snapshot.nodes if node.online and node.name not in away and node.name.lower() not in facts.drained_nodes}
+    pins: dict[int, frozenset[str]] = {}
+    for guest in wishes.guests:
+        allowed: set[str] | None = None
+        for nodes in wishes.strict[guest.vmid]:
+            allowed = nodes if allowed is None else allowed & nodes
+        for nodes in wishes.loose[guest.vmid]:
+            if nodes & there and (allowed is None or allowed & nodes):
+                allowed = nodes if allowed is None else allowed & nodes
+        if allowed is not None:
+            pins[guest.vmid] = frozenset(allowed)
     return Tags(
-        {tag: tuple(vmids) for tag, vmids in together.items()},
-        {tag: tuple(vmids) for tag, vmids in apart.items()},
-        {vmid: frozenset(nodes) for vmid, nodes in pins.items()},
-        frozenset(ignored),
+        {tag: tuple(vmids) for tag, vmids in wishes.together.items()},
+        {tag: tuple(vmids) for tag, vmids in wishes.apart.items()},
+        pins,
+        frozenset(wishes.ignored),
     )
 
 
@@ -322,7 +396,7 @@ class _Check:
         guest, vmid, why = self.guests[move.vmid], move.vmid, move.reason.value
         must_stay = {
             "template": guest.template,
-            "ha": guest.ha is not None,
+            "ha": not self._ha_lets_go(guest),
             "ignored": vmid in self.tags.ignored or self.facts.ignored_guests(vmid),
             "state": guest.status in ("paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"),
             "running": guest.status != "running",
@@ -357,6 +431,17 @@ class _Check:
         if node.reports is False:
             return "silent"
         return None if _memory_limit(node, self.facts) > 0 else "witness"
+
+    def _ha_lets_go(self, guest: Guest) -> bool:
+        """Whether the HA manager, if the guest is its, leaves it to others and is not at work on it."""
+        ha = self.snapshot.ha
+        resource = next((one for one in ha.resources if one.vmid == guest.vmid), None)
+        if resource is None:
+            return guest.ha is None
+        at_rest = (resource.requested, resource.state, resource.target, resource.maintenance_node) == ("started", "started", None, None)
+        is_there = resource.node in (None, guest.node) and guest.node not in ha.closed_nodes
+        left_to_us = not ha.disarmed and not (ha.balances and resource.auto_rebalance)
+        return resource.requested == "ignored" or (at_rest and is_there and left_to_us)
 
     def _ends(self, move: Move) -> Iterator[str]:
         nodes = {node.name: node for node in self.snapshot.nodes}

@@ -134,7 +134,12 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         assigned_cap=balance.assigned_memory_cap_percent / 100 if balance.assigned_memory_cap_percent > 0 else None,
         cpu_weight=balance.cpu.weight,
         memory_weight=balance.memory.weight,
-        tags_are_rules=settings.rules.tags == "all",
+        tags_are_rules=settings.rules.tags != "off",
+        registered_tags_only=settings.rules.tags == "registered",
+        pools=tuple(
+            checker.Pool(pool.name, pool.rule and pool.rule.value, frozenset(name.lower() for name in pool.pin), pool.strict)
+            for pool in settings.pools
+        ),
         containers=settings.guests.containers.value,
         ignored_guests=settings.guests.is_ignored,
         ignored_nodes=frozenset(name.lower() for name in settings.nodes.ignore),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from agent.core.cluster import GIB, Snapshot
+from agent.core.cluster import GIB, HaNodeAffinity, HaResource, HaResourceAffinity, HighAvailability, Snapshot
 from agent.core.codec import to_json
 from agent.core.load import GuestLoad, InFlight, Ledger
 from agent.core.plan_types import Gate, Plan, Refusal, Verdict
@@ -86,6 +86,56 @@ def remembered(snapshot: Snapshot, seed: int) -> Question:
     )
 
 
+def with_pools_and_ha(snapshot: Snapshot, seed: int) -> tuple[Snapshot, Settings]:
+    """The cluster with a third of its guests in pools and a third under the HA manager, and with rules for both."""
+    dice = random.Random(seed)
+    names = [node.name for node in snapshot.nodes]
+    guests = tuple(
+        replace(
+            guest, pool=dice.choice(("a", "b", "c", "d")) if dice.random() < 0.3 else None, ha="started" if dice.random() < 0.3 else None
+        )
+        for guest in snapshot.guests
+    )
+    managed = [guest for guest in guests if guest.ha]
+    resources = tuple(
+        HaResource(
+            guest.vmid,
+            requested=dice.choices(("started", "ignored", "stopped"), (8, 1, 1))[0],
+            state=dice.choices(("started", "error", ""), (8, 1, 1))[0],
+            node=guest.node,
+            maintenance_node=dice.choices((None, names[0]), (9, 1))[0],
+            failback=dice.random() < 0.5,
+            auto_rebalance=dice.random() < 0.5,
+        )
+        for guest in managed
+    )
+    free = [guest.vmid for guest in managed]
+    dice.shuffle(free)
+    sets = [tuple(sorted(free[i : i + 3])) for i in range(0, len(free) - 2, 3)]
+    ha = HighAvailability(
+        resources,
+        tuple(
+            HaNodeAffinity(f"n{i}", vmids, tuple(sorted((name, dice.randrange(2)) for name in dice.sample(names, 3))), dice.random() < 0.5)
+            for i, vmids in enumerate(sets[::2])
+        ),
+        tuple(HaResourceAffinity(f"r{i}", vmids, dice.random() < 0.3) for i, vmids in enumerate(sets[: len(sets) // 2])),
+        tuple(dice.sample(names, dice.choice((0, 0, 1)))),
+        balances=dice.random() < 0.2,
+    )
+    how = settings(
+        {
+            "pools": {
+                "a": {"rule": "affinity", "strict": False},
+                "b": {"rule": "anti-affinity"},
+                "c": {"pin": dice.sample(names, 2)},
+                "d": {"pin": dice.sample(names, 1), "strict": False},
+            },
+            "rules": {"tags": dice.choice(("all", "all", "registered", "off"))},
+        }
+    )
+    return replace(snapshot, guests=guests, ha=ha, registered_tags=("plb_affinity_g1", "plb_anti_affinity_g2", "plb_ignore")), how
+
+
 def on_clusters(examples: int, look: Callable[[Draw, Snapshot], Plan], *, guests: int = 200) -> None:
     """Look at so many random clusters; more than half of the plans must have moves, else the look showed nothing."""
     seen: Counter[bool] = Counter()
@@ -116,6 +166,25 @@ def test_no_plan_breaks_a_limit_or_a_rule_at_any_instant() -> None:
         return result
 
     on_clusters(60, look)
+
+
+def test_no_plan_breaks_a_rule_of_pools_or_of_the_ha_manager() -> None:
+    def look(draw: Draw, plain: Snapshot) -> Plan:
+        snapshot, how = with_pools_and_ha(plain, draw.seed)
+        result = plan(snapshot, how, FORCE)
+        assert wrong_in(snapshot, result, how, FORCE) == []
+        if not has_stuck(result):
+            after = replace(after_moves(snapshot, result.moves), ha=arrived(snapshot.ha, result))
+            assert broken_rules(after, facts(how)) <= broken_rules(snapshot, facts(how))
+        return result
+
+    on_clusters(60, look)
+
+
+def arrived(ha: HighAvailability, result: Plan) -> HighAvailability:
+    """The HA manager once it has brought everybody where the plan wants."""
+    place = {move.vmid: move.target for move in result.moves}
+    return replace(ha, resources=tuple(replace(one, node=place.get(one.vmid, one.node)) for one in ha.resources))
 
 
 def test_no_plan_does_so_whatever_is_remembered_and_however_it_is_set() -> None:

@@ -200,7 +200,7 @@ SCENES = {
     "ignored by setting": Scene(
         guest_check(R.IGNORED), "ignored", pinned_to("pve2", vm(101, "pve1")), settings({"guests": {"ignore": ["100-110"]}}),
     ),
-    "HA": Scene(guest_check(R.HA_MANAGED), "ha", pinned_to("pve2", vm(101, "pve1", ha="started"))),
+    "HA": Scene(guest_check(R.HA_BUSY), "ha", pinned_to("pve2", vm(101, "pve1", ha="started"))),
     "template": Scene(guest_check(R.TEMPLATE), "template", *homeward(cluster(*TWO, vm(101, "pve1", template=True)))),
     "lock": Scene(guest_check(R.LOCKED), "lock", pinned_to("pve2", vm(101, "pve1", lock="snapshot"))),
     "state": Scene(guest_check(R.STATE), "state", cluster(*TWO, vm(101, "pve1", status="paused"), drain=["pve1"])),
