@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
+from agent.adapters.pve import values
+from agent.adapters.pve.maintenance import HA_STATUS_FRESH_S
 from agent.adapters.pve.values import Row, flag, number, text
 from agent.core.cluster import HaNodeAffinity, HaResource, HaResourceAffinity, HighAvailability
 from agent.ports import OutsideError
