@@ -96,7 +96,7 @@ def expected(guest: Guest, facts: Facts) -> Load:
     if guest.status != "running":
         return 0.0, 0.0
     now = measured(guest)
-    if now is not None and guest.uptime_s is not None and guest.uptime_s >= 25 and guest.vmid not in facts.landed:
+    if now is not None and guest.uptime_s is not None and not guest.uptime_s < 25 and guest.vmid not in facts.landed:
         return now
     cpu, memory = facts.learned.get(guest.vmid, (_size(guest.cpu_cores) / 4, _size(guest.memory_bytes) * 7 / 10))
     return (cpu, memory) if now is None else (max(cpu, now[0]), max(memory, now[1]))
@@ -110,7 +110,7 @@ def why_no_load(node: Node) -> str | None:
     """Why a node's load is unknown."""
     if not node.online:
         return "it is offline"
-    if _size(node.cpu_cores) == 0 or _size(node.memory_bytes) == 0:
+    if not (0.01 <= node.cpu_cores <= 1e18 and 2**20 <= node.memory_bytes <= 1e18):
         return "it has no size"
     if number(node.cpu_used_cores, node.cpu_cores) is None or number(node.memory_used_bytes, node.memory_bytes) is None:
         return "its load is unknown"

@@ -254,7 +254,7 @@ def _with_rules(guests: list[Guest], names: list[str], share: float, dice: rando
         group += 1
         kind = dice.choice(("affinity", "anti_affinity", "anti_affinity", "pin"))
         if kind == "pin":
-            tags[waiting.pop()] += [f"plb_pin_{name}" for name in dice.sample(names, dice.choice((1, 2, 2)))]
+            tags[waiting.pop()] += [f"plb_pin_{name}" for name in dice.sample(names, min(dice.choice((1, 2, 2)), len(names)))]
             continue
         for _ in range(min(len(waiting), dice.choice((2, 2, 3)))):
             vmid = waiting.pop()
