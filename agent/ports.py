@@ -211,6 +211,12 @@ class LocalFiles(Protocol):
     def read_decisions(self) -> tuple[str, ...]:
         """The lines of the decision journal, oldest first. Raises TemporaryError."""
 
+    def write_loads(self, text: str) -> None:
+        """Replace loads.json. Raises TemporaryError."""
+
+    def read_loads(self) -> str | None:
+        """The text of loads.json, None when there is none. Raises TemporaryError."""
+
 
 class SettingsSource(Protocol):
     """The configuration files."""

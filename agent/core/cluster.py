@@ -24,7 +24,9 @@ class Node:
 
     Units:   cores (not percent), bytes, seconds; None is unknown and never counts as zero.
     Shape:   `sample_age_s` is the age of the load, None where the source does not tell it; `reports` says whether
-             the node's own agent has reported itself, None where that cannot be seen (off a node).
+             the node's own agent has reported itself, None where that cannot be seen (off a node). `zfs_cache_bytes` is what
+             the ZFS cache would give back, `pressure_fraction` the share of the time in which something waits for cpu or
+             memory, of the two the larger.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Node:
     uptime_s: float | None = None
     sample_age_s: float | None = None
     reports: bool | None = None
+    zfs_cache_bytes: int | None = None
+    pressure_fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +121,24 @@ class Maintenance:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageUse:
+    """How full a storage is: a shared one once, with all nodes that have it; any other once for its node."""
+
+    name: str
+    nodes: tuple[str, ...]
+    used_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster at one instant.
 
     Units:   `taken_at` in Unix seconds.
     Shape:   nodes sorted by name, guests by VMID, tasks by start; `maintenance` are nodes to be emptied, `no_target`
              nodes that are online but may receive nobody; `unseen` are VMIDs that exist but the token does not show:
-             with any of them the agent only observes.
+             with any of them the agent only observes. `storage_use` is sorted by name, then nodes; a storage of unknown
+             use is not in it.
     Source:  GET /cluster/resources, /cluster/tasks, /cluster/ha/status/manager_status; on a node also files below /etc/pve.
     """
 
@@ -135,6 +150,7 @@ class Snapshot:
     no_target: tuple[str, ...] = ()
     unseen: tuple[int, ...] = ()
     pve_version: str = ""
+    storage_use: tuple[StorageUse, ...] = ()
 
     def node(self, name: str) -> Node | None:
         """The node of that name, None when there is none."""

@@ -62,6 +62,7 @@ class _Arrivals:
     def __init__(self, sketch: Placement) -> None:
         self._sketch = sketch
         self._load: dict[str, GuestLoad] = defaultdict(lambda: GuestLoad(0.0, 0.0))
+        self._assigned: dict[str, float] = defaultdict(float)
         self._guests: dict[str, set[int]] = defaultdict(set)
         self._thresholds: set[str] = set()  # nodes to which a move for load is under way: while it is, nothing lifts them over a threshold
 
@@ -73,10 +74,12 @@ class _Arrivals:
             if not self._guests[target].isdisjoint(sketch.rules.apart.get(vmid, ())):
                 return False
         purpose = Purpose.LOAD if target in self._thresholds else step.purpose
-        return sketch.why_no_room(self._with(step), step.vmids[0], target, purpose) is None
+        assigned_bytes = self._assigned[target] + sketch.assigned_of_unit(step.vmids)
+        return sketch.why_no_room(self._with(step), assigned_bytes, step.vmids[0], target, purpose) is None
 
     def add(self, step: Step) -> None:
         self._load[step.target] = self._with(step)
+        self._assigned[step.target] += self._sketch.assigned_of_unit(step.vmids)
         self._guests[step.target].update(step.vmids)
         if step.purpose is Purpose.LOAD:
             self._thresholds.add(step.target)

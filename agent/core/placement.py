@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
-from agent.core.load import GuestLoad, NodeLoad, Weights, expected_load, node_loads
+from agent.core.load import GuestLoad, NodeLoad, Weights, assigned_memory_bytes, expected_load, node_loads, why_over_assigned
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
@@ -18,9 +19,23 @@ from agent.core.settings import Settings, TagTrust
 class NodeState:
     """A node in the sketch. Mutable: it belongs to one planner run and never leaves it."""
 
-    __slots__ = ("cpu_cores", "cpu_used", "leaving_cpu", "leaving_memory", "memory", "memory_limit", "memory_used", "name", "present")
+    __slots__ = (
+        "_before",
+        "assigned",
+        "assigned_limit",
+        "cpu_cores",
+        "cpu_used",
+        "leaving_cpu",
+        "leaving_memory",
+        "memory",
+        "memory_limit",
+        "memory_used",
+        "name",
+        "present",
+    )
 
     def __init__(self, load: NodeLoad) -> None:
+        self._before = load
         self.name = load.name
         self.cpu_cores = load.cpu_cores
         self.memory = load.memory_bytes
@@ -29,21 +44,19 @@ class NodeState:
         self.leaving_cpu = load.leaving_cpu_cores
         self.leaving_memory = load.leaving_memory_bytes
         self.memory_limit = load.memory_limit_bytes
+        self.assigned = load.assigned_memory_bytes
+        self.assigned_limit = load.assigned_limit_bytes
         self.present: set[int] = set()
 
     def as_load(self) -> NodeLoad:
         """The state as a value."""
-        return NodeLoad(
-            self.name,
-            self.cpu_cores,
-            self.memory,
-            self.cpu_used,
-            self.memory_used,
-            self.leaving_cpu,
-            self.leaving_memory,
-            self.memory_limit,
-            self.cpu_used,
-            self.memory_used,
+        return replace(
+            self._before,
+            cpu_used_cores=self.cpu_used,
+            memory_used_bytes=self.memory_used,
+            counted_cpu_cores=self.cpu_used,
+            counted_memory_bytes=self.memory_used,
+            assigned_memory_bytes=self.assigned,
         )
 
 
@@ -57,11 +70,12 @@ class Placement:
         self.snapshot = snapshot
         self.settings = settings
         self.question = question
-        self.weights = Weights.of(settings)
         self.node_of = {node.name: node for node in snapshot.nodes}
         self.guest_of = {guest.vmid: guest for guest in snapshot.guests}
         self.rules: Rules = read_rules(snapshot.guests, self.node_of, use_tags=settings.rules.tags is TagTrust.ALL)
-        self.states = {name: NodeState(load) for name, load in sorted(node_loads(snapshot, question.ledger, settings).items())}
+        loads = node_loads(snapshot, question.ledger, settings)
+        self.weights = Weights.of(settings, loads.values())
+        self.states = {name: NodeState(load) for name, load in sorted(loads.items())}
         self.at: dict[int, str] = {}
         self.load_of: dict[int, GuestLoad] = {}
         for guest in snapshot.guests:
@@ -111,6 +125,10 @@ class Placement:
             memory += self.load_of[vmid].memory_bytes
         return GuestLoad(cpu, memory)
 
+    def assigned_of_unit(self, unit: Iterable[int]) -> float:
+        """The memory that the guests are configured with, together."""
+        return sum(assigned_memory_bytes(self.guest_of[vmid]) for vmid in unit)
+
     # nodes
 
     def why_not_target(self, unit: tuple[int, ...], target: str, purpose: Purpose) -> Refusal | None:
@@ -126,7 +144,7 @@ class Placement:
                 return never
         if (rule := self.why_rules_forbid(unit, target)) is not None:
             return rule
-        return self.why_no_room(self.load_of_unit(unit), vmid, target, purpose)
+        return self.why_no_room(self.load_of_unit(unit), self.assigned_of_unit(unit), vmid, target, purpose)
 
     def why_rules_forbid(self, unit: tuple[int, ...], target: str) -> Refusal | None:
         """Which rule the guests would break on the node, None when none."""
@@ -140,7 +158,7 @@ class Placement:
                     return Refusal(member, RefusalReason.AFFINITY, f"guest {other} is on {self.at.get(other)}")
         return None
 
-    def why_no_room(self, load: GuestLoad, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
+    def why_no_room(self, load: GuestLoad, assigned_bytes: float, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
         """Which limit of the node the load would break, None when it fits with everything that is on its way."""
         state, weights = self.states[target], self.weights
         memory = state.memory_used + state.leaving_memory + load.memory_bytes
@@ -149,6 +167,8 @@ class Placement:
             return Refusal(vmid, RefusalReason.NO_MEMORY, f"{_gib(memory)} of {_gib(state.memory_limit)} GiB")
         if cpu > state.cpu_cores:
             return Refusal(vmid, RefusalReason.NO_CPU, f"{cpu:.1f} of {state.cpu_cores:g} cores")
+        if (over := why_over_assigned(assigned_bytes, state.assigned, state.assigned_limit)) is not None:
+            return Refusal(vmid, RefusalReason.OVER_ASSIGNED, over)
         if purpose is Purpose.LOAD:
             if weights.memory_threshold is not None and memory > weights.memory_threshold * state.memory:
                 return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"memory {100 * memory / state.memory:.0f} %")
@@ -160,13 +180,16 @@ class Placement:
         """Put the guests on the node, as if the migrations were over."""
         for vmid in unit:
             load, source = self.load_of[vmid], self.states.get(self.at[vmid])
+            assigned = assigned_memory_bytes(self.guest_of[vmid])
             if source is not None:
                 source.cpu_used -= load.cpu_cores
                 source.memory_used -= load.memory_bytes
+                source.assigned -= assigned
                 source.present.discard(vmid)
             state = self.states[target]
             state.cpu_used += load.cpu_cores
             state.memory_used += load.memory_bytes
+            state.assigned += assigned
             state.present.add(vmid)
             self.at[vmid] = target
 

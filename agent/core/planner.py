@@ -10,7 +10,7 @@ from dataclasses import replace
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.conditions import Purpose
 from agent.core.goal import Goal, move_cost
-from agent.core.load import Weights, balance_of, over_threshold, spread
+from agent.core.load import balance_of, over_threshold, spread
 from agent.core.order import into_batches
 from agent.core.placement import Placement
 from agent.core.plan_types import Conflict, Gate, Move, Plan, Refusal
@@ -57,7 +57,7 @@ class _Planner:
         self.has_stuck_repair = False
         self.sketch = Placement(snapshot, settings, question)
         self.goal = Goal(self.sketch)
-        self.weights = Weights.of(settings)
+        self.weights = self.sketch.weights
         self.steps: list[Step] = []
         self.refused: dict[int, Refusal] = {}
         self.in_flight = {flight.vmid for flight in self.question.ledger.in_flight}

@@ -54,6 +54,7 @@ class RefusalReason(StrEnum):
     NO_MEMORY = "no-memory"
     NO_CPU = "no-cpu"
     OVER_THRESHOLD = "over-threshold"
+    OVER_ASSIGNED = "over-assigned"
     PINNED = "pinned"
     AFFINITY = "affinity"
     ANTI_AFFINITY = "anti-affinity"
@@ -91,6 +92,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NO_MEMORY: "the guest and all that is on its way do not fit into the node's memory",
     RefusalReason.NO_CPU: "the guest and all that is on its way need more cores than the node has",
     RefusalReason.OVER_THRESHOLD: "the move would put the node over a threshold",
+    RefusalReason.OVER_ASSIGNED: "the node's guests would have more memory configured than balance.assigned_memory_cap_percent allows",
     RefusalReason.PINNED: "the guest is pinned to other nodes",
     RefusalReason.AFFINITY: "the guest's affinity group would be split",
     RefusalReason.ANTI_AFFINITY: "a guest that must be kept apart is on the node",

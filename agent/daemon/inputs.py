@@ -57,6 +57,14 @@ class HistorySeen:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadsSeen:
+    """loads.json: its text, None when there is none; `error` when it could not be read."""
+
+    text: str | None
+    error: str = ""
+
+
 class Written(StrEnum):
     """Files the daemon writes below /etc/pve, beside leader.json."""
 
@@ -178,6 +186,7 @@ Input = (
     LockAnswer
     | SignsSeen
     | HistorySeen
+    | LoadsSeen
     | WriteAnswer
     | InboxSeen
     | OwnInboxSeen

@@ -102,6 +102,21 @@ class KeepDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadLoads:
+    """Read loads.json, once before the first lead."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLoads:
+    """Replace loads.json."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observe:
     """Look at the cluster through the API, for the lead of that epoch."""
 
@@ -191,6 +206,8 @@ Output = (
     | ClaimInbox
     | WriteStatus
     | KeepDecision
+    | ReadLoads
+    | KeepLoads
     | Observe
     | AskVerdict
     | StartMigration

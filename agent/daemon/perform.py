@@ -77,17 +77,8 @@ class Performer:
                 return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._write(output)))
             case outputs.ReadSettings():
                 return self._settings(output)
-            case outputs.ClaimInbox():
-                try:
-                    return inputs.InboxSeen(self._ports.inbox.claim())
-                except OutsideError as error:
-                    return inputs.InboxSeen(None, str(error))
-            case outputs.WriteStatus():
-                self._try(lambda: self._ports.local.write_status(output.text))
-                return None
-            case outputs.KeepDecision():
-                self._try(lambda: self._ports.local.append_decision(output.line))
-                return None
+            case outputs.ClaimInbox() | outputs.WriteStatus() | outputs.KeepDecision() | outputs.ReadLoads() | outputs.KeepLoads():
+                return self._on_this_node(output)
             case outputs.Say():
                 self._ports.journal.say(output.record)
                 return None
@@ -113,6 +104,8 @@ class Performer:
                 return inputs.SignsSeen(error=text)
             case outputs.ReadHistory():
                 return inputs.HistorySeen(None, text)
+            case outputs.ReadLoads():
+                return inputs.LoadsSeen(None, text)
             case outputs.ReadOwnInbox():
                 return inputs.OwnInboxSeen(None, text)
             case outputs.WriteShared():
@@ -133,6 +126,29 @@ class Performer:
                 return inputs.SearchAnswer(output.intent, None, text)
             case _:
                 return None
+
+    def _on_this_node(
+        self, output: outputs.ClaimInbox | outputs.WriteStatus | outputs.KeepDecision | outputs.ReadLoads | outputs.KeepLoads
+    ) -> inputs.Input | None:
+        local = self._ports.local
+        match output:
+            case outputs.ClaimInbox():
+                try:
+                    return inputs.InboxSeen(self._ports.inbox.claim())
+                except OutsideError as error:
+                    return inputs.InboxSeen(None, str(error))
+            case outputs.ReadLoads():
+                try:
+                    return inputs.LoadsSeen(local.read_loads())
+                except OutsideError as error:
+                    return inputs.LoadsSeen(None, str(error))
+            case outputs.WriteStatus():
+                self._try(lambda: local.write_status(output.text))
+            case outputs.KeepDecision():
+                self._try(lambda: local.append_decision(output.line))
+            case outputs.KeepLoads():
+                self._try(lambda: local.write_loads(output.text))
+        return None
 
     def _try(self, act: Callable[[], None]) -> str:
         try:

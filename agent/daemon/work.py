@@ -13,7 +13,8 @@ from agent.core.documents import Answer, HistoryFile, LeaderFile, render
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import Leadership
-from agent.core.load import Ledger, Weights
+from agent.core.learned import of_starting
+from agent.core.load import Ledger, Weights, why_pressure_unknown
 from agent.core.migrations import Migration, MigrationState, in_flight, intended
 from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
@@ -182,6 +183,8 @@ class Work:
             self.history = replace(self.history, first_seen_at=now.wall_s)  # the clock was set back: observing begins anew
             self._dirty = True
         outputs += self._telling.unseen(self.snapshot)
+        outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
+        outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
         outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
         if self.current is None:
             return outputs
@@ -223,7 +226,7 @@ class Work:
             force=trigger.force and not is_old,
             balance_load=self.permission.load,
             ledger=Ledger(
-                memory.learned(self.history, now.wall_s),
+                of_starting(senses.learned, self.snapshot) | memory.learned(self.history, now.wall_s),
                 in_flight(self.follow.records),
                 memory.landed(self.history, now.wall_s),
                 memory.unsampled(self.history, self.snapshot, now.wall_s),

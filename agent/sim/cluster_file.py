@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.core.cluster import GIB, MIB, GuestType
+from agent.core.cluster import GIB, MIB, GuestType, StorageUse
 from agent.core.codec import CodecError, from_json
 from agent.core.json_types import Json
 from agent.sim.generator import Shape, generate, world_from
@@ -26,6 +26,7 @@ class NodeEntry:
     memory_gib: float
     overhead_cores: float = 0.1
     overhead_memory_gib: float = 2.0
+    zfs_cache_gib: float = 0.0
     online: bool = True
     uptime_s: float = LONG_UP_S
     wall_offset_s: float = 0.0
@@ -44,6 +45,7 @@ class NodeEntry:
             booted_at_s=-self.uptime_s,
             wall_offset_s=self.wall_offset_s,
             sample_phase_s=self.sample_phase_s,
+            zfs_cache_bytes=int(self.zfs_cache_gib * GIB),
             agent=AgentWish.RUN if self.agent else AgentWish.STOP,
         )
 
@@ -120,12 +122,27 @@ class GenerateEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageEntry:
+    """A storage in the list `storages`; of a shared one `nodes` are all that have it."""
+
+    name: str
+    nodes: tuple[str, ...]
+    used_gib: float
+    total_gib: float
+
+    def use(self) -> StorageUse:
+        """As PVE tells it."""
+        return StorageUse(self.name, self.nodes, int(self.used_gib * GIB), int(self.total_gib * GIB))
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterEntry:
     """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason."""
 
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
     guests: tuple[GuestEntry, ...] = ()
     generate: GenerateEntry | None = None
+    storages: tuple[StorageEntry, ...] = ()
     pve: str = "9.0.10"
     bandwidth_mib_s: float = 500.0
     files: Mapping[str, str] = field(default_factory=dict)
@@ -150,6 +167,8 @@ def read_cluster(document: Json) -> World:
         world = world_from(snapshot, pve_version=entry.pve, bandwidth_bytes_s=bandwidth_bytes_s, hook=made.hook)
     else:
         world = _listed(entry, bandwidth_bytes_s)
+    for storage in entry.storages:
+        world.set_storage(storage.use())
     for path, text in sorted(entry.files.items()):
         world.put_file(path, text)
     for node, reason in sorted(entry.flags.items()):

@@ -46,7 +46,8 @@ class SimNode:
     """A node.
 
     Units:   `booted_at_s` in simulated seconds (negative: before the simulation began), `wall_offset_s` is how far its
-             clock is off, `sample_phase_s` shifts its pvestatd's rounds; the `*_until_s` are simulated seconds.
+             clock is off, `sample_phase_s` shifts its pvestatd's rounds, `zfs_cache_bytes` is what its ZFS cache takes while
+             nobody else wants the memory; the `*_until_s` are simulated seconds.
     """
 
     name: str
@@ -58,6 +59,7 @@ class SimNode:
     booted_at_s: float = -LONG_UP_S
     wall_offset_s: float = 0.0
     sample_phase_s: float | None = None
+    zfs_cache_bytes: int = 0
     agent: AgentWish = AgentWish.RUN
 
     number: int = field(default=0, init=False)  # corosync's node id
@@ -81,6 +83,7 @@ class SimNode:
     local_flag: str | None = field(default=None, init=False)
     disk_full: bool = field(default=False, init=False)
     status_text: str | None = field(default=None, init=False)
+    loads_text: str | None = field(default=None, init=False)
     decisions: deque[str] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT), init=False)
 
     @property

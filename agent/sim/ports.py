@@ -175,6 +175,7 @@ class SimApi:
             maintenance=tuple(Maintenance(name, cause) for name, cause in sorted(requested.items())),
             no_target=tuple(sorted(name for name in world.ha_states if name in reachable and name not in requested)),
             pve_version=world.pve_version,
+            storage_use=tuple(use for _, use in sorted(world.storages.items())),
         )
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
@@ -328,6 +329,15 @@ class SimLocalFiles:
     def read_decisions(self) -> tuple[str, ...]:
         """See `agent.ports.LocalFiles`."""
         return tuple(self._node.decisions)
+
+    def write_loads(self, text: str) -> None:
+        """See `agent.ports.LocalFiles`."""
+        self._check()
+        self._node.loads_text = text
+
+    def read_loads(self) -> str | None:
+        """See `agent.ports.LocalFiles`."""
+        return self._node.loads_text
 
 
 class SimJournal:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agent.core.cluster import GuestType
+from agent.core.cluster import GuestType, StorageUse
 from agent.core.journal import Record
 from agent.ports import MigrationOrder
 from agent.sim import dot_files, statistics
@@ -90,6 +90,7 @@ class World:
         self.alive_notices: Counter[str] = Counter()
         self.ha_requests: set[str] = set()
         self.ha_states: dict[str, str] = {}
+        self.storages: dict[tuple[str, tuple[str, ...]], StorageUse] = {}
         self.vmlist_version = 1
         self._residents: dict[str, dict[int, SimGuest]] = {}
         self._vmlist: tuple[int, str] = (0, "")
@@ -439,6 +440,10 @@ class World:
         self.settle(name)
         node.overhead_cores = node.overhead_cores if overhead_cores is None else overhead_cores
         node.overhead_memory_bytes = node.overhead_memory_bytes if overhead_memory_bytes is None else overhead_memory_bytes
+
+    def set_storage(self, use: StorageUse) -> None:
+        """How full a storage is from now on."""
+        self.storages[use.name, use.nodes] = use
 
     # the API, agents, flags, log
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.adapters.pve import fields
 from agent.adapters.pve.fields import Storage
-from agent.core.cluster import GIB, GuestType, Maintenance, Node, Task
+from agent.core.cluster import GIB, GuestType, Maintenance, Node, StorageUse, Task
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
 from agent.ports import MigrationOrder, TaskSight
@@ -363,7 +363,9 @@ class TestAnythingElse:
     def test_no_json_makes_anything_but_the_one_error(self, answer: object) -> None:
         known = (Node("pve1", True, 1, 1),)
         readers = [
-            lambda: [read(fields.rows(answer, "p")) for read in (fields.nodes, fields.guests, fields.storages, fields.tasks)],
+            lambda: [
+                read(fields.rows(answer, "p")) for read in (fields.nodes, fields.guests, fields.storages, fields.storage_use, fields.tasks)
+            ],
             lambda: fields.ha_nodes_of_resources(fields.rows(answer, "p"), known),
             lambda: fields.ha_nodes(answer, known, NOW),
             lambda: fields.vm_verdict(1, answer, "p", NOW),
@@ -388,6 +390,23 @@ class TestAnythingElse:
     def test_versions(self) -> None:
         assert fields.version({"version": "8.4.1", "release": "8.4"}) == "8.4.1"
         assert [fields.major(text) for text in ("9.0.10", "8", "", "x.1")] == [9, 8, None, None]
+
+    def test_how_full_storages_are(self) -> None:
+        def row(name: str, node: str, shared: int, disk: object, maxdisk: object) -> dict[str, object]:
+            return {"type": "storage", "storage": name, "node": node, "shared": shared, "disk": disk, "maxdisk": maxdisk}
+
+        rows = [
+            row("ceph", "pve2", 1, 70, 100),
+            row("ceph", "pve1", 1, "71", 100),
+            row("local", "pve2", 0, 5, 10),
+            row("local", "pve1", 0, 0, 10),
+        ]
+        rows += [row("off", "pve1", 0, None, None), row("empty", "pve1", 0, 0, 0), row("odd", "pve1", 0, -1, "x")]
+        assert fields.storage_use([*rows]) == (
+            StorageUse("ceph", ("pve1", "pve2"), 71, 100),
+            StorageUse("local", ("pve1",), 0, 10),
+            StorageUse("local", ("pve2",), 5, 10),
+        )
 
     def test_a_storage_is_shared_only_if_it_is_so_on_each_node(self) -> None:
         rows = [{"type": "storage", "storage": "a", "node": n, "shared": s} for n, s in (("pve1", 1), ("pve2", "1"))]

@@ -46,6 +46,7 @@ class Facts:
     reserve_bytes: float = 4 * 2**30
     cpu_threshold: float | None = 0.8
     memory_threshold: float | None = 0.85
+    assigned_cap: float | None = None
     cpu_weight: float = 1.0
     memory_weight: float = 1.0
     tags_are_rules: bool = True
@@ -103,7 +104,14 @@ def expected(guest: Guest, facts: Facts) -> Load:
 
 
 def _size(value: float) -> float:
-    return float(value) if math.isfinite(value) and value > 0 else 0.0
+    return float(value) if math.isfinite(value) and 0 < value <= 1e18 else 0.0
+
+
+def reported_memory(node: Node, guests: Iterable[Guest]) -> float:
+    """The node's used memory without the ZFS cache that it would give back, which is never what its guests have."""
+    reported, cache = float(node.memory_used_bytes or 0), number(node.zfs_cache_bytes, node.memory_bytes) or 0.0
+    of_guests = sum((measured(guest) or (0.0, 0.0))[1] for guest in guests if guest.node == node.name)
+    return reported if of_guests >= reported else max(reported - cache, of_guests)
 
 
 def why_no_load(node: Node) -> str | None:
@@ -123,7 +131,7 @@ class State:
     def __init__(self, snapshot: Snapshot, facts: Facts) -> None:
         self.nodes = {node.name: node for node in snapshot.nodes if why_no_load(node) is None}
         self.cpu = {name: node.cpu_used_cores or 0.0 for name, node in self.nodes.items()}
-        self.memory = {name: float(node.memory_used_bytes or 0) for name, node in self.nodes.items()}
+        self.memory = {name: reported_memory(node, snapshot.guests) for name, node in self.nodes.items()}
         self.leaving: dict[str, Load] = defaultdict(lambda: (0.0, 0.0))
         self.at = {guest.vmid: guest.node for guest in snapshot.guests}
         self.also_at: dict[int, set[str]] = defaultdict(set)
@@ -463,6 +471,16 @@ class _Check:
             yield f"memory: {target} holds {memory / 2**30:.2f} GiB, {_memory_limit(node, self.facts) / 2**30:.2f} are allowed,"
         if cpu > node.cpu_cores * (1 + ROUNDING):
             yield f"cpu: {target} needs {cpu:.2f} of {node.cpu_cores:g} cores"
+        if self.facts.assigned_cap is not None:
+            there = [
+                guest
+                for guest in self.guests.values()
+                if target in state.nodes_of(guest.vmid) and guest.status not in ("stopped", "unknown")
+            ]
+            assigned = sum(_size(guest.memory_bytes) for guest in there)
+            assigned += sum(_size(self.guests[move.vmid].memory_bytes) for move in arriving)
+            if assigned > self.facts.assigned_cap * node.memory_bytes + 1:
+                yield f"assigned: {target} has {assigned / 2**30:.2f} GiB of its {node.memory_bytes / 2**30:.2f} GiB assigned"
         if any(move.reason.value in LOAD | HOME for move in arriving):
             if self.facts.memory_threshold is not None and memory > self.facts.memory_threshold * node.memory_bytes + 1:
                 yield f"threshold: memory of {target} is at {memory / node.memory_bytes:.3f}"

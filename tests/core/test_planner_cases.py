@@ -624,6 +624,10 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.NO_MEMORY: lambda: homeward(cluster(node("pve1"), node("pve2", 16), vm(101, "pve1", 12))),
     RefusalReason.NO_CPU: lambda: homeward(cluster(node("pve1"), node("pve2", 128, 2), vm(101, "pve1", 4, 4))),
     RefusalReason.OVER_THRESHOLD: lambda: homeward(cluster(*THREE, vm(101, "pve1"), *crowd("pve2", 21))),
+    RefusalReason.OVER_ASSIGNED: lambda: homeward(
+        cluster(*THREE, vm(101, "pve1", memory_bytes=60 * GIB), vm(102, "pve2", memory_bytes=100 * GIB)),
+        settings({"balance": {"assigned_memory_cap_percent": 120}}),
+    ),
     RefusalReason.PINNED: lambda: homeward(cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve1"))),
     RefusalReason.AFFINITY: lambda: (
         cluster(*THREE, vm(101, "pve1", 4, 1, "plb_affinity_a"), vm(102, "pve1", 4, 1, "plb_affinity_a", lock="disk"), drain=["pve1"]),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.cluster import Guest, GuestType, Maintenance, Node, Snapshot, Task
+from agent.core.cluster import Guest, GuestType, Maintenance, Node, Snapshot, StorageUse, Task
 from agent.core.codec import CodecError
 from agent.core.json_types import Json, JsonObject
 from agent.core.snapshot_file import SCHEMA, SnapshotFileError, from_document, from_text, to_document, to_text
@@ -37,6 +37,7 @@ SMALL = Snapshot(
     no_target=("pve2",),
     unseen=(103,),
     pve_version="9.1.1",
+    storage_use=(StorageUse("ceph", ("pve1", "pve2"), 3 << 40, 4 << 40), StorageUse("local", ("pve1",), 0, 1)),
 )
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=6)
@@ -67,6 +68,7 @@ SNAPSHOTS = st.builds(
     no_target=st.lists(TEXT, max_size=2).map(tuple),
     unseen=st.lists(st.integers(), max_size=2).map(tuple),
     pve_version=TEXT,
+    storage_use=some(StorageUse, lambda use: (use.name, use.nodes)),
 )
 
 
@@ -84,7 +86,7 @@ def test_a_file_has_one_line_for_each_node_guest_and_task() -> None:
     assert text.isascii()
     lines = text.splitlines()
     assert [line for line in lines if line.startswith(' {"vmid": 101')]
-    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1
+    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 2)
 
 
 def without(key: str) -> Callable[[JsonObject], None]:
@@ -169,7 +171,8 @@ def test_a_file_of_an_older_agent_may_lack_what_has_a_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(Snapshot, None), (Node, "node"), (Guest, "guest"), (Task, "task"), (Maintenance, "maintenance")]
+    ("kind", "name"),
+    [(Snapshot, None), (Node, "node"), (Guest, "guest"), (Task, "task"), (Maintenance, "maintenance"), (StorageUse, "storage_use")],
 )
 def test_the_schema_has_the_fields_of_the_types_and_no_others(kind: type, name: str | None) -> None:
     words: dict[object, JsonObject] = {
@@ -187,6 +190,7 @@ def test_the_schema_has_the_fields_of_the_types_and_no_others(kind: type, name: 
         tuple[Node, ...]: {"type": "array", "items": {"$ref": "#/$defs/node"}},
         tuple[Guest, ...]: {"type": "array", "items": {"$ref": "#/$defs/guest"}},
         tuple[Task, ...]: {"type": "array", "items": {"$ref": "#/$defs/task"}},
+        tuple[StorageUse, ...]: {"type": "array", "items": {"$ref": "#/$defs/storage_use"}},
         tuple[Maintenance, ...]: {"type": "array", "items": {"$ref": "#/$defs/maintenance"}},
     }
     hints = typing.get_type_hints(kind)

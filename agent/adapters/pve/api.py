@@ -245,6 +245,7 @@ class PveApi:
             maintenance=maintenance,
             no_target=no_target,
             pve_version=self._version(),
+            storage_use=fields.storage_use(resources),
         )
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Maintenance, Node, Task
+from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Maintenance, Node, StorageUse, Task
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
 from agent.ports import MigrationOrder, TaskSight
@@ -209,6 +209,22 @@ def storages(resources: list[Row]) -> dict[str, Storage]:
             shared[name] = shared.get(name, True) and flag(row.get("shared"))
             where.setdefault(name, set()).add(node)
     return {name: Storage(shared[name], frozenset(where[name])) for name in sorted(shared)}
+
+
+def storage_use(resources: list[Row]) -> tuple[StorageUse, ...]:
+    """How full the storages are: a shared one once, by the row that says most; without those whose use PVE does not tell."""
+    found: dict[tuple[str, str], StorageUse] = {}
+    where = storages(resources)
+    for row in resources:
+        name, node = text(row.get("storage")), text(row.get("node"))
+        used, total = whole(row.get("disk")), whole(row.get("maxdisk"))
+        if row.get("type") != "storage" or name not in where or not node or used is None or not total:
+            continue
+        nodes = tuple(sorted(where[name].nodes)) if where[name].shared else (node,)
+        use, before = StorageUse(name, nodes, used, total), found.get((name, nodes[0]))
+        if before is None or used / total > before.used_bytes / before.total_bytes:
+            found[name, nodes[0]] = use
+    return tuple(sorted(found.values(), key=lambda use: (use.name, use.nodes)))
 
 
 def ha_nodes(answer: object, known: tuple[Node, ...], wall_s: float) -> tuple[tuple[Maintenance, ...], tuple[str, ...]]:
