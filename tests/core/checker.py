@@ -131,7 +131,8 @@ class State:
     def __init__(self, snapshot: Snapshot, facts: Facts) -> None:
         self.nodes = {node.name: node for node in snapshot.nodes if why_no_load(node) is None}
         self.cpu = {name: node.cpu_used_cores or 0.0 for name, node in self.nodes.items()}
-        self.memory = {name: reported_memory(node, snapshot.guests) for name, node in self.nodes.items()}
+        sampled = [guest for guest in snapshot.guests if guest.vmid not in facts.unsampled or guest.vmid in {f.vmid for f in facts.in_flight}]
+        self.memory = {name: reported_memory(node, sampled) for name, node in self.nodes.items()}
         self.leaving: dict[str, Load] = defaultdict(lambda: (0.0, 0.0))
         self.at = {guest.vmid: guest.node for guest in snapshot.guests}
         self.also_at: dict[int, set[str]] = defaultdict(set)
@@ -222,7 +223,7 @@ def read_tags(snapshot: Snapshot, facts: Facts) -> Tags:
     for guest in snapshot.guests:
         if guest.template or not facts.tags_are_rules:
             continue
-        for tag in re.split(r"[;,\s]", ";".join(guest.tags)):
+        for tag in re.split(r"[;, ]", ";".join(guest.tags)):
             found = re.fullmatch(r"plb_(anti_affinity|affinity|pin)_(.+)|plb_ignore(_.*)?", tag, re.IGNORECASE | re.DOTALL)
             if found is None:
                 continue
