@@ -131,7 +131,8 @@ class State:
     def __init__(self, snapshot: Snapshot, facts: Facts) -> None:
         self.nodes = {node.name: node for node in snapshot.nodes if why_no_load(node) is None}
         self.cpu = {name: node.cpu_used_cores or 0.0 for name, node in self.nodes.items()}
-        sampled = [guest for guest in snapshot.guests if guest.vmid not in facts.unsampled or guest.vmid in {f.vmid for f in facts.in_flight}]
+        unsampled = facts.unsampled - {flight.vmid for flight in facts.in_flight}
+        sampled = [guest for guest in snapshot.guests if guest.vmid not in unsampled]
         self.memory = {name: reported_memory(node, sampled) for name, node in self.nodes.items()}
         self.leaving: dict[str, Load] = defaultdict(lambda: (0.0, 0.0))
         self.at = {guest.vmid: guest.node for guest in snapshot.guests}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from agent.core.cluster import GIB, Snapshot
@@ -16,6 +17,7 @@ from agent.core.settings import Settings
 from tests.core.clusters import NOW, Draw, settings
 
 PLAIN = settings()
+USUAL_EXAMPLES = 100  # of hypothesis, and so of the profile `house`
 HOW: list[Settings] = [
     PLAIN,
     settings({"guests": {"containers": "always"}}),
@@ -28,6 +30,11 @@ HOW: list[Settings] = [
     ),
     settings({"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}}),
 ]
+
+
+def examples(usual: int) -> int:
+    """How many examples a property of plans looks at: so many, and as many times more as the profile takes of others."""
+    return usual * profile().max_examples // USUAL_EXAMPLES
 
 
 def draws(guests: int = 200, nodes: tuple[int, int] = (5, 12)) -> st.SearchStrategy[Draw]:

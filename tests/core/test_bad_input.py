@@ -25,7 +25,7 @@ from agent.core.snapshot_file import SnapshotFileError, from_text, to_document
 from tests.core.broken import broken_cluster, broken_question
 from tests.core.checker import measured
 from tests.core.clusters import Draw, cluster, node, random_cluster, settings, vm, wrong_in
-from tests.core.random_clusters import HOW, draws
+from tests.core.random_clusters import HOW, draws, examples
 
 PLAIN = settings()
 how = st.sampled_from(HOW)
@@ -52,7 +52,7 @@ def good(snapshot: Snapshot, how: Settings, question: Question) -> Plan:
 def test_a_broken_cluster_gives_a_plan_without_a_wrong_move() -> None:
     seen: Counter[str] = Counter()
 
-    @profile(max_examples=300)
+    @profile(max_examples=examples(300))
     @given(seeds, how, st.booleans())
     def each(seed: int, how: Settings, force: bool) -> None:
         plan = good(broken_cluster(seed), how, Question(force=force))
@@ -67,7 +67,7 @@ def test_a_broken_cluster_gives_a_plan_without_a_wrong_move() -> None:
 def test_a_broken_question_gives_a_plan_without_a_wrong_move() -> None:
     seen: Counter[str] = Counter()
 
-    @profile(max_examples=300)
+    @profile(max_examples=examples(300))
     @given(seeds, how)
     def each(seed: int, how: Settings) -> None:
         snapshot = broken_cluster(seed)

@@ -18,7 +18,7 @@ from agent.core.migrations import Migration, MigrationState
 from agent.core.reasons import LOAD_REASONS, MoveReason
 from tests.core.clusters import NOW, cluster, node, random_cluster, settings, vm
 from tests.core.leading import Leading, handed_over, remembered_by
-from tests.core.random_clusters import draws
+from tests.core.random_clusters import draws, examples
 
 PLAIN = settings()
 NAMES = ("pve1", "pve2", "pve3")
@@ -127,7 +127,7 @@ def test_with_a_static_load_leaders_come_to_rest_and_move_no_guest_twice_for_loa
     """Look by look, as the slots and brakes allow, with cooldowns; an hour's pause shows what only waited."""
     seen: Counter[str] = Counter()
 
-    @profile(max_examples=15)
+    @profile(max_examples=examples(15))
     @given(draws(60))
     def each(draw: object) -> None:
         snapshot: Snapshot = replace(random_cluster(draw), tasks=())

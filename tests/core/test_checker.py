@@ -24,7 +24,7 @@ from agent.core.question import Question
 from agent.core.reasons import MoveReason
 from tests.core import checker
 from tests.core.clusters import Draw, facts, random_cluster, settings
-from tests.core.random_clusters import draws
+from tests.core.random_clusters import draws, examples
 
 PLAIN = settings()
 FORCE = Question(force=True)
@@ -149,7 +149,7 @@ def with_few_cores(snapshot: Snapshot) -> Snapshot:
 def test_the_worst_case_of_a_batch_is_the_worst_of_all_its_instants() -> None:
     seen: Counter[str] = Counter()
 
-    @profile(max_examples=80)
+    @profile(max_examples=examples(80))
     @given(draws(40, nodes=(3, 5)))
     def each(draw: Draw) -> None:
         snapshot = replace(random_cluster(draw), tasks=())

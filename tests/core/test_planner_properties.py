@@ -21,24 +21,24 @@ from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.settings import Settings
 from tests.core.checker import broken_rules, overfull_nodes
 from tests.core.clusters import Draw, after_moves, facts, random_cluster, settings, wrong_in
-from tests.core.random_clusters import HOW, draws, remembered
+from tests.core.random_clusters import HOW, draws, examples, remembered
 
 PLAIN = settings()
 FORCE = Question(force=True)
 
 
-def on_clusters(examples: int, look: Callable[[Draw, Snapshot], Plan], *, guests: int = 200) -> None:
+def on_clusters(usual: int, look: Callable[[Draw, Snapshot], Plan], *, guests: int = 200) -> None:
     """Look at so many random clusters; more than half of the plans must have moves, else the look showed nothing."""
     seen: Counter[bool] = Counter()
 
-    @profile(max_examples=examples)
+    @profile(max_examples=examples(usual))
     @given(draws(guests))
     def each(draw: Draw) -> None:
         seen[bool(look(draw, random_cluster(draw)).moves)] += 1
 
     each()
     print(f"{seen[True]} of {seen.total()} examples have moves")
-    assert seen.total() >= examples
+    assert seen.total() >= examples(usual)
     assert seen[True] > seen.total() / 2
 
 
@@ -85,7 +85,7 @@ def test_with_gates_open_a_plan_leaves_nothing_to_do() -> None:
 
     on_clusters(100, look)
     print(f"{len(exceptions)} exceptions")
-    assert len(exceptions) <= 5
+    assert len(exceptions) <= examples(5)
 
 
 def test_a_static_load_never_moves_a_guest_twice_for_load() -> None:
@@ -199,7 +199,7 @@ def test_planning_anew_after_the_first_batch_is_safe_and_hardly_ever_worse() -> 
 
     on_clusters(40, look, guests=120)
     print(f"{len(worse)} are worse")
-    assert len(worse) <= 2
+    assert len(worse) <= examples(2)
 
 
 def test_a_scoped_plan_takes_load_from_its_nodes_alone() -> None:
