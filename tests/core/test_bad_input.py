@@ -153,7 +153,7 @@ def test_a_thousand_rules_are_planned_with_few_looks() -> None:
     """Each guest has rules with neighbours; what is counted are looks at a guest on a node, not time."""
     nodes = [node(f"pve{i}", 256, 64) for i in range(1, 9)]
     guests = []
-    for i in range(400):
+    for i in range(600):
         tags = [f"plb_anti_affinity_{i // 4}", f"plb_affinity_{i // 2}" if i % 6 < 2 else f"plb_anti_affinity_x{i % 350}"]
         tags += [f"plb_pin_pve{1 + i % 8}", f"plb_pin_pve{1 + (i + 3) % 8}"] if i % 3 == 0 else []
         guests.append(vm(100 + i, f"pve{1 + (i * i) % 8}", 1, 0.05, *tags))
