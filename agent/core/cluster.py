@@ -8,6 +8,7 @@ from enum import StrEnum
 
 GIB = 1 << 30
 MIB = 1 << 20
+VMID_DIGITS = 9  # PVE's largest VMID is 999999999; Python refuses to read a number of thousands of digits
 
 
 class GuestType(StrEnum):
@@ -126,7 +127,8 @@ class Task:
     @property
     def vmid(self) -> int | None:
         """The guest the task is about, None when it is about something else."""
-        return int(self.target_id) if self.target_id.isascii() and self.target_id.isdigit() else None
+        is_number = self.target_id.isascii() and self.target_id.isdigit() and len(self.target_id) <= VMID_DIGITS
+        return int(self.target_id) if is_number else None
 
 
 MIGRATE_KINDS = frozenset({"qmigrate", "vzmigrate", "hamigrate"})
