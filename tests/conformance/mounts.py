@@ -109,6 +109,7 @@ class Cluster:
         self._do("CLOCK", node=node.name, offset_s=f"{offset_s:g}")
 
     def log(self, node: Node, text: str) -> None:
+        """Add an entry for each line."""
         self._do("LOG", node=node.name, text=text)
 
     def status(self, node: Node, key: str, value: str) -> None:

@@ -178,8 +178,7 @@ def test_entries_are_numbered_by_the_node_that_adds_them(pve: Cluster, name: str
 
 @pytest.mark.needs("LOG")
 def test_the_log_shows_fifty_entries(pve: Cluster, name: str) -> None:
-    for number in range(SHOWN_LOG_ENTRIES + 2):
-        pve.log(pve.nodes[0], f"{name}-{number}")
+    pve.log(pve.nodes[0], "".join(f"{name}-{number}\n" for number in range(SHOWN_LOG_ENTRIES + 2)))
     time.sleep(ATTRIBUTES_CACHED_S)
     assert messages(pve.nodes[1]) == [f"{name}-{number}" for number in range(SHOWN_LOG_ENTRIES + 1, 1, -1)]
 

@@ -74,6 +74,7 @@ def test_a_killed_pmxcfs_leaves_a_mount_where_nobody_answers(pve: Cluster, folde
     victim = pve.nodes[2]
     write(victim.mount / folder / "file", "before")
     pve.kill(victim)
+    time.sleep(ATTRIBUTES_CACHED_S)
     calls = {
         "list": outcome(lambda: os.listdir(victim.mount)),
         "look": outcome(lambda: os.lstat(victim.mount / "local")),

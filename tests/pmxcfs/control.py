@@ -102,6 +102,11 @@ class Control:
         with self._cluster.changed:
             return self._cluster.say(self._node(node), msg, tag=tag, user=user, pri=pri, pid=pid, at=time).uid
 
+    def log_lines(self, node: str, text: str) -> None:
+        """Add an entry for each line, as `log` does."""
+        for line in text.splitlines():
+            self.log(node, line)
+
     def show(self, file: str, text: str | None) -> None:
         """Show that text in a dot file, whatever it should be; None: the generated one again."""
         if file not in dotfiles.WRITERS:

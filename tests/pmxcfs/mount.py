@@ -218,7 +218,8 @@ class Mount:
             time.sleep(0.01)
 
     def unmount(self) -> None:
-        """Take the mount away, whoever still uses it."""
+        """Take the mount away, whoever still uses it: calls under way end with ECONNABORTED, files that are open with ENOTCONN."""
+        self.die()
         while is_mounted(self.mountpoint):
             if libc.umount2(os.fsencode(self.mountpoint), MNT_DETACH) != 0:
                 subprocess.run(["fusermount", "-u", "-z", self.mountpoint], check=True)
@@ -227,8 +228,10 @@ class Mount:
             self._thread = None
 
     def die(self) -> None:
-        """Break the connection and leave the mount: umount with force does both while something is open there."""
-        held = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        """Break the connection and leave the mount: umount with force does both while somebody holds the directory."""
+        if not is_mounted(self.mountpoint):
+            return
+        held = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY)
         try:
             libc.umount2(os.fsencode(self.mountpoint), MNT_FORCE)
         finally:
