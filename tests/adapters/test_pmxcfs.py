@@ -66,7 +66,7 @@ def shared() -> Iterator[Pmxcfs]:
 def pve(shared: Pmxcfs) -> Pmxcfs:
     """A cluster of two nodes, empty but for what pmxcfs itself has, mounted anew: the kernel remembers names and times for a second."""
     shared.hang(0)
-    rejoin(shared)
+    shared.quorum(True)
     for node in shared.nodes:
         shared.unmount(node)
     for folder in (
@@ -88,12 +88,6 @@ def pve(shared: Pmxcfs) -> Pmxcfs:
         shared.mount(node)
     shared.forget_calls()
     return shared
-
-
-def rejoin(pve: Pmxcfs) -> None:
-    """Give quorum back: to pve2 first, which a test may have cut off from pve1 and what pve1 has."""
-    for node in ("pve2", "pve1"):
-        pve.quorum(True, [node])
 
 
 def listing(pve: Pmxcfs, folder: str) -> list[str]:
@@ -269,7 +263,7 @@ def test_state_follows_quorum(pve: Pmxcfs) -> None:
     assert files(pve).state() is FilesystemState.QUORATE
     pve.quorum(False, ["pve2"])
     wait_for(FilesystemState.NO_QUORUM, files(pve, "pve2"))
-    rejoin(pve)
+    pve.quorum(True)
     wait_for(FilesystemState.QUORATE, files(pve, "pve2"))
 
 
@@ -299,7 +293,7 @@ def test_without_quorum_everything_is_read_and_nothing_written(pve: Pmxcfs, cut_
         here.write("proxlb/leader.json", "new")
     assert here.read("proxlb/leader.json") == "old"
     assert here.list("proxlb") == ("leader.json",)
-    rejoin(pve)
+    pve.quorum(True)
     here.write("proxlb/leader.json", "new")
     assert files(pve).read("proxlb/leader.json") == "new"
 
@@ -487,7 +481,7 @@ def test_without_quorum_the_lock_is_neither_taken_nor_renewed_nor_asked_for_nor_
     for call in (lock(pve).take, lock(pve).ask_expiry):
         with pytest.raises(NoQuorumError):
             call()
-    rejoin(pve)
+    pve.quorum(True)
     lock(pve).renew()
 
 
