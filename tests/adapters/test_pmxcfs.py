@@ -160,6 +160,21 @@ def test_listing_is_sorted_and_leaves_out_what_is_being_written(pve: Pmxcfs) -> 
     assert files(pve).list("proxlb/maintenance") == (".hidden", "pve1", "pve2")
 
 
+def test_a_file_removed_or_replaced_while_somebody_has_it_open_is_not_listed_under_its_hidden_name(pve: Pmxcfs) -> None:
+    for name in ("pve1", "pve2"):
+        files(pve).write(f"proxlb/maintenance/{name}", "old")
+    opened = [os.open(pve.at() / f"proxlb/maintenance/{name}", os.O_RDONLY) for name in ("pve1", "pve2")]
+    try:
+        files(pve).remove("proxlb/maintenance/pve1")
+        files(pve).write("proxlb/maintenance/pve2", "new")
+        assert len([name for name in pve.listing("proxlb/maintenance") if name.startswith(".fuse_hidden")]) == 2
+        assert files(pve).list("proxlb/maintenance") == files(pve, "pve2").list("proxlb/maintenance") == ("pve2",)
+    finally:
+        for fd in opened:
+            os.close(fd)
+    assert files(pve, "pve2").read("proxlb/maintenance/pve2") == "new"
+
+
 def test_dot_files_are_read_whole(pve: Pmxcfs) -> None:
     text = "".join(f"pve-vm-9.0/{vmid}:{'x' * 180}\n" for vmid in range(100, 8000))  # larger than a megabyte
     pve.show(".rrd", text)

@@ -111,17 +111,24 @@ def test_an_open_file_that_another_node_removes_cannot_be_read_any_more(pve: Clu
         os.close(fd)
 
 
-def test_an_open_file_that_its_own_node_removes_stays_under_a_hidden_name_until_it_is_closed(pve: Cluster, folder: str) -> None:
+@pytest.mark.parametrize("by", ["unlink", "rename"])
+def test_an_open_file_that_its_own_node_removes_stays_under_a_hidden_name_until_it_is_closed(pve: Cluster, folder: str, by: str) -> None:
     here, other = pve.nodes[:2]
+    left = ["file"] if by == "rename" else []
     write(here.mount / folder / "file", "text")
     fd = os.open(here.mount / folder / "file", os.O_RDONLY)
     try:
-        os.unlink(here.mount / folder / "file")
-        eventually(lambda: [name[:12] for name in os.listdir(other.mount / folder)] == [".fuse_hidden"], "hidden", AT_ONCE_S)
+        if by == "unlink":
+            os.unlink(here.mount / folder / "file")
+        else:
+            write(here.mount / folder / "new", "new")
+            os.rename(here.mount / folder / "new", here.mount / folder / "file")
+        hidden = [".fuse_hidden", *left]
+        eventually(lambda: sorted(name[:12] for name in os.listdir(other.mount / folder)) == hidden, "the hidden name", AT_ONCE_S)
         assert os.pread(fd, 10, 0) == b"text"
     finally:
         os.close(fd)
-    lists(pve.mounts, folder, [])
+    lists(pve.mounts, folder, left)
 
 
 def test_a_second_after_another_node_removed_it_a_name_is_forgotten(pve: Cluster, folder: str) -> None:
