@@ -15,11 +15,12 @@ RRD_SHOWN_S = 2.0  # and how long the text of `.rrd` is kept
 # The files whose changes `.version` counts, in its order.
 COUNTED_FILES = (
     "corosync.conf", "corosync.conf.new", "storage.cfg", "user.cfg", "domains.cfg", "notifications.cfg", "priv/notifications.cfg",
-    "priv/shadow.cfg", "priv/acme/plugins.cfg", "priv/tfa.cfg", "priv/token.cfg", "datacenter.cfg", "vzdump.cron", "vzdump.conf",
-    "jobs.cfg", "ha/crm_commands", "ha/manager_status", "ha/resources.cfg", "ha/rules.cfg", "ha/groups.cfg", "ha/fence.cfg",
-    "status.cfg", "replication.cfg", "ceph.conf", "sdn/vnets.cfg", "sdn/zones.cfg", "sdn/controllers.cfg", "sdn/subnets.cfg",
-    "sdn/ipams.cfg", "sdn/mac-cache.json", "sdn/dns.cfg", "sdn/fabrics.cfg", "sdn/.running-config", "virtual-guest/cpu-models.conf",
-    "virtual-guest/profiles.cfg", "firewall/cluster.fw", "mapping/directory.cfg", "mapping/pci.cfg", "mapping/usb.cfg",
+    "priv/shadow.cfg", "priv/acme/plugins.cfg", "priv/tfa.cfg", "priv/token.cfg", "priv/wg-keys.cfg", "datacenter.cfg", "vzdump.cron",
+    "vzdump.conf", "jobs.cfg", "ha/crm_commands", "ha/manager_status", "ha/resources.cfg", "ha/rules.cfg", "ha/groups.cfg",
+    "ha/fence.cfg", "status.cfg", "replication.cfg", "ceph.conf", "sdn/vnets.cfg", "sdn/zones.cfg", "sdn/controllers.cfg",
+    "sdn/subnets.cfg", "sdn/ipams.cfg", "sdn/mac-cache.json", "sdn/pve-ipam-state.json", "sdn/dns.cfg", "sdn/fabrics.cfg",
+    "sdn/route-maps.cfg", "sdn/prefix-lists.cfg", "sdn/.running-config", "virtual-guest/cpu-models.conf", "virtual-guest/profiles.cfg",
+    "firewall/cluster.fw", "mapping/directory.cfg", "mapping/pci.cfg", "mapping/usb.cfg",
 )  # fmt: skip
 
 
