@@ -52,7 +52,7 @@ def test_a_file_replaced_by_rename_is_whole_for_whoever_reads_it_in_one_piece(pv
     writer, reader = pve.nodes[:2]
     texts = {letter * 90_000 for letter in "ab"}
     write(writer.mount / folder / "file", "a" * 90_000)
-    lists([reader.mount], folder, ["file"])
+    reads([reader.mount], f"{folder}/file", "a" * 90_000)  # made and written are two messages
     over, seen = threading.Event(), set()
 
     def read_on() -> None:
@@ -75,7 +75,7 @@ def test_a_file_replaced_by_rename_is_whole_for_whoever_reads_it_in_one_piece(pv
 def test_a_file_read_in_two_pieces_can_be_old_and_new_at_once(pve: Cluster, folder: str) -> None:
     writer, reader = pve.nodes[:2]
     write(writer.mount / folder / "file", "old " * 10)
-    lists([reader.mount], folder, ["file"])
+    reads([reader.mount], f"{folder}/file", "old " * 10)
     fd = os.open(reader.mount / folder / "file", os.O_RDONLY)
     try:
         begin = os.read(fd, 8)
