@@ -240,9 +240,8 @@ class Descent:
     def _fewer(self) -> bool:
         """Put one step in the place of two, where that is no worse; on small clusters alone, where one step less is a large share."""
         draft = self._draft
-        moved = [
-            step.vmids for step in draft.steps if step.purpose is Purpose.LOAD and set(step.vmids) == set(self._unit_of(step.vmids[0]))
-        ]
+        for_load = [step.vmids for step in draft.steps if step.reason in LOAD_REASONS]
+        moved = [unit for unit in for_load if set(unit) == set(self._unit_of(unit[0]))]
         if not self._may_move_on or len(moved) ** 2 * len(self._sketch.at) * len(self._goal.names) > MOST_SWEPT:
             return False
         for one, other in combinations(sorted(moved), 2):

@@ -136,7 +136,12 @@ def broken_question(snapshot: Snapshot, seed: int) -> Question:
     def verdict(vmid: int) -> Verdict:
         reason = dice.choice((RefusalReason.LOCAL_DISK, RefusalReason.LOCKED, RefusalReason.PRECONDITION))
         refusal = dice.choice((None, Refusal(vmid, reason, text(dice))))
-        return Verdict(vmid, NOW, refusal, tuple((dice.choice(names), text(dice)) for _ in range(dice.randrange(3))))
+        return Verdict(
+            vmid,
+            NOW,
+            refusal,
+            tuple((dice.choice(names), Refusal(vmid, dice.choice(tuple(RefusalReason)), text(dice))) for _ in range(dice.randrange(3))),
+        )
 
     limits = (NO_LIMIT, NO_LIMIT, 20, 4, 1, 0, -1)
     return Question(
