@@ -27,7 +27,7 @@ MOST_ROUNDS = 10  # of evening out and putting right; each repairs something tha
 
 MOST_MOVED_ON = 20  # guests that go on, each after a trial whether an order is left
 
-MARGIN_FRACTION = 0.25  # of the goal, that a plan must lower to be begun: else, where much cannot be helped, noise alone would begin plans
+MARGIN_FRACTION = 0.1  # of the goal, that a plan must lower to be begun: the margin of PVE's own balancer (pve-ha-manager)
 NOISE_FRACTION = 0.05  # of each load, by which it may be wrong: a plan that hangs on less is not begun
 EASED_FRACTION = 0.25  # of what stands over thresholds, that is reason enough however uneven the rest is
 GO_ON_FRACTION = 0.25  # of min_gain: what a plan that has begun must still gain, so that its tail is carried out, and noise is not
