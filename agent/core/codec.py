@@ -86,6 +86,11 @@ class _FreeJsonObject:
 _ALIASES: dict[str, object] = {"Json": _FreeJson, "JsonObject": _FreeJsonObject}
 
 
+def _readable(text: str) -> str:
+    """What somebody else wrote, on one line whatever it holds."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
 def _wrong(wanted: str, value: Json) -> CodecError:
     return CodecError("", f"must be {wanted}, not {_shown(value)}")
 
@@ -97,7 +102,7 @@ def _shown(value: Json) -> str:
         case list():
             return "an array"
         case str():
-            return f'"{value[:40]}..."' if len(value) > 40 else f'"{value}"'
+            return f'"{_readable(value[:40])}..."' if len(value) > 40 else f'"{_readable(value)}"'
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]
         case int() if value.bit_length() > 128:
@@ -245,7 +250,7 @@ def _dataclass_decoder(kind: type, lax: bool) -> _Decode:
             if known is None:
                 if lax:
                     continue
-                raise CodecError(key, "is not a field of this version")
+                raise CodecError(_readable(key), "is not a field of this version")
             try:
                 found[key] = known(entry)
             except CodecError as error:

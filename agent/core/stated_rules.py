@@ -19,7 +19,7 @@ ANTI_AFFINITY = "plb_anti_affinity_"
 PIN = "plb_pin_"
 IGNORE = "plb_ignore"
 
-_SEPARATORS = re.compile(r"[;, ]+")
+_SEPARATORS = re.compile(r"[;,\s]+")
 
 
 @dataclass(slots=True)

@@ -141,7 +141,7 @@ def broken_question(snapshot: Snapshot, seed: int) -> Question:
             vmid,
             NOW,
             refusal,
-            tuple((dice.choice(names), Refusal(vmid, dice.choice(tuple(RefusalReason)), text(dice))) for _ in range(dice.randrange(3))),
+            tuple((dice.choice(names), Refusal(vmid, RefusalReason.NODE_REFUSED, text(dice))) for _ in range(dice.randrange(3))),
         )
 
     limits = (NO_LIMIT, NO_LIMIT, 20, 4, 1, 0, -1)

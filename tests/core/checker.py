@@ -738,7 +738,7 @@ class _Check:
         closed = {self._why_not_usable(node) for node in self.snapshot.nodes}
         return {
             "node-offline": lambda: "offline" in closed or guest.node not in self.nodes or refusal.vmid in self.facts.homes,
-            "node-maintenance": lambda: "maintenance" in closed,
+            "node-maintenance": lambda: bool(self.drained or self.snapshot.no_target),
             "node-ignored": lambda: bool(self.facts.ignored_nodes & {name.lower() for name in self.nodes}),
             "node-starting": lambda: "starting" in closed,
             "node-silent": lambda: "silent" in closed,

@@ -74,6 +74,8 @@ def any_of(kind: type[T]) -> st.SearchStrategy[T]:
     plain = {float: FINITE, str: TEXT, float | None: st.none() | FINITE, str | None: st.none() | TEXT}
     plain[tuple[str, ...]] = st.lists(TEXT, max_size=3).map(tuple)
     plain[tuple[tuple[str, int], ...]] = st.lists(st.tuples(TEXT, st.integers()), max_size=3).map(tuple)
+    if kind is Node:
+        plain[NodeFacts | None] = st.none() | any_of(NodeFacts)
     hints = typing.get_type_hints(kind)
     return st.builds(kind, **{name: plain.get(hint, st.from_type(hint)) for name, hint in hints.items()})
 
