@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The results as tables: the worst of all seeds in each cell, and what the planner promises beside what it does."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tests.bench.clusters import SHAPES, Case
+from tests.bench.judge import Judgement, judge, moves_until
+from tests.bench.own import Variant
+from tests.bench.proxlb import Rival
+from tests.bench.results import Results, Run
+
+GIB, MIB = 1 << 30, 1 << 20
+START_SUFFIX = ", one start"
+FEWEST, MOST_EVEN = "fewest moves", "most even"
+OWN = tuple(variant.value for variant in Variant)
+RIVALS = tuple(rival.value for rival in Rival)
+EVEN_POINTS = 5.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run and what its moves do."""
+
+    run: Run
+    does: Judgement
+
+
+def judged(results: Results, who: Iterable[str]) -> list[Judged]:
+    """The runs of these planners without pauses, judged, by size and shape."""
+    names = set(who)
+    runs = [run for run in results if run.who in names and not run.sleeps]
+    return [Judged(run, _judge(run.case, run.batches)) for run in sorted(runs, key=lambda run: (_order(run.case), run.who))]
+
+
+@functools.cache
+def _judge(case: Case, batches: object) -> Judgement:
+    return judge(_snapshot(case), batches)  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=8)
+def _snapshot(case: Case):  # type: ignore[no-untyped-def]
+    return case.snapshot()
+
+
+def _order(case: Case) -> tuple[int, int, int, int]:
+    return case.nodes * case.guests, case.nodes, SHAPES.index(case.shape), case.seed
+
+
+# text
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [list(head), ["---"] * len(head), *[list(line) for line in lines]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def worst(found: Sequence[Judged], value: Callable[[Judged], float | None]) -> float | None:
+    """The largest that is known."""
+    known = [number for one in found if (number := value(one)) is not None]
+    return max(known, default=None)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """For people; a dash where there is none."""
+    return "-" if value is None else f"{value:,.{digits}f}".replace(",", " ")
+
+
+def seconds(value: float | None) -> str:
+    """Two digits that say something."""
+    return "-" if value is None else f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+HEAD = (
+    "planner", "plan, s", "evaluations", "moves", "GiB", "cpu spread", "memory spread", "highest cpu", "highest memory",
+    "rules broken", "broken by the moves", "overfilled", "MiB",
+)  # fmt: skip
+
+
+def line(name: str, found: Sequence[Judged]) -> list[str]:
+    """The worst of some clusters, in the columns of HEAD; before -> after where both count."""
+
+    def both(before: Callable[[Judged], float], after: Callable[[Judged], float], digits: int) -> str:
+        return f"{number(worst(found, before), digits)} -> {number(worst(found, after), digits)}"
+
+    return [
+        name,
+        seconds(worst(found, lambda one: one.run.plan_s)),
+        number(worst(found, lambda one: one.run.evaluations)),
+        number(worst(found, lambda one: one.does.moves)),
+        number(worst(found, lambda one: one.does.moved_bytes / GIB)),
+        both(lambda one: one.does.before.cpu_spread, lambda one: one.does.after.cpu_spread, 1),
+        both(lambda one: one.does.before.memory_spread, lambda one: one.does.after.memory_spread, 1),
+        both(lambda one: one.does.before.cpu_highest, lambda one: one.does.after.cpu_highest, 0),
+        both(lambda one: one.does.before.memory_highest, lambda one: one.does.after.memory_highest, 0),
+        both(lambda one: one.does.broken_before, lambda one: one.does.broken_after, 0),
+        number(worst(found, lambda one: len(one.does.newly_broken))),
+        number(worst(found, lambda one: len(one.does.overfilled))),
+        number(worst(found, lambda one: None if one.run.peak_bytes is None else one.run.peak_bytes / MIB)),
+    ]
+
+
+def rows(results: Results) -> str:
+    """Every size, shape and planner."""
+    found: dict[tuple[str, str, str], list[Judged]] = defaultdict(list)
+    for one in judged(results, (*OWN, *RIVALS)):
+        found[one.run.case.size, one.run.case.shape, one.run.who].append(one)
+    lines = [[size, shape, str(len(those)), *line(who, those)] for (size, shape, who), those in found.items()]
+    return table(("nodes/guests", "shape", "clusters", *HEAD), lines)
+
+
+# the README
+
+
+def markdown(results: Results) -> str:
+    """The condensed tables."""
+    parts = [by_size(results), against(results), evenness(results), optimum(results), dry_runs(results), scaling(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def by_size(results: Results) -> str:
+    """One line a size and planner, the worst of all shapes and seeds."""
+    found: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+    for one in judged(results, (*OWN, *RIVALS)):
+        found[one.run.case.size, one.run.who].append(one)
+    plans = [[size, f"{_with_moves(those)} of {len(those)}", *line(who, those)] for (size, who), those in found.items()]
+    return table(("nodes/guests", "plans", *HEAD), plans)
+
+
+def _with_moves(found: Sequence[Judged]) -> int:
+    return sum(one.does.moves > 0 for one in found)
+
+
+def against(results: Results) -> str:
+    """What each rival needs for what it reaches, and what this planner needs for the same."""
+    lines = []
+    for rival in RIVALS:
+        for own, memory_alone in ((Variant.MEMORY.value, True), (Variant.BOTH.value, False)):
+            by: dict[str, list[tuple[Judged, tuple[int, float] | None]]] = defaultdict(list)
+            for one in judged(results, [rival]):
+                ours = results.find(one.run.case, own)
+                if ours is not None and one.does.moves:
+                    goal = one.does.after
+                    by[one.run.case.size].append(
+                        (one, moves_until(_snapshot(one.run.case), ours.batches, goal, memory_alone=memory_alone))
+                    )
+            for size, pairs in by.items():
+                reached = [(one, until) for one, until in pairs if until is not None]
+                lines.append(
+                    [
+                        rival,
+                        size,
+                        "memory" if memory_alone else "cpu and memory",
+                        f"{len(reached)} of {len(pairs)}",
+                        number(sum(one.does.moves for one, _ in reached)),
+                        number(sum(until[0] for _, until in reached)),
+                        number(sum(one.does.moved_bytes for one, _ in reached) / GIB),
+                        number(sum(until[1] for _, until in reached) / GIB),
+                        number(sum(until[0] > one.does.moves for one, until in reached)),
+                    ]
+                )
+    head = ("against", "nodes/guests", "spread of", "as even in", "its moves", "ours", "its GiB", "ours", "ours takes more moves in")
+    return table(head, lines) if lines else ""
+
+
+def evenness(results: Results) -> str:
+    """Where a spread of five points or more is left, and where not."""
+    found: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+    for one in judged(results, [Variant.BOTH.value]):
+        found[one.run.case.size, one.run.case.shape].append(one)
+    sizes = list(dict.fromkeys(size for size, _ in found))
+    lines = []
+    for shape in SHAPES:
+        cells = [shape]
+        for size in sizes:
+            those = found.get((size, shape), [])
+            cpu, memory = (worst(those, lambda one: one.does.after.cpu_spread), worst(those, lambda one: one.does.after.memory_spread))
+            cells.append(f"{number(cpu, 1)} / {number(memory, 1)}")
+        lines.append(cells)
+    return table(("cpu / memory spread after, points", *sizes), lines) if lines else ""
+
+
+def optimum(results: Results) -> str:
+    """Moves and imbalance beside the proven optimum."""
+    by: dict[str, list[tuple[Judged, Run | None, Run | None]]] = defaultdict(list)
+    for one in judged(results, [Variant.BOTH.value]):
+        fewest, most = results.find(one.run.case, FEWEST), results.find(one.run.case, MOST_EVEN)
+        if fewest is not None or most is not None:
+            by[one.run.case.size].append((one, fewest, most))
+    lines = []
+    for size, those in by.items():
+        pairs = [(one, _judge(one.run.case, few.batches)) for one, few, _ in those if few is not None and not few.said]
+        gaps = [(one.does.moves - best.moves) / best.moves for one, best in pairs if best.moves]
+        evens = [(one, most) for one, _, most in those if most is not None and not most.said]
+        lines.append(
+            [
+                size,
+                f"{len(pairs)} of {len(those)}",
+                number(sum(one.does.moves for one, _ in pairs)),
+                number(sum(best.moves for _, best in pairs)),
+                f"{number(100 * statistics.fmean(gaps), 1)} %" if gaps else "-",
+                number(sum(one.does.moved_bytes for one, _ in pairs) / GIB, 0),
+                number(sum(best.moved_bytes for _, best in pairs) / GIB, 0),
+                number(statistics.fmean(one.does.after.imbalance for one, _ in evens), 2) if evens else "-",
+                number(statistics.fmean(_judge(most.case, most.batches).after.imbalance for _, most in evens), 2) if evens else "-",
+                number(statistics.fmean(_judge(most.case, most.batches).moves for _, most in evens), 1) if evens else "-",
+            ]
+        )
+    head = (
+        "nodes/guests", "proven", "our moves", "fewest", "mean gap", "our GiB", "its GiB", "our imbalance, mean", "lowest of all", "its moves, mean",
+    )  # fmt: skip
+    return table(head, lines) if lines else ""
+
+
+def dry_runs(results: Results) -> str:
+    """Wall time, requests and memory of a whole dry run over HTTPS, pauses included."""
+    lines = []
+    for run in sorted((run for run in results if run.wall_s is not None), key=lambda run: (_order(run.case), run.who)):
+        if run.who in OWN or run.sleeps:
+            peak = run.facts.get("dry_run_peak_bytes", run.peak_bytes)
+            lines.append([str(run.case), run.who, seconds(run.wall_s), number(run.requests), number(peak / MIB)])
+    return table(("cluster", "planner", "wall, s", "requests", "MiB"), lines) if lines else ""
+
+
+def scaling(results: Results) -> str:
+    """How evaluations and time grow with the guests, and what one guest's start costs."""
+    lines = []
+    by: dict[str, dict[str, Run]] = defaultdict(dict)
+    for run in results:
+        if run.who == Variant.BOTH and run.case.seed == 1:
+            by[run.case.shape][run.case.size] = run
+    for shape in SHAPES:
+        sizes = [by[shape].get(size) for size in ("32/1500", "32/3000", "32/6000")]
+        if all(run is not None and run.plan_s and run.evaluations for run in sizes):
+            one, two, four = sizes
+            starts = [run for run in results if run.who == Variant.BOTH + START_SUFFIX and run.case.size == "32/3000" and run.case.shape == shape]
+            lines.append(
+                [
+                    shape,
+                    f"{two.evaluations / one.evaluations:.2f}, {four.evaluations / two.evaluations:.2f}",
+                    f"{two.plan_s / one.plan_s:.2f}, {four.plan_s / two.plan_s:.2f}",
+                    number(max((run.evaluations or 0 for run in starts), default=None)),
+                    number(max((1000 * (run.plan_s or 0) for run in starts), default=None)),
+                ]
+            )
+    head = ("32 nodes", "evaluations, 1500 to 3000, 3000 to 6000 guests", "time, the same", "one start at 3000: evaluations", "ms")
+    return table(head, lines) if lines else ""
