@@ -12,7 +12,7 @@ from ortools.sat.python import cp_model
 
 
 def solve(problem: dict) -> dict:
-    """Minimise moves and then bytes below a ceiling of the imbalance, or the imbalance itself."""
+    """Minimise moves, and then bytes, below a ceiling of the imbalance; without a ceiling the imbalance and what the moves cost."""
     model = cp_model.CpModel()
     nodes, guests = range(problem["nodes"]), range(len(problem["at"]))
     x = [[model.new_bool_var("") for _ in nodes] for _ in guests]
@@ -22,8 +22,7 @@ def solve(problem: dict) -> dict:
         for n in nodes:
             if n not in problem["allowed"][g]:
                 model.add(x[g][n] == 0)
-            if n == problem["at"][g]:
-                model.add_hint(x[g][n], 1)
+            model.add_hint(x[g][n], n == problem["known"][g])
         moved.append(1 - x[g][problem["at"][g]])
     for one, other in problem["together"]:
         for n in nodes:
@@ -59,20 +58,32 @@ def solve(problem: dict) -> dict:
         model.add_multiplication_equality(deviation_squared, [deviation, deviation])
         model.add(sum(squares) <= len(shares) ** 3 * deviation_squared)
         deviations.append(resource["weight"] * deviation)
+    moves = sum(moved)
     if problem["ceiling"] is None:
-        model.minimize(sum(deviations))
-    else:
-        model.add(sum(deviations) <= problem["ceiling"])
-        sizes = problem["mib"]
-        model.minimize(sum(moved[g] * (problem["mib_above_all"] + sizes[g]) for g in guests))
+        model.minimize(sum(deviations) + sum(cost * moved[g] for g, cost in enumerate(problem["costs"])))
+        return answer_of(model, x, problem)
+    model.add(sum(deviations) <= problem["ceiling"])
+    model.add(moves <= sum(known != at for known, at in zip(problem["known"], problem["at"], strict=True)))
+    model.minimize(moves)
+    fewest = answer_of(model, x, problem)
+    if fewest["status"] == "OPTIMAL":  # of as many moves the lightest; this alone need not be proven
+        model.add(moves == round(fewest["objective"]))
+        model.minimize(sum(moved[g] * size for g, size in enumerate(problem["mib"])))
+        lightest = answer_of(model, x, problem)
+        fewest["to"] = lightest["to"] or fewest["to"]
+    return fewest
+
+
+def answer_of(model: cp_model.CpModel, x: list, problem: dict) -> dict:
+    """The placement found, and whether it is proven to be the best."""
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = problem["limit_s"]
     solver.parameters.num_workers = problem["workers"]
     status = solver.solve(model)
-    answer = {"status": solver.status_name(status), "wall_s": solver.wall_time, "to": []}
+    answer = {"status": solver.status_name(status), "wall_s": solver.wall_time, "to": [], "objective": None}
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        answer["to"] = [next(n for n in nodes if solver.value(x[g][n])) for g in guests]
-        answer["objective"], answer["bound"] = solver.objective_value, solver.best_objective_bound
+        answer["to"] = [next(n for n, here in enumerate(row) if solver.value(here)) for row in x]
+        answer["objective"] = solver.objective_value
     return answer
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The known optimum of small clusters: the fewest moves (then bytes) to a balance as good as a plan's, and the best balance of all.
+"""The known optimum of small clusters: the fewest moves to a balance as good as a plan's, and the best balance of all.
 
 Found by CP-SAT and taken only with its proof. It may move whom the planner may move, breaks no rule that the plan keeps, and
 fills no node that receives a guest beyond what the planner may fill; it need not care for an order, so it is a lower bound.
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from agent.core.cluster import Snapshot
+from agent.core.cluster import Guest, GuestType, Snapshot
 from agent.core.conditions import Purpose
+from agent.core.goal import move_cost
 from agent.core.placement import Placement
 from agent.core.question import Question
 from tests.bench.judge import FACTS, evenness, judge
@@ -73,9 +74,22 @@ class Solver:
         """The lowest imbalance of all placements that break no rule which these moves keep, whatever it moves."""
         return self._solve(snapshot, batches, variant, None)
 
-    def _solve(self, snapshot: Snapshot, batches: Batches, variant: Variant, ceiling: float | None) -> Optimum | None:
+    def worthiest(self, snapshot: Snapshot, batches: Batches, variant: Variant) -> Optimum | None:
+        """The lowest sum of imbalance and what the planner lets moves cost: what a planner that overlooks nothing would choose."""
+        return self._solve(snapshot, batches, variant, None, moves_cost=True)
+
+    def _solve(
+        self, snapshot: Snapshot, batches: Batches, variant: Variant, ceiling: float | None, *, moves_cost: bool = False
+    ) -> Optimum | None:
         problem, vmids, names = _problem(snapshot, batches, variant)
-        problem["ceiling"] = None if ceiling is None else math.ceil(ceiling * SCALE * sum(r["weight"] for r in problem["resources"])) + SLACK
+        total = math.fsum(node.memory_bytes for node in snapshot.nodes)
+        weight = sum(resource["weight"] for resource in problem["resources"])
+        guests = {guest.vmid: guest for guest in snapshot.guests}
+        problem["costs"] = [
+            round(SCALE * weight * cost_of(guests[vmid], size * MIB, total)) if moves_cost else 0
+            for vmid, size in zip(vmids, problem["mib"], strict=True)
+        ]
+        problem["ceiling"] = None if ceiling is None else math.ceil(ceiling * SCALE * weight) + SLACK
         problem["workers"] = self._workers
         assert self._process is not None
         assert self._process.stdin is not None
@@ -89,6 +103,11 @@ class Solver:
         moves = tuple((vmid, names[to]) for vmid, to in zip(vmids, answer["to"], strict=True) if names[to] != at[vmid])
         judged = judge(snapshot, ((moves),) if moves else ())
         return Optimum(len(moves), judged.moved_bytes, judged.after.imbalance, (moves,), answer["wall_s"])
+
+
+def cost_of(guest: Guest, moved_bytes: float, total_bytes: float) -> float:
+    """What moving the guest must bring at the least, by the planner's own formula."""
+    return move_cost(moved_bytes, int(guest.type is GuestType.LXC), total_bytes)
 
 
 def _imbalance(state: State, variant: Variant) -> float:
@@ -124,7 +143,7 @@ def _problem(snapshot: Snapshot, batches: Batches, variant: Variant) -> tuple[di
         "together": [[index[a], index[b]] for a, b in _pairs(tags.together.values()) if f"together {a} {b}" not in broken],
         "apart": [[index[a], index[b]] for a, b in _pairs(tags.apart.values()) if f"apart {a} {b}" not in broken and a in index and b in index],
         "mib": [math.ceil(state.load[vmid][1] / MIB) for vmid in vmids],
-        "mib_above_all": sum(math.ceil(state.load[vmid][1] / MIB) for vmid in vmids) + 1,
+        "known": [names.index(ends[vmid]) for vmid in vmids],
         "limit_s": LIMIT_S,
         "resources": [],
     }
@@ -149,6 +168,4 @@ def _pairs(groups: object) -> list[tuple[int, int]]:
 
 
 def _placed(snapshot: Snapshot, at: dict[int, str]) -> Snapshot:
-    from dataclasses import replace
-
     return replace(snapshot, guests=tuple(replace(guest, node=at[guest.vmid]) for guest in snapshot.guests))

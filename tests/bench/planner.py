@@ -28,10 +28,11 @@ from tests.bench.optimum import Optimum, Solver
 from tests.bench.own import Variant
 from tests.bench.proxlb import Rival, RivalError
 from tests.bench.results import Results, Run
-from tests.bench.tables import FEWEST, MOST_EVEN, START_SUFFIX
+from tests.bench.tables import FEWEST, MOST_EVEN, START_SUFFIX, WORTHIEST, plan_digest
 
 RIVALS_UP_TO = {Rival.DEFAULT: 1000, Rival.LARGER_FIRST: 1000, Rival.SOLVER: 500}  # guests
 OPTIMUM_SIZES = ("3/12", "4/16", "5/20")
+PROVEN_AT = "3/12"  # above, the proof that no placement of all is better takes minutes a cluster
 TIMED_SHAPE, TIMED_SEED = "zipf", 1  # of each size, for the wall time of a whole dry run
 GROWTH = ((32, 1500), (32, 3000), (32, 6000))  # guests doubled twice
 
@@ -46,12 +47,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--optimum", action="store_true", help=f"find the optimum, too, at {', '.join(OPTIMUM_SIZES)}")
     parser.add_argument("--workers", default=1, type=int, metavar="N", help="how many rivals at a time (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the runs there, one a line, and do not repeat those it holds")
+    parser.add_argument("--again", action="store_true", help="run this planner anew, whatever FILE holds of it")
     parser.add_argument("--markdown", action="store_true", help="print the tables, and run nothing")
     parser.add_argument("--rows", action="store_true", help="print every row, and run nothing")
     options = parser.parse_args(arguments)
     results = Results(options.json)
     wanted = list(cases(options.sizes.split(","), options.shapes.split(","), options.seeds))
     if not options.markdown and not options.rows:
+        if options.again:
+            results.forget([*Variant, Variant.BOTH + START_SUFFIX])
         measure_own(wanted, results)
         if options.rivals:
             measure_rivals(wanted, results, options.workers)
@@ -125,14 +129,18 @@ def measure_optimum(wanted: Iterable[Case], results: Results) -> None:
             run = results.find(case, Variant.BOTH)
             assert run is not None
             snapshot = case.snapshot()
-            for who, find in ((FEWEST, solver.fewest_moves), (MOST_EVEN, solver.most_even)):
-                _once(results, case, who, lambda find=find: _optimum(find(snapshot, run.batches, Variant.BOTH)))
+            finds = {FEWEST: solver.fewest_moves, MOST_EVEN: solver.most_even, WORTHIEST: solver.worthiest}
+            for who, find in finds.items() if case.size == PROVEN_AT else [(FEWEST, solver.fewest_moves)]:
+                known = results.find(case, who)
+                if known is None or known.facts["for"] != plan_digest(run):
+                    results.add(_optimum(case, who, run, find(snapshot, run.batches, Variant.BOTH)))
+                    say(f"{case}: {who}")
 
 
-def _optimum(found: Optimum | None) -> dict[str, object]:
+def _optimum(case: Case, who: str, run: Run, found: Optimum | None) -> Run:
     if found is None:
-        return {"batches": (), "said": "no proof in time"}
-    return {"batches": found.batches, "plan_s": found.solver_s, "facts": {"imbalance_after": found.imbalance / 100}}
+        return Run(case, who, (), said="no proof in time", facts={"for": plan_digest(run)})
+    return Run(case, who, found.batches, plan_s=found.solver_s, facts={"for": plan_digest(run)})
 
 
 def _once(results: Results, case: Case, who: str, measure: Callable[[], dict[str, object]]) -> None:

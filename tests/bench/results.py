@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class Results:
             if self._path is not None:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(run)) + "\n")
+
+    def forget(self, who: Iterable[str]) -> None:
+        """Whatever these planners did; the file keeps it until a new run takes its place."""
+        names = set(who)
+        self._runs = {key: run for key, run in self._runs.items() if run.who not in names}
 
     def _remember(self, run: Run) -> None:
         self._runs[run.case, run.who, run.sleeps] = run

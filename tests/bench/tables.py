@@ -4,23 +4,27 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tests.bench.clusters import SHAPES, Case
-from tests.bench.judge import Judgement, judge, moves_until
+from tests.bench.judge import FACTS, Judgement, judge, moves_until
+from tests.bench.optimum import cost_of
 from tests.bench.own import Variant
 from tests.bench.proxlb import Rival
+from tests.bench.reasons import EVEN_POINTS, Why, why_uneven
 from tests.bench.results import Results, Run
+from tests.core.checker import State
 
 GIB, MIB = 1 << 30, 1 << 20
 START_SUFFIX = ", one start"
-FEWEST, MOST_EVEN = "fewest moves", "most even"
+FEWEST, MOST_EVEN, WORTHIEST = "fewest moves", "most even", "worthiest"
 OWN = tuple(variant.value for variant in Variant)
 RIVALS = tuple(rival.value for rival in Rival)
-EVEN_POINTS = 5.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def rows(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """The condensed tables."""
-    parts = [by_size(results), against(results), evenness(results), optimum(results), dry_runs(results), scaling(results)]
+    parts = [by_size(results), against(results), evenness(results), uneven(results), optimum(results), dry_runs(results), scaling(results)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -186,36 +190,81 @@ def evenness(results: Results) -> str:
     return table(("cpu / memory spread after, points", *sizes), lines) if lines else ""
 
 
-def optimum(results: Results) -> str:
-    """Moves and imbalance beside the proven optimum."""
-    by: dict[str, list[tuple[Judged, Run | None, Run | None]]] = defaultdict(list)
+def uneven(results: Results) -> str:
+    """Why a spread of five points or more is left, counted, and the clusters where no reason is known."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    unexplained = []
     for one in judged(results, [Variant.BOTH.value]):
-        fewest, most = results.find(one.run.case, FEWEST), results.find(one.run.case, MOST_EVEN)
-        if fewest is not None or most is not None:
-            by[one.run.case.size].append((one, fewest, most))
+        if max(one.does.after.cpu_spread, one.does.after.memory_spread) < EVEN_POINTS:
+            continue
+        most_even, worthiest = (_proven(results, one.run.case, who) for who in (MOST_EVEN, WORTHIEST))
+        why = why_uneven(
+            _snapshot(one.run.case), one.run.batches, most_even and most_even.does.after, worthiest and worthiest.does.after
+        )
+        found[one.run.case.size][why] += 1
+        if why is Why.UNKNOWN:
+            after = one.does.after
+            unexplained.append(f"- {one.run.case}: cpu {after.cpu_spread:.1f}, memory {after.memory_spread:.1f} points")
+    head = ("spread of 5 points or more left", *(why.value for why in Why))
+    lines = [[size, *(number(counts[why]) for why in Why)] for size, counts in found.items()]
+    return "\n".join([table(head, lines), *(["", *unexplained] if unexplained else [])]) if lines else ""
+
+
+def _proven(results: Results, case: Case, who: str) -> Judged | None:
+    """An optimum, if it was proven for the plan that the results hold."""
+    run, ours = results.find(case, who), results.find(case, Variant.BOTH)
+    if run is None or run.said or ours is None or run.facts["for"] != plan_digest(ours):
+        return None
+    return Judged(run, _judge(case, run.batches))
+
+
+def plan_digest(run: Run) -> str:
+    """By which an optimum says for which plan it was looked for."""
+    return hashlib.sha256(repr(run.batches).encode()).hexdigest()[:16]
+
+
+def optimum(results: Results) -> str:
+    """Moves beside the fewest that are as good, and imbalance and cost beside the lowest of all, both proven."""
+    by: dict[str, list[Judged]] = defaultdict(list)
+    for one in judged(results, [Variant.BOTH.value]):
+        if results.find(one.run.case, FEWEST) is not None:
+            by[one.run.case.size].append(one)
     lines = []
     for size, those in by.items():
-        pairs = [(one, _judge(one.run.case, few.batches)) for one, few, _ in those if few is not None and not few.said]
-        gaps = [(one.does.moves - best.moves) / best.moves for one, best in pairs if best.moves]
-        evens = [(one, most) for one, _, most in those if most is not None and not most.said]
+        pairs = [(one.does, best.does) for one in those if (best := _proven(results, one.run.case, FEWEST)) is not None]
+        worths = [(one, best) for one in those if (best := _proven(results, one.run.case, WORTHIEST)) is not None]
+        gaps = [(ours.moves - best.moves) / best.moves for ours, best in pairs if best.moves]
         lines.append(
             [
                 size,
                 f"{len(pairs)} of {len(those)}",
-                number(sum(one.does.moves for one, _ in pairs)),
+                number(sum(ours.moves for ours, _ in pairs)),
                 number(sum(best.moves for _, best in pairs)),
                 f"{number(100 * statistics.fmean(gaps), 1)} %" if gaps else "-",
-                number(sum(one.does.moved_bytes for one, _ in pairs) / GIB, 0),
-                number(sum(best.moved_bytes for _, best in pairs) / GIB, 0),
-                number(statistics.fmean(one.does.after.imbalance for one, _ in evens), 2) if evens else "-",
-                number(statistics.fmean(_judge(most.case, most.batches).after.imbalance for _, most in evens), 2) if evens else "-",
-                number(statistics.fmean(_judge(most.case, most.batches).moves for _, most in evens), 1) if evens else "-",
+                number(sum(ours.moved_bytes for ours, _ in pairs) / GIB),
+                number(sum(best.moved_bytes for _, best in pairs) / GIB),
+                f"{len(worths)} of {len(those)}",
+                *([_means(side) for side in zip(*worths, strict=True)] if worths else ["-", "-"]),
             ]
         )
     head = (
-        "nodes/guests", "proven", "our moves", "fewest", "mean gap", "our GiB", "its GiB", "our imbalance, mean", "lowest of all", "its moves, mean",
+        "nodes/guests", "proven", "our moves", "fewest", "mean gap", "our GiB", "its GiB",
+        "proven", "our imbalance, moves and cost, mean", "those of the lowest sum of imbalance and cost",
     )  # fmt: skip
     return table(head, lines) if lines else ""
+
+
+def _means(those: Sequence[Judged]) -> str:
+    imbalance, moves = (statistics.fmean(values) for values in zip(*((one.does.after.imbalance, one.does.moves) for one in those), strict=True))
+    return f"{imbalance:.2f}, {moves:.1f}, {statistics.fmean(_cost(one) for one in those):.2f}"
+
+
+def _cost(one: Judged) -> float:
+    """In points, as imbalance."""
+    snapshot = _snapshot(one.run.case)
+    guests, state = {guest.vmid: guest for guest in snapshot.guests}, State(snapshot, FACTS)
+    total = math.fsum(node.memory_bytes for node in snapshot.nodes)
+    return 100 * math.fsum(cost_of(guests[vmid], state.load[vmid][1], total) for batch in one.run.batches for vmid, _ in batch)
 
 
 def dry_runs(results: Results) -> str:
