@@ -23,6 +23,7 @@ COMMANDS = {
     "guests": "the guests: where they are, their load, their rules",
     "plan": "what the agent would do now, and why; moves nothing",
     "explain": "every node as a target for a guest, or why not",
+    "place": "the best node for a guest that does not exist yet",
     "balance": "show the plan, ask, and have the leader carry it out",
     "maintenance": "empty a node and keep it empty, end that, or list",
     "history": "past migrations and decisions",

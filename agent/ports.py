@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from agent.core.cluster import GuestType, Snapshot
+from agent.core.cluster import GuestType, NodeFacts, Snapshot
 from agent.core.journal import Record
 from agent.core.plan_types import Verdict
 from agent.core.settings import Settings
@@ -199,6 +199,22 @@ class LocalInbox(Protocol):
         it is kept, and given again to the next process. Raises TemporaryError when the folder is missing or unsafe."""
 
 
+@dataclass(frozen=True, slots=True)
+class FactsSight:
+    """What a look at the own node shows; `zfs_cache_bytes` is what the ZFS cache could give back now, None without ZFS."""
+
+    facts: NodeFacts
+    zfs_cache_bytes: int | None
+    memory_bytes: int
+
+
+class FactsSource(Protocol):
+    """What this node has for guests."""
+
+    def read(self) -> FactsSight:
+        """How it is now, without starting a process. Raises TemporaryError."""
+
+
 class LocalFiles(Protocol):
     """This node's own files: /run/proxlb-agent/status.json and below /var/lib/proxlb-agent."""
 
@@ -210,6 +226,12 @@ class LocalFiles(Protocol):
 
     def read_decisions(self) -> tuple[str, ...]:
         """The lines of the decision journal, oldest first. Raises TemporaryError."""
+
+    def write_loads(self, text: str) -> None:
+        """Replace loads.json. Raises TemporaryError."""
+
+    def read_loads(self) -> str | None:
+        """The text of loads.json, None when there is none. Raises TemporaryError."""
 
 
 class SettingsSource(Protocol):

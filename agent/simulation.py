@@ -18,7 +18,7 @@ from agent.sim.world import World
 
 # For simulations of days and weeks: a tenth of the looks, and so a tenth of the time. Reactions are up to 10 s later.
 UNHURRIED_TIMES = LockTimes(look_every_s=10.0)
-UNHURRIED_CADENCE = Cadence(signs_s=10.0, statistics_s=30.0, settings_s=600.0, status_s=3600.0, inbox_s=60.0)
+UNHURRIED_CADENCE = Cadence(signs_s=10.0, statistics_s=30.0, settings_s=600.0, status_s=3600.0, inbox_s=60.0, facts_s=3600.0)
 MOST_ROUNDS = 200  # of one agent at one instant: more is an agent that answers itself for ever
 
 
@@ -121,6 +121,7 @@ class Simulation:
             files=given.files,
             api=lambda: given.api,
             inbox=given.inbox,
+            facts=given.facts,
             local=given.local_files,
             settings=self.settings,
             journal=given.journal,

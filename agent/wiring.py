@@ -16,6 +16,7 @@ from agent.adapters.inbox import InboxBell, InboxFolder
 from agent.adapters.inbox import leave_request as leave_in_inbox
 from agent.adapters.instance_lock import InstanceLock
 from agent.adapters.journal import sink
+from agent.adapters.node_facts import ThisNode
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.systemd import SystemdNotifier, watchdog_s
@@ -150,20 +151,23 @@ def make_api(settings: Settings) -> ClusterApi:
 
     Raises:  PermanentError when there is no token yet, with what to run.
     """
-    from agent.adapters.pve.api import ApiAccess, PveApi
+    from agent.adapters.pve.api import PveApi
+    from agent.adapters.pve.trust import ApiAccess
 
-    api = settings.api
+    api, files = settings.api, make_files(settings)
+    is_on_node = files.state() is not FilesystemState.NOT_MOUNTED
     return PveApi(
         ApiAccess(
             hosts=tuple(api.hosts),
             token_id=api.token_id,
             token_secret=lambda: _token_secret(api.token_file),
-            own_node=own_node(settings),
+            own_node=host_name() if is_on_node else None,
             pmxcfs=settings.paths.pmxcfs,
             ca_file=api.ca_file or None,
             verify_tls=api.verify_tls,
             timeout_s=api.timeout_s,
-        )
+        ),
+        read_file=files.read if is_on_node else None,
     )
 
 
@@ -337,6 +341,7 @@ def run_agent(config: str | None = None) -> int:
         files=PmxcfsFiles(node_settings.paths.pmxcfs),
         api=_OneApi(lambda: agent.settings),
         inbox=_WatchedInbox(InboxFolder(inbox), bell),
+        facts=ThisNode(),
         local=local_folders.NodeFiles(node_settings.paths.run, node_settings.paths.state),
         settings=source,
         journal=journal,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""This node's own files: status.json in the run folder, the decision journal in the state folder."""
+"""This node's own files: status.json in the run folder, the decision journal and learned loads in the state folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ RUN_FOLDER = "/run/proxlb-agent"
 STATE_FOLDER = "/var/lib/proxlb-agent"
 DECISIONS_BYTES = 8 << 20  # for both files together: weeks of decisions of a few hundred bytes each
 STATUS = "status.json"
+LOADS = "loads.json"
+MOST_LOADS_BYTES = 4 << 20  # what the agent writes is a tenth of that: a larger file is not its own
 DECISIONS = "decisions.jsonl"
 DECISIONS_BEFORE = "decisions.jsonl.1"
 
@@ -29,9 +31,26 @@ class NodeFiles:
 
     def write_status(self, text: str) -> None:
         """Replace status.json: whoever reads it sees the old or the new one whole. Raises TemporaryError."""
-        path, unfinished = f"{self._run_folder}/{STATUS}", f"{self._run_folder}/.{STATUS}.tmp"
+        self._replace(self._run_folder, STATUS, text)
+
+    def write_loads(self, text: str) -> None:
+        """Replace loads.json, as `write_status`. Raises TemporaryError."""
+        self._replace(self._state_folder, LOADS, text)
+
+    def read_loads(self) -> str | None:
+        """The text of loads.json, None when there is none. Raises TemporaryError."""
+        path = f"{self._state_folder}/{LOADS}"
+        with _errors_told(path):
+            try:
+                with open(path, "rb", opener=_private_opener) as file:
+                    return file.read(MOST_LOADS_BYTES).decode("utf-8", "replace")
+            except FileNotFoundError:
+                return None
+
+    def _replace(self, folder: str, name: str, text: str) -> None:
+        path, unfinished = f"{folder}/{name}", f"{folder}/.{name}.tmp"
         with self._writing, _errors_told(path):
-            _make_folder(self._run_folder)
+            _make_folder(folder)
             try:
                 with open(unfinished, "wb", opener=_private_opener) as file:
                     file.write(text.encode())

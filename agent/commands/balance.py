@@ -18,6 +18,7 @@ from agent.commands.status import read_status
 from agent.commands.wrong_use import WrongUseError, own_node_or_refuse, settings_of
 from agent.core.documents import Answer, HistoryFile
 from agent.core.migrations import Migration, MigrationState
+from agent.core.outlook import outlook
 from agent.core.sentences import migration_words
 from agent.core.settings import Mode, Settings
 from agent.daemon.mailbox import request_text
@@ -49,7 +50,7 @@ def execute(arguments: argparse.Namespace) -> int:
     snapshot = wiring.look(settings)
     question = replace(question_of(settings, snapshot, wiring.read_history(settings)), force=arguments.force)
     plan = checked_plan(snapshot, settings, question, asker(settings, snapshot))
-    print(plan_text(plan, snapshot, settings), flush=True)
+    print(plan_text(plan, outlook(snapshot, settings, question, plan), snapshot, settings), flush=True)
     if not plan.moves:
         return 0
     if settings.mode in (Mode.OFF, Mode.OBSERVE):

@@ -68,7 +68,7 @@ def cluster_document(snapshot: Snapshot, settings: Settings) -> JsonObject:
         "taken_at": iso(snapshot.taken_at),
         "pve_version": snapshot.pve_version,
         "nodes": nodes,
-        "imbalance": round(balance_of(loads, usable, Weights.of(settings)).imbalance, 6),
+        "imbalance": round(balance_of(loads, usable, Weights.of(settings, loads.values())).imbalance, 6),
         "unseen": list(snapshot.unseen),
         "conflicts": conflicts_document(conflicts_of(snapshot, settings)),
     }
@@ -99,7 +99,7 @@ def cluster_text(snapshot: Snapshot, settings: Settings) -> str:
             )
         )
     usable = [name for name, refusal in refusals.items() if refusal is None and name in loads]
-    imbalance = balance_of(loads, usable, Weights.of(settings)).imbalance
+    imbalance = balance_of(loads, usable, Weights.of(settings, loads.values())).imbalance
     release = f", PVE {snapshot.pve_version}" if snapshot.pve_version else ""
     first = f"{counted(len(snapshot.nodes), 'node')}{release}, imbalance {100 * imbalance:.1f} points, as of {clock(snapshot.taken_at)}"
     parts = [first, aligned(("NODE", "STATE", "CORES", "CPU", "MEMORY", "USED", "RUNNING", "AS A TARGET"), rows)]

@@ -12,21 +12,25 @@ from pathlib import Path
 
 from agent import wiring
 from agent.commands.planning import asker, checked_plan, question_of, why_only_words
-from agent.commands.tables import aligned, clock, counted, gib, iso, label, percent, points
+from agent.commands.prospects import bound_document, bound_words, goal_document, goal_text, survival_text
+from agent.commands.tables import aligned, clock, counted, few, gib, iso, label, percent, points
 from agent.commands.wrong_use import WrongUseError, settings_of
 from agent.core.cluster import Snapshot
+from agent.core.documents import HistoryFile
 from agent.core.explain import why_no_target
 from agent.core.json_types import Json, JsonObject
 from agent.core.load import Weights
+from agent.core.outlook import Outlook, outlook
 from agent.core.plan_types import Balance, Conflict, Gate, Plan, Refusal
 from agent.core.question import EVERYWHERE, Scope
-from agent.core.reasons import MEANING
+from agent.core.reasons import MEANING, RefusalReason
 from agent.core.sentences import nothing_words, summary
 from agent.core.settings import Settings
 from agent.core.snapshot_file import SnapshotFileError, from_text
+from agent.core.survival import survival_document
 
 SCHEMA = "proxlb-agent/plan/1"
-MOST_SHOWN = 30
+MOST_LINES = 12  # of one reason
 
 _GATES = {
     Gate.CLOSED: "no load balancing: no node is over a threshold and the spread is small enough",
@@ -47,22 +51,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     settings = settings_of(arguments)
-    ask, history = None, None
-    if arguments.snapshot is not None:
-        snapshot = snapshot_from(arguments.snapshot)
-    else:
-        snapshot = wiring.look(settings)
-        history = wiring.read_history(settings)
-        ask = asker(settings, snapshot) if wiring.own_node(settings) is not None else None
+    snapshot, history = look_or_read(arguments.snapshot, settings)
+    ask = asker(settings, snapshot) if arguments.snapshot is None and wiring.own_node(settings) is not None else None
     question = replace(question_of(settings, snapshot, history), scope=scope_of(snapshot, arguments.guest, arguments.node))
     plan = checked_plan(snapshot, settings, question, ask)
+    view = outlook(snapshot, settings, question, plan)
     if arguments.json:
-        print(json.dumps(plan_document(plan), indent=1, allow_nan=False))
+        print(json.dumps(plan_document(plan, view), indent=1, allow_nan=False))
         return 0
-    print(plan_text(plan, snapshot, settings))
-    for sentence in why_only_words(settings, snapshot, history):
+    print(plan_text(plan, view, snapshot, settings))
+    for sentence in (*why_only_words(settings, snapshot, history), *held_words(plan, settings)):
         print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
     return 0
+
+
+def held_words(plan: Plan, settings: Settings) -> tuple[str, ...]:
+    """What the leader waits for and a plan asked for by hand does not."""
+    if plan.gate is not Gate.OVERLOAD or not plan.moves:
+        return ()
+    cpu, memory = settings.balance.cpu.hold_s, settings.balance.memory.hold_s
+    return (f"the leader acts on an overload once it has lasted for {cpu:.0f} s (cpu) or {memory:.0f} s (memory), or a guest has started",)
+
+
+def look_or_read(path: str | None, settings: Settings) -> tuple[Snapshot, HistoryFile | None]:
+    """The cluster now with what leaders remember, or, where a file is named, the snapshot in it. Raises WrongUseError."""
+    if path is not None:
+        return snapshot_from(path), None
+    return wiring.look(settings), wiring.read_history(settings)
 
 
 def snapshot_from(path: str) -> Snapshot:
@@ -112,7 +127,7 @@ def known_node(name: str, known: Iterable[str]) -> str:
 # as JSON
 
 
-def plan_document(plan: Plan) -> JsonObject:
+def plan_document(plan: Plan, view: Outlook) -> JsonObject:
     """The plan as `agent/schemas/plan-1.json` describes it."""
     return {
         "schema": SCHEMA,
@@ -138,6 +153,9 @@ def plan_document(plan: Plan) -> JsonObject:
         "conflicts": conflicts_document(plan.conflicts),
         "before": _balance_document(plan.before),
         "after": _balance_document(plan.after),
+        "goal": goal_document(view.goal),
+        "bound": bound_document(view.bound),
+        "survival": {"before": survival_document(view.survival_before), "after": survival_document(view.survival_after)},
     }
 
 
@@ -162,24 +180,26 @@ def _balance_document(balance: Balance) -> JsonObject:
 # for people
 
 
-def plan_text(plan: Plan, snapshot: Snapshot, settings: Settings) -> str:
-    """The plan for people to read."""
+def plan_text(plan: Plan, view: Outlook, snapshot: Snapshot, settings: Settings) -> str:
+    """The plan for people to read: what moves and why, who stays and why, and what it is worth."""
     running = sum(guest.is_running for guest in snapshot.guests)
     size = f"{counted(len(snapshot.nodes), 'node')}, {counted(running, 'running guest')}"
     parts = [f"{size}, as of {clock(plan.taken_at)}\n{_gate_words(plan, snapshot, settings)}"]
     if plan.moves:
-        parts.append(f"{summary(plan)}:\n{_moves_table(plan)}")
+        parts.append(f"{summary(plan)}; {bound_words(view.bound)}:\n{_moves_table(plan)}")
         later = sum(not move.first_pass for move in plan.moves)
         if later:
             parts.append(f"{counted(later, 'move')} marked with * would wait: max_moves_per_pass, max_moves_per_hour")
     else:
-        parts.append(nothing_words(plan, Weights.of(settings)))
+        now = f"imbalance {points(plan.before.imbalance)} points"
+        parts.append(f"{nothing_words(plan, Weights.of(settings))}\n{now}; {bound_words(view.bound)}")
     if plan.refused:
-        parts.append(_refusals_text(plan, snapshot))
+        parts.append(f"guests that stay:\n{refusals_text(plan.refused, snapshot)}")
     if plan.conflicts:
         lines = [f"  {conflict.rule}: {conflict.detail} ({_vmids(conflict.vmids)})" for conflict in plan.conflicts]
         parts.append("rules that cannot be kept as they are written:\n" + "\n".join(lines))
-    parts.append(_loads_table(plan))
+    parts += [_loads_table(plan), goal_text(view.goal, then="THEN" if plan.moves else None)]
+    parts.append(survival_text(view.survival_before, view.survival_after if plan.moves else None, snapshot))
     return "\n\n".join(parts)
 
 
@@ -210,16 +230,22 @@ def _moves_table(plan: Plan) -> str:
     return aligned(("BATCH", "GUEST", "FROM", "TO", "WHY", "MEMORY", "GAIN"), rows)
 
 
-def _refusals_text(plan: Plan, snapshot: Snapshot) -> str:
-    lines = []
-    for refusal in plan.refused[:MOST_SHOWN]:
+def refusals_text(refusals: Iterable[Refusal], snapshot: Snapshot) -> str:
+    """Refusals by reason, and guests that stay for exactly the same one on a line of their own."""
+    by_reason: dict[RefusalReason, dict[str, list[str]]] = {}
+    for refusal in refusals:
         guest = snapshot.guest(refusal.vmid)
         who = f"guest {refusal.vmid}" if guest is None else label(guest.type.value, guest.vmid, guest.name)
-        detail = f" ({refusal.detail})" if refusal.detail else ""
-        lines.append(f"  {who}: {refusal.reason.value}, {MEANING[refusal.reason]}{detail}")
-    if len(plan.refused) > MOST_SHOWN:
-        lines.append(f"  and {len(plan.refused) - MOST_SHOWN} more; --json has all of them")
-    return "guests that stay:\n" + "\n".join(lines)
+        by_reason.setdefault(refusal.reason, {}).setdefault(refusal.detail, []).append(who)
+    lines = []
+    for reason in sorted(by_reason, key=list(RefusalReason).index):
+        details = by_reason[reason]
+        lines.append(f"  {reason.value}: {MEANING[reason]}")
+        for detail, guests in list(details.items())[:MOST_LINES]:
+            lines.append(f"    {few(guests)}" + (f": {detail}" if detail else ""))
+        if (rest := sum(len(guests) for guests in list(details.values())[MOST_LINES:])) > 0:
+            lines.append(f"    and {counted(rest, 'guest')} more; --json has all of them")
+    return "\n".join(lines)
 
 
 def _loads_table(plan: Plan) -> str:
@@ -234,5 +260,4 @@ def _loads_table(plan: Plan) -> str:
 
 
 def _vmids(vmids: tuple[int, ...]) -> str:
-    shown = ", ".join(str(vmid) for vmid in vmids[:8])
-    return f"guests {shown}" + (f" and {len(vmids) - 8} more" if len(vmids) > 8 else "")
+    return f"guests {few([str(vmid) for vmid in vmids])}"

@@ -10,7 +10,7 @@ from agent import wiring
 from agent.core import history as memory
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile
-from agent.core.load import Ledger
+from agent.core.load import Ledger, why_pressure_unknown
 from agent.core.migrations import in_flight
 from agent.core.plan_types import Move, Plan, Refusal, Verdict
 from agent.core.planner import plan as make_plan
@@ -68,7 +68,7 @@ def checked_plan(snapshot: Snapshot, settings: Settings, question: Question, ask
 
 
 def why_only_words(settings: Settings, snapshot: Snapshot, history: HistoryFile | None) -> tuple[str, ...]:
-    """What keeps the agent from carrying out a plan as it stands, a sentence each."""
+    """What keeps the agent from carrying out a plan as it stands, or from seeing all that counts, a sentence each."""
     why = []
     if settings.mode in (Mode.OFF, Mode.OBSERVE):
         why.append(f"mode is {settings.mode.value}: the agent carries out nothing")
@@ -77,6 +77,8 @@ def why_only_words(settings: Settings, snapshot: Snapshot, history: HistoryFile 
     if snapshot.unseen:
         shown = ", ".join(str(vmid) for vmid in snapshot.unseen[:5]) + (", ..." if len(snapshot.unseen) > 5 else "")
         why.append(f"the token does not see all guests ({shown}): the agent only observes; give it VM.Audit on /")
+    if (unknown := why_pressure_unknown(snapshot, settings)) is not None:
+        why.append(unknown)
     if history is not None:
         observed_s = snapshot.taken_at - history.first_seen_at
         if 0 <= observed_s < settings.triggers.first_observe_s:

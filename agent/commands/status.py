@@ -91,6 +91,8 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float) -> 
     if nodes:
         rows = [(name, percent(load["cpu_fraction"]), percent(load["memory_fraction"])) for name, load in sorted(nodes.items())]
         parts.append(aligned(("NODE", "CPU", "MEMORY"), rows))
+        if (survival := cast(JsonObject | None, document["survival"])) is not None:
+            parts.append(_survival_words(survival))
     elif stage != "leading":
         parts.append("the leader's status tells more; loads: proxlb-agent cluster")
     migrations = cast(list[dict[str, Json]], document["migrations"])
@@ -100,6 +102,22 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float) -> 
     if aside:
         parts.append("set aside after failures:\n" + "\n".join(f"  guest {vmid}: {text}" for vmid, text in aside.items()))
     return "\n\n".join(parts)
+
+
+def _survival_words(survival: JsonObject) -> str:
+    """Which nodes can be lost, as the leader last looked."""
+    at = f"as of {clock(cast(float, survival['at']))}"
+    if survival["survives"]:
+        return f"N+1: any one node can be lost ({at})"
+    losses = cast(dict[str, dict[str, Json]], survival["nodes"])
+    lines = []
+    for name, loss in sorted(losses.items()):
+        if not loss["survives"]:
+            homeless = cast(list[dict[str, Json]], loss["without_place"])
+            named = ", ".join(f"{refusal['vmid']} ({refusal['reason']})" for refusal in homeless[:3])
+            without, guests = cast(int, loss["without_place_count"]), cast(int, loss["guests"])
+            lines.append(f"  {name}: {without} of {counted(guests, 'guest')}: {named}{', ...' if without > 3 else ''}")
+    return f"N+1: no place was found for all guests of these nodes, were one of them lost ({at}):\n" + "\n".join(lines)
 
 
 def _leader_words(document: JsonObject, leader: LeaderFile | None, now: float) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from agent.core.cluster import GIB
 
 GAP = "  "
+MOST_NAMES = 8
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?( (GiB|%|s))?\*?|-")
 
 
@@ -37,9 +38,9 @@ def gib(amount_bytes: float | None) -> str:
     return "-" if amount_bytes is None else f"{amount_bytes / GIB:.1f} GiB"
 
 
-def points(gain: float | None) -> str:
+def points(gain: float | None, digits: int = 1) -> str:
     """A gain in points of imbalance, `3.1`."""
-    return "-" if gain is None else f"{100 * gain:.1f}"
+    return "-" if gain is None else f"{round(100 * gain, digits) + 0.0:.{digits}f}"  # never -0.0
 
 
 def clock(wall_s: float) -> str:
@@ -55,6 +56,12 @@ def iso(wall_s: float) -> str:
 def counted(number: int, what: str) -> str:
     """`1 guest`, `2 guests`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def few(names: Sequence[str], most: int = MOST_NAMES) -> str:
+    """`a, b, c`, of many only the first and how many more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def label(type_word: str, vmid: int, name: str) -> str:

@@ -18,12 +18,35 @@ class GuestType(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a node has for guests, as its own agent tells it.
+
+    Units:   `qemu_since` in Unix seconds.
+    Shape:   versions as their packages are numbered ("10.1.2-3"), "" when unknown; `qemu_before` is the QEMU that guests
+             run which were started before `qemu_since`, "" and None when nobody knows; `cpu_flags` sorted, a space between
+             two, without those that the kernel makes up; `bridges` and `hookscripts` (executable files among the snippets
+             of the storage `local`) are names, sorted.
+    """
+
+    pve_version: str = ""
+    qemu_version: str = ""
+    qemu_before: str = ""
+    qemu_since: float | None = None
+    cpu_model: str = ""
+    cpu_flags: str = ""
+    bridges: tuple[str, ...] = ()
+    hookscripts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A node and its load as PVE reported it last.
 
     Units:   cores (not percent), bytes, seconds; None is unknown and never counts as zero.
     Shape:   `sample_age_s` is the age of the load, None where the source does not tell it; `reports` says whether
-             the node's own agent has reported itself, None where that cannot be seen (off a node).
+             the node's own agent has reported itself, None where that cannot be seen (off a node). `zfs_cache_bytes` is what
+             the ZFS cache would give back, `pressure_fraction` the share of the time in which something waits for cpu or
+             memory, of the two the larger. `facts` are what its agent tells.
     """
 
     name: str
@@ -35,6 +58,9 @@ class Node:
     uptime_s: float | None = None
     sample_age_s: float | None = None
     reports: bool | None = None
+    zfs_cache_bytes: int | None = None
+    pressure_fraction: float | None = None
+    facts: NodeFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +69,8 @@ class Guest:
 
     Units:   `cpu_used_cores` are cores of the node (PVE's fraction times the guest's vCPUs), memory in bytes.
     Shape:   `memory_host_bytes` is what the node spends for the guest where PVE 9 tells it; `status` is PVE's word
-             (running, stopped, paused, unknown, ...); `ha` is the HA manager's state or None when not managed.
+             (running, stopped, paused, unknown, ...); `ha` is the HA manager's state or None when not managed (`Snapshot.ha`
+             tells more).
     """
 
     vmid: int
@@ -115,14 +142,98 @@ class Maintenance:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageUse:
+    """How full a storage is: a shared one once, with all nodes that have it; any other once for its node."""
+
+    name: str
+    nodes: tuple[str, ...]
+    used_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HaNodeAffinity:
+    """On which nodes HA resources belong: a node-affinity rule of PVE 9, or a group of PVE 8 with its resources.
+
+    Shape:   `vmids` sorted; `nodes` are (name, priority), sorted by name, the highest priority first choice; only a `strict`
+             one keeps its guests off every other node when none of its own is available.
+    """
+
+    name: str
+    vmids: tuple[int, ...]
+    nodes: tuple[tuple[str, int], ...]
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HaResourceAffinity:
+    """HA resources that share a node (`together`) or never do: a resource-affinity rule of PVE 9. `vmids` sorted."""
+
+    name: str
+    vmids: tuple[int, ...]
+    together: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HaResource:
+    """A guest as the HA manager knows it.
+
+    Shape:   `requested` is what its owner asks for (started, stopped, disabled, ignored); `state` what the HA manager does with it
+             (started, migrate, relocate, error, fence, ...), "" while it has not said; `node` where it has it, `target` where
+             it is bringing it, `maintenance_node` where it will bring it back when a maintenance ends. `failback` says that it
+             brings the guest back to better nodes of its node affinity by itself, `auto_rebalance` that it may move it for load
+             where the cluster does that.
+    """
+
+    vmid: int
+    requested: str = "started"
+    state: str = ""
+    node: str | None = None
+    target: str | None = None
+    maintenance_node: str | None = None
+    failback: bool = True
+    auto_rebalance: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HighAvailability:
+    """What the HA manager knows and wants; empty where it is not in use.
+
+    Shape:   resources sorted by VMID, rules by name, those that are switched off left out; `balances` when the cluster evens
+             out its HA guests itself; `disarmed` when the HA manager has been told to let go of everything.
+    """
+
+    resources: tuple[HaResource, ...] = ()
+    node_affinity: tuple[HaNodeAffinity, ...] = ()
+    resource_affinity: tuple[HaResourceAffinity, ...] = ()
+    balances: bool = False
+    disarmed: bool = False
+
+    def resource(self, vmid: int) -> HaResource | None:
+        """The guest as the HA manager knows it, None when it does not."""
+        return next((resource for resource in self.resources if resource.vmid == vmid), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a storage is: on all of `nodes` the same (`shared`), or on each of them another. `nodes` are sorted."""
+
+    name: str
+    shared: bool
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster at one instant.
 
     Units:   `taken_at` in Unix seconds.
     Shape:   nodes sorted by name, guests by VMID, tasks by start; `maintenance` are nodes to be emptied, `no_target`
              nodes that are online but may receive nobody; `unseen` are VMIDs that exist but the token does not show:
-             with any of them the agent only observes.
-    Source:  GET /cluster/resources, /cluster/tasks, /cluster/ha/status/manager_status; on a node also files below /etc/pve.
+             with any of them the agent only observes. `storage_use` is sorted by name, then nodes; a storage of unknown
+             use is not in it. `registered_tags` are those that only admins may set, in small letters and sorted, None where
+             the cluster does not tell; `storages` are sorted by name.
+    Source:  GET /cluster/resources, /cluster/tasks, /cluster/options, /cluster/ha/...; on a node also files below /etc/pve.
     """
 
     taken_at: float
@@ -133,6 +244,10 @@ class Snapshot:
     no_target: tuple[str, ...] = ()
     unseen: tuple[int, ...] = ()
     pve_version: str = ""
+    storage_use: tuple[StorageUse, ...] = ()
+    ha: HighAvailability = HighAvailability()
+    registered_tags: tuple[str, ...] | None = None
+    storages: tuple[Storage, ...] = ()
 
     def node(self, name: str) -> Node | None:
         """The node of that name, None when there is none."""

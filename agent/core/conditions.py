@@ -13,6 +13,7 @@ from agent.core.question import Question
 from agent.core.reasons import RefusalReason
 from agent.core.rules import Rules
 from agent.core.settings import ContainerPolicy, Settings
+from agent.core.suitability import Suitability
 
 _STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
 _BACKUP = "vzdump"
@@ -38,6 +39,7 @@ class Conditions:
         self.draining = {maintenance.node for maintenance in snapshot.maintenance}
         self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
         self.draining &= self.node_of.keys()  # a flag that is left of a node long gone empties nobody
+        self._suitability = Suitability(snapshot)
         self._busy = self._busy_guests()
         self._backup_nodes = {task.node for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
@@ -90,6 +92,8 @@ class Conditions:
         verdict = self.question.verdicts.get(vmid)
         if verdict is not None and verdict.refusal is not None:
             return verdict.refusal
+        if verdict is not None and verdict.needs is not None and (tie := self._suitability.why_stays(verdict.needs)) is not None:
+            return refuse(*tie)
         if purpose is Purpose.LOAD:
             if vmid in self.question.cooling and not self.question.force:
                 return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
@@ -138,8 +142,11 @@ class Conditions:
         if purpose is Purpose.LOAD and target in self._backup_nodes:
             return Refusal(guest.vmid, RefusalReason.NODE_BACKUP)
         verdict = self.question.verdicts.get(guest.vmid)
-        if verdict is not None and (why := dict(verdict.refused_nodes).get(target)) is not None:
-            return Refusal(guest.vmid, RefusalReason.NODE_REFUSED, why)
+        if verdict is not None:
+            if (refused := dict(verdict.refused_nodes).get(target)) is not None:
+                return refused
+            if verdict.needs is not None and (lack := self._suitability.why_not_there(guest, verdict.needs, target)) is not None:
+                return Refusal(guest.vmid, *lack)
         pins = self.rules.pins.get(guest.vmid)
         if pins is not None and target not in pins:
             return Refusal(guest.vmid, RefusalReason.PINNED, "pinned to " + ", ".join(sorted(pins)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The files that agents share below /etc/pve/proxlb, as values. Schemas of the same names are in agent/schemas."""
+"""The files that agents share below /etc/pve/proxlb, and those they keep, as values. Schemas of the same names are in agent/schemas."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from agent.core.cluster import NodeFacts
 from agent.core.codec import CodecError, from_json, to_json
 from agent.core.events import EventKind
 from agent.core.json_types import Json
@@ -17,6 +18,7 @@ LEADER_SCHEMA = "proxlb-agent/leader/1"
 INBOX_SCHEMA = "proxlb-agent/inbox/1"
 HISTORY_SCHEMA = "proxlb-agent/history/1"
 REQUEST_SCHEMA = "proxlb-agent/request/1"
+LOADS_SCHEMA = "proxlb-agent/loads/1"
 
 
 class LeaderState(StrEnum):
@@ -55,9 +57,15 @@ class InboxEvent:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What only the node itself can tell."""
+    """What only the node itself can tell.
+
+    Units:   `zfs_cache_bytes` is what the ZFS cache could give back, to a twentieth of the node's memory; None without ZFS.
+    Shape:   `node` is None while it could not be read.
+    """
 
     agent_version: str
+    node: NodeFacts | None = None
+    zfs_cache_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +143,32 @@ class RequestFile:
     user: str
 
 
-File = TypeVar("File", LeaderFile, InboxFile, HistoryFile, RequestFile)
+@dataclass(frozen=True, slots=True)
+class LearnedLoad:
+    """What a guest took before it stopped at `at` (Unix seconds)."""
+
+    vmid: int
+    cpu_cores: float
+    memory_bytes: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadsFile:
+    """/var/lib/proxlb-agent/loads.json: learned loads, by VMID."""
+
+    schema: str
+    loads: tuple[LearnedLoad, ...] = ()
+
+
+File = TypeVar("File", LeaderFile, InboxFile, HistoryFile, RequestFile, LoadsFile)
 
 _SCHEMAS: dict[type, str] = {
     LeaderFile: LEADER_SCHEMA,
     InboxFile: INBOX_SCHEMA,
     HistoryFile: HISTORY_SCHEMA,
     RequestFile: REQUEST_SCHEMA,
+    LoadsFile: LOADS_SCHEMA,
 }
 
 
@@ -167,6 +194,6 @@ def parse(kind: type[File], text: str) -> File:
         raise DocumentError(str(error)) from error
 
 
-def render(value: LeaderFile | InboxFile | HistoryFile | RequestFile) -> str:
+def render(value: LeaderFile | InboxFile | HistoryFile | RequestFile | LoadsFile) -> str:
     """The file's text: JSON with sorted keys, so that equal values give equal bytes."""
     return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"

@@ -1,114 +1,195 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The goal function: what a move must lower, evaluated in constant time for one move.
+"""The goal function: what moves must lower, and how much one transfer between two nodes would, in constant time.
 
 goal = imbalance + overload
-  imbalance  weighted mean over cpu and memory of the population standard deviation of the used fraction over usable nodes
-  overload   OVERLOAD_WEIGHT times the mean over usable nodes of the weighted mean of what stands above a threshold
-A move costs COST_OF_ALL_MEMORY times the share of the usable nodes' memory that is copied, and CONTAINER_RESTART_COST
-for each container that restarts. It is made only when the goal falls by more.
+  imbalance  weighted mean over the measures (cpu, memory, pressure) of the population standard deviation D of the counted
+             fraction f over the n usable nodes
+  overload   OVERLOAD_WEIGHT times the mean over usable nodes of the weighted mean of what stands above a threshold T
+cost         of a move: the least gain, plus COST_OF_A_NODE times the share of an average node's memory that is copied, plus
+             RESTART_COST for a container that restarts; all divided by n, as the goal is a mean over nodes, too
+least gain   LEAST_GAIN, or LEAST_OF_A_GUEST times the fraction of a node that an average guest takes, if that is less: where
+             guests are small each move brings little, and a hot node has to lose many
+
+A move is made only when the goal falls by more than the move costs.
+
+With S the sum of (f - mean)^2, a transfer of load from node s to node t changes S and the excess over T by terms of s and t
+alone (`Transfer`), so its gain follows from S, n and the two nodes. Bounds make most of the work unnecessary:
+  the goal is convex in the fractions (a norm, and sums of max(0, .)), so a gain is at most what the gradient promises:
+  x (price(s) - price(t)), where price(i) = (w (f_i - mean) / (n D) + [f_i > T] w / n) / capacity(i);
+  S falls at most to the vertex of its parabola in x; so no load whatever gains more between s and t than `ideal` says.
+
+Source:  Ganeti hbal for the table of statistics; the bounds are elementary.
 """
 
 from __future__ import annotations
 
 import math
 
-from agent.core.load import OVERLOAD_WEIGHT, GuestLoad, Weights
-from agent.core.placement import NodeState, Placement
+from agent.core.load import OVERLOAD_WEIGHT, Weights
+from agent.core.placement import Burden, NodeState, Placement
 
-COST_OF_ALL_MEMORY = 0.02  # moving 1 % of all memory must take 0.0002 off the goal
-CONTAINER_RESTART_COST = 0.002  # a restart is felt: ten times what copying 1 % of all memory must bring
-LEAST_GAIN = 1e-4  # below a hundredth of a point a difference is rounding and noise
+LEAST_GAIN = 0.005  # of one node's fraction: what brings less than half a point on one node is not worth a migration
+LEAST_OF_A_GUEST = 0.6  # moving x from d above to d below the mean brings 2 x d / D: a bar of d = 0.3 D
+COST_OF_A_NODE = 0.02  # copying as much as an average node has must bring two points on one node
+RESTART_COST = 0.01  # a restart is felt: it must bring a point on one node
+_CPU, _MEMORY, _PRESSURE = 2, 3, 4  # where a `Burden` holds what counts
+
+
+class _Measure:
+    """One statistic over the usable nodes."""
+
+    __slots__ = ("capacity", "deviation", "field", "fraction", "mean", "squares", "top", "weight")
+
+    def __init__(self, field: int, weight: float, top: float | None, capacity: list[float]) -> None:
+        self.field, self.weight, self.capacity = field, weight, capacity
+        self.top = math.inf if top is None else top
+        self.fraction: list[float] = []
+        self.mean = self.squares = self.deviation = 0.0
+
+    def bounds(self, k1: float, k2: float, n: int, eased: float) -> tuple[float, float, float, float]:
+        """Of a transfer: a, b, g, e so that x (a + b x), where that is above 0, else x g, and x e besides, is no less than its gain.
+
+        From D - D' = (D^2 - D'^2) / (D + D'), D' being at least what the vertex of the parabola leaves; where the transfer
+        harms, from the gradient. `eased` is what a unit of load takes off the excess of the source.
+        """
+        lowest = self.squares - k1 * k1 / (4 * k2) if k1 < 0 < k2 else self.squares
+        reach = self.deviation + (math.sqrt(lowest / n) if lowest > 0 else 0.0)
+        scale = -self.weight / (n * reach) if reach > 0 else 0.0
+        slope = -self.weight * k1 / (2 * n * self.deviation) if self.deviation > 0 else 0.0
+        return k1 * scale, k2 * scale, slope, OVERLOAD_WEIGHT * self.weight * eased / n
+
+
+class Transfer:
+    """From one node to another: what any load gains by going there, until the sketch changes.
+
+    With d = f - mean and capacities c, moving x changes S by x (k1 + x k2): k1 = 2 (d_t/c_t - d_s/c_s) and
+    k2 = 1/c_s^2 + 1/c_t^2 - (1/c_t - 1/c_s)^2 / n, the last term for the mean, which moves where the nodes differ in size.
+    """
+
+    __slots__ = ("_n", "_terms", "bounds")
+
+    def __init__(self, goal: Goal, source: int | None, target: int) -> None:
+        n = self._n = goal.n
+        terms: list[tuple[float, ...] | None] = [None, None, None]
+        self.bounds = [(0.0, 0.0, 0.0, 0.0)] * 3
+        for measure in goal.measures:
+            there, far = 1 / measure.capacity[target], measure.fraction[target]
+            here, near = (0.0, measure.mean) if source is None else (1 / measure.capacity[source], measure.fraction[source])
+            mean, top = measure.mean, measure.top
+            k1 = 2 * ((far - mean) * there - (near - mean) * here)
+            k2 = here * here + there * there - (there - here) ** 2 / n
+            self.bounds[measure.field - _CPU] = measure.bounds(k1, k2, n, here if near > top else 0.0)
+            terms[measure.field - _CPU] = (
+                measure.weight,
+                measure.deviation,
+                measure.squares,
+                k1,
+                k2,
+                -math.inf if source is None else near - top,
+                far - top,
+                here,
+                there,
+            )
+        self._terms = terms
+
+    def gain(self, cpu: float, memory: float, pressure: float) -> float:
+        """What that load takes off the goal, below 0 when it adds to it."""
+        n = self._n
+        total = 0.0
+        for amount, term in zip((cpu, memory, pressure), self._terms, strict=True):
+            if term is None or not amount:
+                continue
+            weight, deviation, squares, k1, k2, over, other_over, here, there = term
+            variance = (squares + amount * (k1 + amount * k2)) / n
+            saved = deviation - math.sqrt(variance) if variance > 0 else deviation
+            if over > 0 or over > amount * here:  # the second: an exchange brings it more than it takes
+                left = over - amount * here
+                saved += OVERLOAD_WEIGHT * ((over if over > 0 else 0.0) - (left if left > 0 else 0.0)) / n
+            left = other_over + amount * there
+            if left > 0 or other_over > 0:
+                saved += OVERLOAD_WEIGHT * ((other_over if other_over > 0 else 0.0) - (left if left > 0 else 0.0)) / n
+            total += weight * saved
+        return total
 
 
 class Goal:
-    """Sums over the usable nodes from which the goal of the sketch, and of the sketch after one move, follow.
+    """The goal of the sketch, and what a transfer would take off it.
 
+    Shape:   `value` is the goal, `imbalance` its first part, `excess` the sum over nodes of what stands above thresholds;
+             nodes are known by their place in `names`, the usable nodes sorted by name; `prices[i]` is the gradient at node i,
+             for one core, one byte and one unit of pressure, `heat[i]` the same for the whole node's size.
     Mutable as the sketch is: call `changed` after each change of the sketch.
     """
 
     def __init__(self, placement: Placement) -> None:
-        self._states = [placement.states[name] for name in placement.usable]
-        self._weights: Weights = placement.weights
-        self._counts = {state.name for state in self._states}
-        total = self._weights.cpu + self._weights.memory
-        self._cpu_weight = self._weights.cpu / total if total > 0 else 0.0
-        self._memory_weight = self._weights.memory / total if total > 0 else 0.0
-        self._cpu_top = math.inf if self._weights.cpu_threshold is None else self._weights.cpu_threshold
-        self._memory_top = math.inf if self._weights.memory_threshold is None else self._weights.memory_threshold
-        self.total_memory = math.fsum(state.memory for state in self._states) or 1.0
+        self.names = placement.usable
+        self.index = {name: i for i, name in enumerate(self.names)}
+        self._states: list[NodeState] = [placement.states[name] for name in self.names]
+        weights: Weights = placement.weights
+        total = weights.cpu + weights.memory + weights.pressure
+        cores, memory = [state.cpu_cores for state in self._states], [state.memory for state in self._states]
+        table = (
+            (_CPU, weights.cpu, weights.cpu_threshold, cores),
+            (_MEMORY, weights.memory, weights.memory_threshold, memory),
+            (_PRESSURE, weights.pressure, weights.pressure_threshold, [1.0] * len(self.names)),
+        )
+        self.measures = [_Measure(field, weight / total, top, size) for field, weight, top, size in table if weight > 0]
+        self.n = len(self.names) or 1
+        self.node_memory = (math.fsum(memory) / self.n) or 1.0
+        self._least = LEAST_GAIN
+        self.prices: list[tuple[float, float, float]] = []
+        self.heat: list[float] = []
         self.changed()
+        if guests := sum(len(state.present) for state in self._states):
+            loaded = math.fsum(measure.weight * measure.mean for measure in self.measures)
+            self._least = min(LEAST_GAIN, LEAST_OF_A_GUEST * loaded * self.n / guests)
 
     def changed(self) -> None:
         """Read the sketch again."""
-        cpu = [state.cpu_used / state.cpu_cores for state in self._states]
-        memory = [state.memory_used / state.memory for state in self._states]
-        self._n = len(cpu) or 1
-        self._cpu_mean = math.fsum(cpu) / self._n
-        self._memory_mean = math.fsum(memory) / self._n
-        # around the mean of now, so that the subtraction below loses no digits
-        self._cpu_squares = math.fsum((f - self._cpu_mean) ** 2 for f in cpu)
-        self._memory_squares = math.fsum((f - self._memory_mean) ** 2 for f in memory)
-        self._over = math.fsum(self._excess(c, m) for c, m in zip(cpu, memory, strict=True))
-        self.imbalance = self._cpu_weight * math.sqrt(self._cpu_squares / self._n) + self._memory_weight * math.sqrt(
-            self._memory_squares / self._n
-        )
-        self.value = self.imbalance + OVERLOAD_WEIGHT * self._over / self._n
+        n = self.n
+        self.imbalance = over = 0.0
+        prices = [[0.0, 0.0, 0.0] for _ in self.names]
+        self.heat = [0.0] * len(self.names)
+        for measure in self.measures:
+            field, capacity, weight, top = measure.field, measure.capacity, measure.weight, measure.top
+            fraction = [state.sums[field] / size for state, size in zip(self._states, capacity, strict=True)]
+            mean = math.fsum(fraction) / n
+            measure.fraction, measure.mean = fraction, mean
+            # around the mean of now, so that the subtractions in `gain` lose no digits
+            measure.squares = math.fsum([(f - mean) ** 2 for f in fraction])
+            measure.deviation = math.sqrt(measure.squares / n)
+            self.imbalance += weight * measure.deviation
+            slope = weight / (n * measure.deviation) if measure.deviation > 0 else 0.0
+            for i, f in enumerate(fraction):
+                steepness = slope * (f - mean)
+                if f > top:
+                    over += weight * (f - top)
+                    steepness += OVERLOAD_WEIGHT * weight / n
+                self.heat[i] += steepness
+                prices[i][field - _CPU] = steepness / capacity[i]
+        self.prices = [(cpu, memory, pressure) for cpu, memory, pressure in prices]
+        self.excess = over
+        self.value = self.imbalance + OVERLOAD_WEIGHT * over / n
 
-    def _excess(self, cpu: float, memory: float) -> float:
-        excess = 0.0
-        if cpu > self._cpu_top:
-            excess += self._cpu_weight * (cpu - self._cpu_top)
-        if memory > self._memory_top:
-            excess += self._memory_weight * (memory - self._memory_top)
-        return excess
+    def gain(self, burden: Burden, source: int | None, target: int) -> float:
+        """What the transfer takes off the goal, its cost left aside; a source that is not usable (None) counts for nothing."""
+        return Transfer(self, source, target).gain(burden[_CPU], burden[_MEMORY], burden[_PRESSURE])
 
-    def after(self, load: GuestLoad, source: str, source_state: NodeState | None, target: NodeState) -> float:
-        """The goal after the load went from source to target; a source that is not usable counts for nothing."""
-        n = self._n
-        cpu_sum = memory_sum = 0.0
-        cpu_squares, memory_squares, over = self._cpu_squares, self._memory_squares, self._over
-        if source_state is not None and source in self._counts:
-            old = source_state.cpu_used / source_state.cpu_cores - self._cpu_mean
-            new = old - load.cpu_cores / source_state.cpu_cores
-            old_memory = source_state.memory_used / source_state.memory - self._memory_mean
-            new_memory = old_memory - load.memory_bytes / source_state.memory
-            cpu_sum += new - old
-            memory_sum += new_memory - old_memory
-            cpu_squares += new * new - old * old
-            memory_squares += new_memory * new_memory - old_memory * old_memory
-            over += self._excess(new + self._cpu_mean, new_memory + self._memory_mean) - self._excess(
-                old + self._cpu_mean, old_memory + self._memory_mean
-            )
-        old = target.cpu_used / target.cpu_cores - self._cpu_mean
-        new = old + load.cpu_cores / target.cpu_cores
-        old_memory = target.memory_used / target.memory - self._memory_mean
-        new_memory = old_memory + load.memory_bytes / target.memory
-        cpu_sum += new - old
-        memory_sum += new_memory - old_memory
-        cpu_squares += new * new - old * old
-        memory_squares += new_memory * new_memory - old_memory * old_memory
-        over += self._excess(new + self._cpu_mean, new_memory + self._memory_mean) - self._excess(
-            old + self._cpu_mean, old_memory + self._memory_mean
-        )
-        cpu_variance = max(0.0, cpu_squares / n - (cpu_sum / n) ** 2)
-        memory_variance = max(0.0, memory_squares / n - (memory_sum / n) ** 2)
-        return self._cpu_weight * math.sqrt(cpu_variance) + self._memory_weight * math.sqrt(memory_variance) + OVERLOAD_WEIGHT * over / n
+    def ideal(self, source: int, target: int) -> float:
+        """More than any load, however divided, can gain by going from the one node to the other."""
+        n = self.n
+        total = 0.0
+        for measure in self.measures:
+            here, there = 1 / measure.capacity[source], 1 / measure.capacity[target]
+            lever = (measure.fraction[source] - measure.mean) * here - (measure.fraction[target] - measure.mean) * there
+            if lever > 0:
+                bend = here * here + there * there - (there - here) ** 2 / n
+                variance = (measure.squares - lever * lever / bend) / n if bend > 0 else 0.0
+                total += measure.weight * (measure.deviation - (math.sqrt(variance) if variance > 0 else 0.0))
+            if (excess := measure.fraction[source] - measure.top) > 0:
+                total += OVERLOAD_WEIGHT * measure.weight * excess / n
+        return total
 
-    def slope(self, state: NodeState) -> float:
-        """How fast the goal rises when load is added to the node: the hint by which good targets are tried first."""
-        cpu = state.cpu_used / state.cpu_cores - self._cpu_mean
-        memory = state.memory_used / state.memory - self._memory_mean
-        return self._slope(self._cpu_weight, self._cpu_squares, cpu, self._cpu_top - self._cpu_mean) + self._slope(
-            self._memory_weight, self._memory_squares, memory, self._memory_top - self._memory_mean
-        )
-
-    def _slope(self, weight: float, squares: float, distance: float, top: float) -> float:
-        deviation = math.sqrt(squares / self._n)
-        if weight <= 0 or deviation <= 0:
-            return 0.0
-        return weight * distance / deviation + (weight * self._n if distance > top else 0.0)
-
-
-def move_cost(memory_bytes: float, containers: int, total_memory_bytes: float) -> float:
-    """What moving that much memory, and restarting that many containers, must bring at the least."""
-    return LEAST_GAIN + COST_OF_ALL_MEMORY * memory_bytes / total_memory_bytes + CONTAINER_RESTART_COST * containers
+    def cost(self, memory_bytes: float, containers: int) -> float:
+        """What moving that much memory, and restarting that many containers, must bring at the least."""
+        return (self._least + COST_OF_A_NODE * memory_bytes / self.node_memory + RESTART_COST * containers) / self.n

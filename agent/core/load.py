@@ -1,21 +1,51 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Load of nodes and guests, corrected by what is known to change, and the formulas that judge it.
 
-The ledger: PVE's numbers are up to 14 s old, a guest that just started shows none of its load, and one that migrates
+A guest's load. Measured are its cores (PVE's fraction times its own) and of what it uses and what the node spends for it
+(memhost of PVE 9) the larger: the second holds what QEMU and the page cache take, the first what the guest will claim again
+after ballooning. Until there are two samples of it, the load it is known to have taken before, else 70 % of its memory and
+25 % of its cores, and never less than what is measured.
+
+The ledger. PVE's numbers are up to 14 s old, a guest that just started shows none of its load, and one that migrates
 shows it on one node only. So a node's load is what PVE measured there, plus for each of its guests the difference
 between expected and measured load; a guest in flight is counted where it goes, and, for all that must fit, also
-where it comes from.
+where it comes from:
+
+    used = reported - given back + sum over its guests of (expected - measured) + arrivals - departures
+
+`given back` is what the node's ZFS cache gives back when memory is short: PVE counts the cache as used memory. What is left
+is never less than the measured memory of the node's guests, as a cache cannot hold that.
+
+What counts when nodes are compared. With `measure: used` that is `used`; with `measure: assigned` the configured cores and
+memory of its guests that have a process, those in flight where they go. Divided by the node's cores and memory it is the
+fraction that thresholds, spread and imbalance speak of. What must fit is judged by `used` alone, whatever counts, and by
+the cap of assigned memory, for which guests in flight count on both nodes.
+
+Pressure. PSI `some`, of cpu and memory the larger: the share of the time in which something on the node waits. It cannot be
+added up: two guests that wait at the same time are one wait, and a node's pressure is zero until it is nearly full. What a
+guest takes along is therefore an estimate: its share of the node's cpu use, of the node's pressure. In truth a source loses
+more than that and a target with room gains less, so the estimate is too small for the gain and too large for the target: it
+moves too few guests rather than too many. A node whose pressure is not known (PVE 8) is compared as if it stood at the mean of
+those that are known, so that it is neither better nor worse for it, and is never over the threshold. Where none is known the
+measure is left out, weight and all.
+
+Imbalance: the weighted mean, over cpu, memory and pressure, of the population standard deviation of the fraction over the
+nodes. Zero is even, one point of a fraction more on each of half the nodes is half a point; fractions of nodes of any size
+weigh the same, so nodes are evened out in proportion to their size. Unlike the variance it has the unit of the fractions and
+unlike the span from highest to lowest every node counts in it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from agent.core.cluster import GIB, Guest, Node, Snapshot
 from agent.core.plan_types import Balance, NodeFractions
-from agent.core.settings import Settings
+from agent.core.settings import Measure, MeasureSettings, Settings
 
 FRESH_S = 25.0  # two rounds of pvestatd, 10 s apart, and its own duration: until then a guest has no two valid samples
 STALE_S = 60.0  # load older than six rounds of pvestatd says nothing about now
@@ -23,6 +53,10 @@ NODE_SETTLED_S = 120.0  # a node that is up for less is still starting its own g
 EXPECTED_MEMORY_FRACTION = 0.70  # of the configured memory, for a guest never measured
 EXPECTED_CPU_FRACTION = 0.25  # of the configured cores, for a guest never measured
 SANE_FACTOR = 4.0  # a load of more than this times the size is a broken number, not a load
+MOST = 1e18  # no node has as many bytes or cores: beyond it a number is broken
+LEAST_CORES = 0.01  # a node of less cores or memory has no size to divide by
+LEAST_MEMORY_BYTES = 1 << 20
+NO_PROCESS = frozenset({"stopped", "unknown"})  # PVE's words for a guest that holds no memory, as far as can be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +99,9 @@ class NodeLoad:
     Units:   cores and bytes. `leaving_*` is the load of guests that are on their way out: gone for balance, still there
              for whatever must fit. `memory_limit_bytes` is the node's memory less the reserve. `counted_*` is what counts when
              nodes are compared, `*_used_*` what counts when something must fit.
+    Shape:   `pressure_fraction` is 0.0 where pressure does not count, and the mean of the others where the node's own is not
+             known; `has_pressure` tells. `assigned_memory_bytes` is the configured memory of all guests on the node, on their
+             way to it or out of it; `assigned_limit_bytes` the most of that with one more guest, None without a cap.
     """
 
     name: str
@@ -78,6 +115,9 @@ class NodeLoad:
     counted_cpu_cores: float
     counted_memory_bytes: float
     pressure_fraction: float = 0.0
+    has_pressure: bool = False
+    assigned_memory_bytes: float = 0.0
+    assigned_limit_bytes: float | None = None
 
     @property
     def cpu_fraction(self) -> float:
@@ -107,7 +147,7 @@ class Ledger:
 
 def sane(value: float | None, size: float) -> float | None:
     """The value when it can be a load of something of that size, else None (missing, NaN, negative, absurd)."""
-    if value is None or not math.isfinite(value) or not 0 <= value <= SANE_FACTOR * size:  # a size of NaN is none
+    if value is None or not math.isfinite(value) or not 0 <= value <= min(SANE_FACTOR * size, MOST):  # a size of NaN is none
         return None
     return float(value)
 
@@ -153,12 +193,31 @@ def _expected(guest: Guest, ledger: Ledger, measured: GuestLoad | None) -> Guest
 
 def _size(value: float) -> float:
     """The size of a guest, nothing where PVE reports none."""
-    return value if math.isfinite(value) and value > 0 else 0.0
+    return value if 0 < value <= MOST else 0.0  # NaN is neither
 
 
 def counted(guest: Guest, load: GuestLoad, node: NodeLoad | None, settings: Settings) -> Counted:
-    """What the guest, with that load, counts for in the balance of the node it is on."""
-    return Counted(load.cpu_cores, load.memory_bytes)
+    """What the guest, with that load, counts for in the balance of the node it is on.
+
+    Moving it takes this from the source's `counted_*` and pressure and adds it to the target's. Of an unknown node (None) it takes
+    no pressure along.
+    """
+    balance = settings.balance
+    cpu = _size(guest.cpu_cores) if balance.cpu.measure is Measure.ASSIGNED else load.cpu_cores
+    memory = _size(guest.memory_bytes) if balance.memory.measure is Measure.ASSIGNED else load.memory_bytes
+    if node is None or node.pressure_fraction <= 0 or load.cpu_cores <= 0:
+        return Counted(cpu, memory)
+    return Counted(cpu, memory, node.pressure_fraction * load.cpu_cores / max(node.cpu_used_cores, load.cpu_cores))
+
+
+def assigned_memory_bytes(guest: Guest) -> float:
+    """The configured memory of a guest: what it counts for under the cap."""
+    return _size(guest.memory_bytes)
+
+
+def known_pressure(node: Node) -> float | None:
+    """The node's pressure when it can be one, else None."""
+    return sane(node.pressure_fraction, 1.0) if node.online and (node.pressure_fraction or 0.0) <= 1.0 else None
 
 
 def memory_limit_bytes(node: Node, settings: Settings) -> float:
@@ -167,70 +226,134 @@ def memory_limit_bytes(node: Node, settings: Settings) -> float:
     return node.memory_bytes - max(node.memory_bytes * reserve.memory_percent / 100, reserve.memory_gib * GIB)
 
 
+class _Sums:
+    """What is on a node beside the numbers that PVE reports of it, gathered guest by guest."""
+
+    __slots__ = ("assigned_cpu", "assigned_memory", "cpu", "leaving_assigned", "leaving_cpu", "leaving_memory", "measured_memory", "memory")
+
+    def __init__(self) -> None:
+        self.cpu = self.memory = 0.0  # to be added to what PVE reports
+        self.leaving_cpu = self.leaving_memory = self.leaving_assigned = 0.0
+        self.assigned_cpu = self.assigned_memory = 0.0
+        self.measured_memory = 0.0
+
+    def add(self, load: GuestLoad, measured: GuestLoad = NO_LOAD) -> None:
+        """A load that is expected, of which so much is measured here."""
+        self.cpu += load.cpu_cores - measured.cpu_cores
+        self.memory += load.memory_bytes - measured.memory_bytes
+
+    def assign(self, guest: Guest) -> None:
+        """A guest that is here, or on its way here, with its size."""
+        cores, memory_bytes = guest.cpu_cores, guest.memory_bytes
+        if 0 < cores <= MOST:  # as `_size`, for thousands of guests
+            self.assigned_cpu += cores
+        if 0 < memory_bytes <= MOST:
+            self.assigned_memory += memory_bytes
+
+    def leave(self, guest: Guest, load: GuestLoad) -> None:
+        """A guest that is on its way out, with what it takes until it is gone."""
+        self.leaving_cpu += load.cpu_cores
+        self.leaving_memory += load.memory_bytes
+        self.leaving_assigned += _size(guest.memory_bytes)
+
+
 def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[str, NodeLoad]:
     """Return the load of each node whose load is known, by name.
 
     Shape:   nodes that are offline, of no size, or without sane or recent numbers are left out: unknown is never zero.
+    Raises:  nothing, and gives no NaN, infinity or negative load, whatever PVE reports.
     """
-    cpu_extra: dict[str, float] = {}
-    memory_extra: dict[str, float] = {}
-    leaving: dict[str, GuestLoad] = {}
+    sums: defaultdict[str, _Sums] = defaultdict(_Sums)
     flying = {flight.vmid: flight for flight in ledger.in_flight}
     for guest in snapshot.guests:
-        flight = flying.get(guest.vmid)
+        flight, here = flying.get(guest.vmid), sums[guest.node]
         if flight is None and guest.vmid in ledger.unsampled:
-            _add(cpu_extra, memory_extra, guest.node, ledger.learned.get(guest.vmid) or expected_load(guest, ledger))
+            here.add(ledger.learned.get(guest.vmid) or expected_load(guest, ledger))
+            here.assign(guest)
             continue
-        if flight is None and not guest.is_running:
+        if flight is not None and guest.node not in (flight.source, flight.target):
+            flight = None  # it went somewhere else altogether
+        if flight is None and guest.status in NO_PROCESS:
             continue
         known = measured_load(guest)
         measured = known or NO_LOAD
+        here.measured_memory += measured.memory_bytes
+        sums[guest.node if flight is None else flight.target].assign(guest)
         if flight is not None and guest.node == flight.source and guest.is_running:
-            load = flight.load
-            _add(cpu_extra, memory_extra, flight.target, load)
-            _add(cpu_extra, memory_extra, guest.node, GuestLoad(-measured.cpu_cores, -measured.memory_bytes))
-            before = leaving.get(guest.node, NO_LOAD)
-            leaving[guest.node] = GuestLoad(before.cpu_cores + measured.cpu_cores, before.memory_bytes + measured.memory_bytes)
-        elif flight is not None and guest.node in (flight.source, flight.target) and not guest.is_running:
+            sums[flight.target].add(flight.load)
+            here.add(NO_LOAD, measured)
+            here.leave(guest, measured)
+        elif flight is not None and not guest.is_running:
             # a container between stop and start, and back to its source if the migration fails
-            _add(cpu_extra, memory_extra, flight.target, flight.load)
+            sums[flight.target].add(flight.load)
             if guest.node == flight.source:
-                before = leaving.get(guest.node, NO_LOAD)
-                leaving[guest.node] = GuestLoad(before.cpu_cores + flight.load.cpu_cores, before.memory_bytes + flight.load.memory_bytes)
+                here.leave(guest, flight.load)
         elif guest.is_running and (expected := _expected(guest, ledger, known)) is not measured:
-            _add(
-                cpu_extra,
-                memory_extra,
-                guest.node,
-                GuestLoad(expected.cpu_cores - measured.cpu_cores, expected.memory_bytes - measured.memory_bytes),
-            )
-    loads: dict[str, NodeLoad] = {}
-    for node in snapshot.nodes:
-        if why_not_measured(node) is not None:
-            continue
-        away = leaving.get(node.name, NO_LOAD)
-        cpu = max(0.0, (node.cpu_used_cores or 0.0) + cpu_extra.get(node.name, 0.0))
-        memory = max(0.0, (node.memory_used_bytes or 0) + memory_extra.get(node.name, 0.0))
-        loads[node.name] = NodeLoad(
-            name=node.name,
-            cpu_cores=node.cpu_cores,
-            memory_bytes=node.memory_bytes,
-            cpu_used_cores=cpu,
-            memory_used_bytes=memory,
-            leaving_cpu_cores=away.cpu_cores,
-            leaving_memory_bytes=away.memory_bytes,
-            memory_limit_bytes=memory_limit_bytes(node, settings),
-            counted_cpu_cores=cpu,
-            counted_memory_bytes=memory,
-        )
-    return loads
+            here.add(expected, measured)
+    judged = [node for node in snapshot.nodes if why_not_measured(node) is None]
+    pressures = _pressures(judged, settings)
+    mean_pressure = math.fsum(pressures.values()) / len(pressures) if pressures else 0.0
+    return {node.name: _node_load(node, sums[node.name], pressures.get(node.name), mean_pressure, settings) for node in judged}
+
+
+def _node_load(node: Node, sums: _Sums, pressure: float | None, mean_pressure: float, settings: Settings) -> NodeLoad:
+    balance = settings.balance
+    cpu = max(0.0, (node.cpu_used_cores or 0.0) + sums.cpu)
+    memory = max(0.0, _reported_memory(node, sums.measured_memory) + sums.memory)
+    cap = balance.assigned_memory_cap_percent
+    return NodeLoad(
+        name=node.name,
+        cpu_cores=node.cpu_cores,
+        memory_bytes=node.memory_bytes,
+        cpu_used_cores=cpu,
+        memory_used_bytes=memory,
+        leaving_cpu_cores=sums.leaving_cpu,
+        leaving_memory_bytes=sums.leaving_memory,
+        memory_limit_bytes=memory_limit_bytes(node, settings),
+        counted_cpu_cores=sums.assigned_cpu if balance.cpu.measure is Measure.ASSIGNED else cpu,
+        counted_memory_bytes=sums.assigned_memory if balance.memory.measure is Measure.ASSIGNED else memory,
+        pressure_fraction=mean_pressure if pressure is None else pressure,
+        has_pressure=pressure is not None,
+        assigned_memory_bytes=sums.assigned_memory + sums.leaving_assigned,
+        assigned_limit_bytes=node.memory_bytes * cap / 100 if cap > 0 else None,
+    )
+
+
+def _reported_memory(node: Node, guests_bytes: float) -> float:
+    """The used memory that PVE reports, without what the ZFS cache would give back, and not below what the guests take."""
+    reported = float(node.memory_used_bytes or 0)
+    given_back = sane(node.zfs_cache_bytes, node.memory_bytes) or 0.0
+    return min(reported, max(reported - given_back, guests_bytes))
+
+
+def _pressures(nodes: Iterable[Node], settings: Settings) -> dict[str, float]:
+    """The pressures that are known, by node; none where pressure does not count."""
+    if not _does_pressure_count(settings):
+        return {}
+    return {node.name: known for node in nodes if (known := known_pressure(node)) is not None}
+
+
+def _does_pressure_count(settings: Settings) -> bool:
+    pressure = settings.balance.pressure
+    return pressure.weight > 0 or _threshold(pressure.threshold_percent) is not None
+
+
+def why_pressure_unknown(snapshot: Snapshot, settings: Settings) -> str | None:
+    """Of which online nodes the pressure is not known and what comes of it, for people; None when it is, or does not count."""
+    online = [node for node in snapshot.nodes if node.online]
+    silent = [node.name for node in online if known_pressure(node) is None]
+    if not silent or not _does_pressure_count(settings):
+        return None
+    if len(silent) == len(online):
+        return "balance.pressure is left out: no node's pressure is known (PVE 9 tells it, to the nodes alone)"
+    return f"the pressure of {', '.join(silent)} is not known: compared as if at the mean of the others (PVE 9 tells it)"
 
 
 def why_not_measured(node: Node) -> str | None:
     """Why a node's load cannot be used, None when it can."""
     if not node.online:
         return "offline"
-    if not (math.isfinite(node.cpu_cores) and node.cpu_cores > 0 and math.isfinite(node.memory_bytes) and node.memory_bytes > 0):
+    if not (LEAST_CORES <= node.cpu_cores <= MOST and LEAST_MEMORY_BYTES <= node.memory_bytes <= MOST):  # nor is NaN a size
         return "PVE reports no size for it"
     if sane(node.cpu_used_cores, node.cpu_cores) is None or sane(node.memory_used_bytes, node.memory_bytes) is None:
         return "PVE reports no load for it"
@@ -239,9 +362,11 @@ def why_not_measured(node: Node) -> str | None:
     return None
 
 
-def _add(cpu: dict[str, float], memory: dict[str, float], node: str, load: GuestLoad) -> None:
-    cpu[node] = cpu.get(node, 0.0) + load.cpu_cores
-    memory[node] = memory.get(node, 0.0) + load.memory_bytes
+def why_over_assigned(load_bytes: float, assigned_bytes: float, limit_bytes: float | None) -> str | None:
+    """How far guests with so much configured memory would lift a node over the cap, for people; None when they would not."""
+    if limit_bytes is None or load_bytes <= 0 or assigned_bytes + load_bytes <= limit_bytes:
+        return None
+    return f"{(assigned_bytes + load_bytes) / GIB:.1f} of {limit_bytes / GIB:.1f} GiB assigned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,33 +377,62 @@ class Weights:
     memory: float
     cpu_threshold: float | None
     memory_threshold: float | None
+    pressure: float = 0.0
+    pressure_threshold: float | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Weights:
-        """The weights that the settings state."""
+    def of(cls, settings: Settings, loads: Iterable[NodeLoad] | None = None) -> Weights:
+        """The weights that the settings state; where the loads are given and none of them has a pressure, without it."""
+        cpu, memory, pressure = settings.balance.cpu, settings.balance.memory, settings.balance.pressure
+        counts = loads is None or any(load.has_pressure for load in loads)
+        return cls(
+            cpu.weight,
+            memory.weight,
+            _measure_threshold(cpu),
+            _measure_threshold(memory),
+            pressure.weight if counts else 0.0,
+            _threshold(pressure.threshold_percent) if counts else None,
+        )
 
-        def threshold(percent: float) -> float | None:
-            return percent / 100 if 0 < percent < 100 else None
+    @property
+    def total(self) -> float:
+        """All weights together."""
+        return self.cpu + self.memory + self.pressure
 
-        cpu, memory = settings.balance.cpu, settings.balance.memory
-        return cls(cpu.weight, memory.weight, threshold(cpu.threshold_percent), threshold(memory.threshold_percent))
+
+def _threshold(percent: float) -> float | None:
+    return percent / 100 if 0 < percent < 100 else None
+
+
+def _measure_threshold(measure: MeasureSettings) -> float | None:
+    """All of a node can be assigned and more, but not used: there 100 is no threshold."""
+    percent = measure.threshold_percent
+    return percent / 100 if percent > 0 and measure.measure is Measure.ASSIGNED else _threshold(percent)
 
 
 OVERLOAD_WEIGHT = 1.0  # one point over a threshold on one of n nodes counts as one point of 1/n imbalance
 
 
+_FRACTIONS: tuple[tuple[str, Callable[[Weights], float], Callable[[Weights], float | None], Callable[[NodeLoad], float]], ...] = (
+    ("cpu", attrgetter("cpu"), attrgetter("cpu_threshold"), attrgetter("cpu_fraction")),
+    ("memory", attrgetter("memory"), attrgetter("memory_threshold"), attrgetter("memory_fraction")),
+    ("pressure", attrgetter("pressure"), attrgetter("pressure_threshold"), attrgetter("pressure_fraction")),
+)  # what counts: its name for people, its weight, its threshold, and a node's fraction of it
+
+
 def imbalance(loads: Iterable[NodeLoad], weights: Weights) -> float:
-    """The weighted mean, over cpu and memory, of the population standard deviation of the used fraction over the nodes.
+    """The weighted mean, over cpu, memory and pressure, of the population standard deviation of the fraction over the nodes.
 
     Units:   none; 0.0 is even. No nodes, or no weights, give 0.0.
     """
     nodes = list(loads)
-    total = weights.cpu + weights.memory
-    if not nodes or total <= 0:
+    if not nodes or weights.total <= 0:
         return 0.0
-    cpu = _deviation([node.cpu_fraction for node in nodes])
-    memory = _deviation([node.memory_fraction for node in nodes])
-    return (weights.cpu * cpu + weights.memory * memory) / total
+    weighted = 0.0
+    for _, weight, _, fraction in _FRACTIONS:
+        if weight(weights) > 0:
+            weighted += weight(weights) * _deviation([fraction(node) for node in nodes])
+    return weighted / weights.total
 
 
 def _deviation(values: list[float]) -> float:
@@ -289,10 +443,10 @@ def _deviation(values: list[float]) -> float:
 def over_threshold(load: NodeLoad, weights: Weights) -> str | None:
     """Which resource of the node is over its threshold, for people; None when none is."""
     found = []
-    if weights.cpu_threshold is not None and load.cpu_fraction > weights.cpu_threshold:
-        found.append(f"cpu {100 * load.cpu_fraction:.0f} % over {100 * weights.cpu_threshold:.0f} %")
-    if weights.memory_threshold is not None and load.memory_fraction > weights.memory_threshold:
-        found.append(f"memory {100 * load.memory_fraction:.0f} % over {100 * weights.memory_threshold:.0f} %")
+    for name, _, threshold, fraction in _FRACTIONS:
+        top = threshold(weights)
+        if top is not None and fraction(load) > top and (name != "pressure" or load.has_pressure):
+            found.append(f"{name} {100 * fraction(load):.0f} % over {100 * top:.0f} %")
     return ", ".join(found) or None
 
 
@@ -305,19 +459,11 @@ def spread(loads: Iterable[NodeLoad], weights: Weights) -> tuple[float, str, str
     best = (0.0, "", "")
     if not nodes:
         return best
-    for weight, fraction in ((weights.cpu, _cpu_fraction), (weights.memory, _memory_fraction)):
-        if weight > 0:
+    for _, weight, _, fraction in _FRACTIONS:
+        if weight(weights) > 0:
             high, low = max(nodes, key=fraction), min(nodes, key=fraction)
             best = max(best, (fraction(high) - fraction(low), high.name, low.name), key=lambda found: found[0])
     return best
-
-
-def _cpu_fraction(load: NodeLoad) -> float:
-    return load.cpu_fraction
-
-
-def _memory_fraction(load: NodeLoad) -> float:
-    return load.memory_fraction
 
 
 def balance_of(loads: Mapping[str, NodeLoad], usable: Iterable[str], weights: Weights) -> Balance:

@@ -12,29 +12,30 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from agent.core.conditions import Purpose
-from agent.core.load import GuestLoad
-from agent.core.placement import Placement
+from agent.core.placement import NOTHING, Burden, Placement
 from agent.core.steps import Step
 
 
-def into_batches(start: Placement, steps: Sequence[Step]) -> tuple[list[list[Step]], list[Step]]:
+def into_batches(sketch: Placement, steps: Sequence[Step]) -> tuple[list[list[Step]], list[Step]]:
     """Return the steps as batches, and those for which no safe moment exists.
 
     Steps that fit early run early, those of a higher rank first. Where running late steps early would block an earlier
     one for good, all run strictly in the given order instead, which the planner has shown to fit one at a time.
 
-    Shape:   `start` is a sketch before any move; it is used up.
+    Shape:   the sketch is rolled back to before any move, now and in the end.
     Raises:  nothing.
     """
-    batches, stuck = _greedy(start.restarted(), sorted(steps, key=lambda step: step.purpose is Purpose.LOAD), may_overtake=True)
+    batches, stuck = _greedy(sketch, sorted(steps, key=lambda step: step.purpose is Purpose.LOAD), may_overtake=True)
     if stuck:
-        ordered, still_stuck = _greedy(start.restarted(), steps, may_overtake=False)
+        ordered, still_stuck = _greedy(sketch, steps, may_overtake=False)
         if len(still_stuck) < len(stuck):
             batches, stuck = ordered, still_stuck
+    sketch.rollback()
     return batches, stuck
 
 
 def _greedy(sketch: Placement, steps: Sequence[Step], *, may_overtake: bool) -> tuple[list[list[Step]], list[Step]]:
+    sketch.rollback()
     batches: list[list[Step]] = []
     waiting = list(steps)
     while waiting:
@@ -61,7 +62,7 @@ class _Arrivals:
 
     def __init__(self, sketch: Placement) -> None:
         self._sketch = sketch
-        self._load: dict[str, GuestLoad] = defaultdict(lambda: GuestLoad(0.0, 0.0))
+        self._burden: dict[str, Burden] = defaultdict(lambda: NOTHING)
         self._guests: dict[str, set[int]] = defaultdict(set)
         self._thresholds: set[str] = set()  # nodes to which a move for load is under way: while it is, nothing lifts them over a threshold
 
@@ -76,11 +77,10 @@ class _Arrivals:
         return sketch.why_no_room(self._with(step), step.vmids[0], target, purpose) is None
 
     def add(self, step: Step) -> None:
-        self._load[step.target] = self._with(step)
+        self._burden[step.target] = self._with(step)
         self._guests[step.target].update(step.vmids)
         if step.purpose is Purpose.LOAD:
             self._thresholds.add(step.target)
 
-    def _with(self, step: Step) -> GuestLoad:
-        load, before = self._sketch.load_of_unit(step.vmids), self._load[step.target]
-        return GuestLoad(before.cpu_cores + load.cpu_cores, before.memory_bytes + load.memory_bytes)
+    def _with(self, step: Step) -> Burden:
+        return self._burden[step.target].plus(self._sketch.burden_of_unit(step.vmids))

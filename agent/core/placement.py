@@ -3,11 +3,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
-from agent.core.load import GuestLoad, NodeLoad, Weights, expected_load, node_loads
+from agent.core.load import (
+    NO_LOAD,
+    GuestLoad,
+    NodeLoad,
+    Weights,
+    assigned_memory_bytes,
+    counted,
+    expected_load,
+    node_loads,
+    why_over_assigned,
+)
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
@@ -15,36 +28,97 @@ from agent.core.rules import Rules, read_rules
 from agent.core.settings import Settings, TagTrust
 
 
+class Burden(NamedTuple):
+    """What guests add to a node, or what a node may still take: all that moves change, and all that limits them.
+
+    Units:   cores, bytes, a fraction. `cpu_cores`, `memory_bytes` and `assigned_bytes` must fit; `counted_*` and the pressure
+             are compared.
+    """
+
+    cpu_cores: float
+    memory_bytes: float
+    counted_cpu_cores: float
+    counted_memory_bytes: float
+    pressure_fraction: float
+    assigned_bytes: float
+
+    def plus(self, other: Burden) -> Burden:
+        """Both together."""
+        return Burden(*[one + more for one, more in zip(self, other, strict=True)])
+
+    def minus(self, other: Burden) -> Burden:
+        """This without the other."""
+        return Burden(*[one - less for one, less in zip(self, other, strict=True)])
+
+    def fits_into(self, room: Burden) -> bool:
+        """True when no part of it is more than there is room for."""
+        # pressure limits nobody: it is measured where guests are, not where they go
+        return self[1] <= room[1] and self[0] <= room[0] and self[3] <= room[3] and self[2] <= room[2] and self[5] <= room[5]
+
+
+NOTHING = Burden(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 class NodeState:
     """A node in the sketch. Mutable: it belongs to one planner run and never leaves it."""
 
-    __slots__ = ("cpu_cores", "cpu_used", "leaving_cpu", "leaving_memory", "memory", "memory_limit", "memory_used", "name", "present")
+    __slots__ = ("_load", "name", "present", "sums")
 
     def __init__(self, load: NodeLoad) -> None:
         self.name = load.name
-        self.cpu_cores = load.cpu_cores
-        self.memory = load.memory_bytes
-        self.cpu_used = load.cpu_used_cores
-        self.memory_used = load.memory_used_bytes
-        self.leaving_cpu = load.leaving_cpu_cores
-        self.leaving_memory = load.leaving_memory_bytes
-        self.memory_limit = load.memory_limit_bytes
+        self._load = load
+        self.sums = Burden(
+            load.cpu_used_cores,
+            load.memory_used_bytes,
+            load.counted_cpu_cores,
+            load.counted_memory_bytes,
+            load.pressure_fraction,
+            load.assigned_memory_bytes,
+        )
         self.present: set[int] = set()
+
+    @property
+    def cpu_cores(self) -> float:
+        """The size of the node in cores."""
+        return self._load.cpu_cores
+
+    @property
+    def memory(self) -> float:
+        """The size of the node in bytes."""
+        return self._load.memory_bytes
 
     def as_load(self) -> NodeLoad:
         """The state as a value."""
-        return NodeLoad(
-            self.name,
-            self.cpu_cores,
-            self.memory,
-            self.cpu_used,
-            self.memory_used,
-            self.leaving_cpu,
-            self.leaving_memory,
-            self.memory_limit,
-            self.cpu_used,
-            self.memory_used,
+        sums = self.sums
+        return replace(
+            self._load,
+            cpu_used_cores=sums.cpu_cores,
+            memory_used_bytes=sums.memory_bytes,
+            counted_cpu_cores=sums.counted_cpu_cores,
+            counted_memory_bytes=sums.counted_memory_bytes,
+            pressure_fraction=sums.pressure_fraction,
+            assigned_memory_bytes=sums.assigned_bytes,
         )
+
+    def room(self, weights: Weights | None) -> Burden:
+        """What still fits on top of all that is on its way; with weights, without lifting the node over a threshold."""
+        load, sums = self._load, self.sums
+        counted_cpu = counted_memory = math.inf
+        if weights is not None and weights.cpu_threshold is not None:
+            counted_cpu = weights.cpu_threshold * load.cpu_cores - sums.counted_cpu_cores - load.leaving_cpu_cores
+        if weights is not None and weights.memory_threshold is not None:
+            counted_memory = weights.memory_threshold * load.memory_bytes - sums.counted_memory_bytes - load.leaving_memory_bytes
+        return Burden(
+            load.cpu_cores - sums.cpu_cores - load.leaving_cpu_cores,
+            load.memory_limit_bytes - sums.memory_bytes - load.leaving_memory_bytes,
+            counted_cpu,
+            counted_memory,
+            math.inf,
+            math.inf if load.assigned_limit_bytes is None else load.assigned_limit_bytes - sums.assigned_bytes,
+        )
+
+
+_Undo = tuple[int, str, str, Burden | None, Burden]
 
 
 class Placement:
@@ -57,16 +131,19 @@ class Placement:
         self.snapshot = snapshot
         self.settings = settings
         self.question = question
-        self.weights = Weights.of(settings)
         self.node_of = {node.name: node for node in snapshot.nodes}
         self.guest_of = {guest.vmid: guest for guest in snapshot.guests}
         self.rules: Rules = read_rules(snapshot.guests, self.node_of, use_tags=settings.rules.tags is TagTrust.ALL)
-        self.states = {name: NodeState(load) for name, load in sorted(node_loads(snapshot, question.ledger, settings).items())}
+        loads = node_loads(snapshot, question.ledger, settings)
+        self.weights = Weights.of(settings, loads.values())
+        self.states = {name: NodeState(load) for name, load in sorted(loads.items())}
         self.at: dict[int, str] = {}
         self.load_of: dict[int, GuestLoad] = {}
+        self._burdens: dict[int, Burden] = {}
+        self._loads = loads
         for guest in snapshot.guests:
             self.at[guest.vmid] = guest.node
-            self.load_of[guest.vmid] = expected_load(guest, question.ledger)
+            self.load_of[guest.vmid] = expected_load(guest, question.ledger) if guest.is_running else NO_LOAD
             if not guest.template and guest.node in self.states:
                 self.states[guest.node].present.add(guest.vmid)
         for flight in question.ledger.in_flight:
@@ -80,18 +157,33 @@ class Placement:
         self.conditions = Conditions(snapshot, settings, question, self.rules)
         self.draining = self.conditions.draining
         self.usable = self.conditions.open_nodes
-        self.evaluations = 0
-
-    def restarted(self) -> Placement:
-        """A new sketch of the same snapshot, before any move."""
-        return Placement(self.snapshot, self.settings, self.question)
+        self._undo: list[_Undo] = []
 
     # guests
 
+    def burden_of(self, vmid: int) -> Burden:
+        """What the guest adds to a node; what it counts for is judged by the node it was on in the snapshot."""
+        found = self._burdens.get(vmid)
+        if found is None:
+            guest, load = self.guest_of[vmid], self.load_of[vmid]
+            counts = counted(guest, load, self._loads.get(guest.node), self.settings)
+            found = self._burdens[vmid] = Burden(
+                load.cpu_cores,
+                load.memory_bytes,
+                counts.cpu_cores,
+                counts.memory_bytes,
+                counts.pressure_fraction,
+                assigned_memory_bytes(guest),
+            )
+        return found
+
     def unit_here(self, vmid: int) -> tuple[int, ...]:
         """The guests that must be where this one is and are on its node now, itself included."""
+        unit = self.rules.units.get(vmid)
+        if unit is None:
+            return (vmid,)
         node = self.at[vmid]
-        return tuple(other for other in self.rules.unit(vmid) if self.at.get(other) == node)
+        return tuple(other for other in unit if self.at.get(other) == node)
 
     def why_unit_stays(self, unit: tuple[int, ...], purpose: Purpose) -> Refusal | None:
         """Why the guests cannot leave together, None when they can."""
@@ -107,9 +199,19 @@ class Placement:
         """What the guests take together."""
         cpu = memory = 0.0
         for vmid in unit:
-            cpu += self.load_of[vmid].cpu_cores
-            memory += self.load_of[vmid].memory_bytes
+            load = self.load_of[vmid]
+            cpu += load.cpu_cores
+            memory += load.memory_bytes
         return GuestLoad(cpu, memory)
+
+    def burden_of_unit(self, unit: tuple[int, ...]) -> Burden:
+        """What the guests add to a node together."""
+        if len(unit) == 1:
+            return self.burden_of(unit[0])
+        total = NOTHING
+        for vmid in unit:
+            total = total.plus(self.burden_of(vmid))
+        return total
 
     # nodes
 
@@ -118,15 +220,16 @@ class Placement:
 
         Looks at everything but the gain: state of the node, PVE's verdicts, rules, room on top of all that is on its way.
         """
-        vmid = unit[0]
+        return self.why_not_allowed(unit, target, purpose) or self.why_no_room(self.burden_of_unit(unit), unit[0], target, purpose)
+
+    def why_not_allowed(self, unit: tuple[int, ...], target: str, purpose: Purpose) -> Refusal | None:
+        """As `why_not_target`, room left aside."""
         if self.conditions.why_closed(target) is None and any(self.at[member] == target for member in unit):
-            return Refusal(vmid, RefusalReason.SAME_NODE)
+            return Refusal(unit[0], RefusalReason.SAME_NODE)
         for member in unit:
             if (never := self.conditions.why_never(self.guest_of[member], target, purpose)) is not None:
                 return never
-        if (rule := self.why_rules_forbid(unit, target)) is not None:
-            return rule
-        return self.why_no_room(self.load_of_unit(unit), vmid, target, purpose)
+        return self.why_rules_forbid(unit, target)
 
     def why_rules_forbid(self, unit: tuple[int, ...], target: str) -> Refusal | None:
         """Which rule the guests would break on the node, None when none."""
@@ -135,40 +238,67 @@ class Placement:
             enemies = self.rules.apart.get(member)
             if enemies and not present.isdisjoint(enemies):
                 return Refusal(member, RefusalReason.ANTI_AFFINITY, f"guest {min(present & enemies)} is there")
-            for other in self.rules.unit(member):
+            for other in self.rules.units.get(member, ()):
                 if other not in unit and self.at.get(other) != target:
                     return Refusal(member, RefusalReason.AFFINITY, f"guest {other} is on {self.at.get(other)}")
         return None
 
-    def why_no_room(self, load: GuestLoad, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
-        """Which limit of the node the load would break, None when it fits with everything that is on its way."""
-        state, weights = self.states[target], self.weights
-        memory = state.memory_used + state.leaving_memory + load.memory_bytes
-        cpu = state.cpu_used + state.leaving_cpu + load.cpu_cores
-        if memory > state.memory_limit:
-            return Refusal(vmid, RefusalReason.NO_MEMORY, f"{_gib(memory)} of {_gib(state.memory_limit)} GiB")
-        if cpu > state.cpu_cores:
-            return Refusal(vmid, RefusalReason.NO_CPU, f"{cpu:.1f} of {state.cpu_cores:g} cores")
-        if purpose is Purpose.LOAD:
-            if weights.memory_threshold is not None and memory > weights.memory_threshold * state.memory:
-                return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"memory {100 * memory / state.memory:.0f} %")
-            if weights.cpu_threshold is not None and cpu > weights.cpu_threshold * state.cpu_cores:
-                return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"cpu {100 * cpu / state.cpu_cores:.0f} %")
-        return None
+    def room(self, target: str, purpose: Purpose) -> Burden:
+        """What the node may still take for that purpose."""
+        return self.states[target].room(self.weights if purpose is Purpose.LOAD else None)
+
+    def why_no_room(self, burden: Burden, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
+        """Which limit of the node the guests would break, None when they fit with everything that is on its way."""
+        room = self.room(target, purpose)
+        if burden.fits_into(room):
+            return None
+        load = self.states[target].as_load()
+        memory_limit, cores = load.memory_limit_bytes, load.cpu_cores
+        if burden.memory_bytes > room.memory_bytes:
+            over = memory_limit + burden.memory_bytes - room.memory_bytes
+            return Refusal(vmid, RefusalReason.NO_MEMORY, f"{_gib(over)} of {_gib(memory_limit)} GiB")
+        if burden.cpu_cores > room.cpu_cores:
+            return Refusal(vmid, RefusalReason.NO_CPU, f"{cores + burden.cpu_cores - room.cpu_cores:.1f} of {cores:g} cores")
+        if (over_assigned := why_over_assigned(burden.assigned_bytes, load.assigned_memory_bytes, load.assigned_limit_bytes)) is not None:
+            return Refusal(vmid, RefusalReason.OVER_ASSIGNED, over_assigned)
+        if burden.counted_memory_bytes > room.counted_memory_bytes:
+            over = (burden.counted_memory_bytes - room.counted_memory_bytes) / load.memory_bytes + (self.weights.memory_threshold or 0.0)
+            return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"memory {100 * over:.0f} %")
+        over = (burden.counted_cpu_cores - room.counted_cpu_cores) / cores + (self.weights.cpu_threshold or 0.0)
+        return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"cpu {100 * over:.0f} %")
+
+    # changing
 
     def move(self, unit: tuple[int, ...], target: str) -> None:
         """Put the guests on the node, as if the migrations were over."""
+        state = self.states[target]
         for vmid in unit:
-            load, source = self.load_of[vmid], self.states.get(self.at[vmid])
+            was_on, burden = self.at[vmid], self.burden_of(vmid)
+            source = self.states.get(was_on)
+            self._undo.append((vmid, was_on, target, None if source is None else source.sums, state.sums))
             if source is not None:
-                source.cpu_used -= load.cpu_cores
-                source.memory_used -= load.memory_bytes
+                source.sums = source.sums.minus(burden)
                 source.present.discard(vmid)
-            state = self.states[target]
-            state.cpu_used += load.cpu_cores
-            state.memory_used += load.memory_bytes
+            state.sums = state.sums.plus(burden)
             state.present.add(vmid)
             self.at[vmid] = target
+
+    def mark(self) -> int:
+        """A point to which `rollback` goes back."""
+        return len(self._undo)
+
+    def rollback(self, mark: int = 0) -> None:
+        """Undo all moves since the mark (0: all), to the last bit: subtracting what was added would not be."""
+        while len(self._undo) > mark:
+            vmid, was_on, target, source_sums, target_sums = self._undo.pop()
+            state = self.states[target]
+            state.sums = target_sums
+            state.present.discard(vmid)
+            if source_sums is not None:
+                source = self.states[was_on]
+                source.sums = source_sums
+                source.present.add(vmid)
+            self.at[vmid] = was_on
 
     def loads(self) -> dict[str, NodeLoad]:
         """The loads of all nodes in the sketch as values."""

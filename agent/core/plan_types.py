@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agent.core.cluster import GuestType
+from agent.core.needs import GuestNeeds
 from agent.core.reasons import MoveReason, RefusalReason
 
 
@@ -93,13 +94,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """PVE's own answer whether a guest may migrate, asked for the guest about to move.
+    """What was learned about a guest about to move.
 
-    Shape:   `refusal` is why the guest cannot move at all; `refused_nodes` maps a node to why not there; both from
-             GET .../migrate or, where PVE has none, from the guest's configuration. `asked_at` in Unix seconds.
+    Shape:   `refusal` is why PVE does not let it move at all, `refused_nodes` maps nodes to why not there, both by PVE's own
+             check; `needs` is what its configuration asks of a node, None when it was not read. `asked_at` in Unix seconds.
+    Source:  GET .../migrate where PVE has it, and the guest's configuration.
     """
 
     vmid: int
     asked_at: float
     refusal: Refusal | None = None
-    refused_nodes: tuple[tuple[str, str], ...] = ()
+    refused_nodes: tuple[tuple[str, Refusal], ...] = ()
+    needs: GuestNeeds | None = None

@@ -13,6 +13,7 @@ class MoveReason(StrEnum):
     PIN = "pin"
     AFFINITY = "affinity"
     ANTI_AFFINITY = "anti-affinity"
+    ROOM = "room"  # for a guest that must move and fits nowhere else
     OVERLOAD = "overload"
     SPREAD = "spread"
     RETURN_HOME = "return-home"
@@ -20,7 +21,7 @@ class MoveReason(StrEnum):
 
 
 LOAD_REASONS = frozenset({MoveReason.OVERLOAD, MoveReason.SPREAD, MoveReason.MANUAL})
-RULE_REASONS = frozenset({MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY})
+RULE_REASONS = frozenset({MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY, MoveReason.ROOM})
 
 
 class RefusalReason(StrEnum):
@@ -39,7 +40,10 @@ class RefusalReason(StrEnum):
     SET_ASIDE = "set-aside"
     LOAD_UNKNOWN = "load-unknown"
     LOCAL_DISK = "local-disk"
+    LOCAL_IMAGE = "local-image"
     LOCAL_DEVICE = "local-device"
+    ARGS = "args"
+    CPU_AFFINITY = "cpu-affinity"
     PRECONDITION = "precondition"
     # a node as a target
     SAME_NODE = "same-node"
@@ -51,9 +55,18 @@ class RefusalReason(StrEnum):
     NODE_STALE = "node-stale"
     NODE_BACKUP = "node-backup"
     NODE_REFUSED = "node-refused"
+    NODE_UNKNOWN = "node-unknown"
+    NODE_OLDER = "node-older"
+    CPU_UNLIKE = "cpu-unlike"
+    STORAGE_MISSING = "storage-missing"
+    BRIDGE_MISSING = "bridge-missing"
+    DEVICE_MISSING = "device-missing"
+    HOOKSCRIPT_MISSING = "hookscript-missing"
+    NOT_REPLICATED = "not-replicated"
     NO_MEMORY = "no-memory"
     NO_CPU = "no-cpu"
     OVER_THRESHOLD = "over-threshold"
+    OVER_ASSIGNED = "over-assigned"
     PINNED = "pinned"
     AFFINITY = "affinity"
     ANTI_AFFINITY = "anti-affinity"
@@ -77,7 +90,10 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.SET_ASIDE: "the guest failed to migrate and is left alone for a while",
     RefusalReason.LOAD_UNKNOWN: "PVE reports no usable load for the guest",
     RefusalReason.LOCAL_DISK: "the guest has disks on local storage",
+    RefusalReason.LOCAL_IMAGE: "the guest has an image on local storage, or its node's own drive, in a CD drive",
     RefusalReason.LOCAL_DEVICE: "the guest uses devices of its node",
+    RefusalReason.ARGS: "the guest has arguments for QEMU of its own, which may name things of its node",
+    RefusalReason.CPU_AFFINITY: "the guest is bound to cores of its node",
     RefusalReason.PRECONDITION: "PVE's own check of the migration says no",
     RefusalReason.SAME_NODE: "the guest is there already",
     RefusalReason.NODE_OFFLINE: "the node is offline",
@@ -88,9 +104,18 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NODE_STALE: "the node's load is unknown or older than a minute",
     RefusalReason.NODE_BACKUP: "a backup runs on the node",
     RefusalReason.NODE_REFUSED: "PVE does not allow the guest on the node",
+    RefusalReason.NODE_UNKNOWN: "whether the node has what the guest needs cannot be seen",
+    RefusalReason.NODE_OLDER: "the node's QEMU or Proxmox VE is older than what the guest runs on",
+    RefusalReason.CPU_UNLIKE: "the guest uses its node's own CPU type (cpu: host, max or custom), and the node's CPU is another",
+    RefusalReason.STORAGE_MISSING: "the node has not all storages of the guest",
+    RefusalReason.BRIDGE_MISSING: "the node has not all bridges of the guest",
+    RefusalReason.DEVICE_MISSING: "the node has not all mapped devices of the guest",
+    RefusalReason.HOOKSCRIPT_MISSING: "the node has not the guest's hookscript, without which it cannot start there",
+    RefusalReason.NOT_REPLICATED: "the guest is replicated, and not to the node",
     RefusalReason.NO_MEMORY: "the guest and all that is on its way do not fit into the node's memory",
     RefusalReason.NO_CPU: "the guest and all that is on its way need more cores than the node has",
     RefusalReason.OVER_THRESHOLD: "the move would put the node over a threshold",
+    RefusalReason.OVER_ASSIGNED: "the node's guests would have more memory configured than balance.assigned_memory_cap_percent allows",
     RefusalReason.PINNED: "the guest is pinned to other nodes",
     RefusalReason.AFFINITY: "the guest's affinity group would be split",
     RefusalReason.ANTI_AFFINITY: "a guest that must be kept apart is on the node",

@@ -12,7 +12,8 @@ from agent.core.cluster import GIB, Snapshot
 from agent.core.codec import to_json
 from agent.core.load import Weights
 from agent.core.migrations import Migration
-from agent.core.plan_types import Gate, Move, Plan
+from agent.core.plan_types import Gate, Move, Plan, Refusal
+from agent.core.reasons import RefusalReason
 
 
 def move_words(move: Move) -> str:
@@ -61,6 +62,30 @@ def nothing_words(plan: Plan, weights: Weights, without: AbstractSet[str] = froz
     if plan.gate is Gate.CLOSED:
         return f"nothing to do ({state})"
     return f"no move gains anything ({state})"
+
+
+MOST_NODES = 3  # of one reason, that are named
+
+
+def nodes_words(refusals: Mapping[str, Refusal]) -> str:
+    """Why nodes refuse, a reason at a time, the commonest first: `pinned on pve1, pve2 (pinned to pve9); no-memory on pve4 and 7 more`.
+
+    What exactly is told once where it is the same for all, and node by node where the nodes are few.
+    """
+    by_reason: dict[RefusalReason, list[str]] = {}
+    for name in sorted(refusals):
+        by_reason.setdefault(refusals[name].reason, []).append(name)
+    parts = []
+    for reason, names in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
+        details = [f" ({refusals[name].detail})" if refusals[name].detail else "" for name in names]
+        rest = f" and {len(names) - MOST_NODES} more" if len(names) > MOST_NODES else ""
+        if len(set(details)) == 1:
+            parts.append(f"{reason} on {', '.join(names[:MOST_NODES])}{rest}{details[0]}")
+        elif rest:
+            parts.append(f"{reason} on {', '.join(names[:MOST_NODES])}{rest}")
+        else:
+            parts.append(f"{reason} on {', '.join(name + detail for name, detail in zip(names, details, strict=True))}")
+    return "; ".join(parts)
 
 
 def stuck_words(plan: Plan, snapshot: Snapshot) -> str | None:

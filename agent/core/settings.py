@@ -40,6 +40,13 @@ class TagTrust(StrEnum):
     OFF = "off"
 
 
+class Measure(StrEnum):
+    """What of a guest counts when nodes are compared."""
+
+    USED = "used"
+    ASSIGNED = "assigned"
+
+
 class ContainerPolicy(StrEnum):
     """When a running container may be moved, which restarts it."""
 
@@ -191,18 +198,56 @@ class TriggerSettings:
     )
 
 
+MOST_ASSIGNED_PERCENT = 1000  # ten vCPUs a core: no threshold for assigned cores lies beyond
+
+
 @dataclass(frozen=True, slots=True)
 class MeasureSettings:
     """How one resource of the nodes counts."""
 
     threshold_percent: float = field(
-        metadata=_number("percent", 0, 100, "used share of the resource from which on a node is overloaded; 0 and 100 turn it off")
+        metadata=_number(
+            "percent",
+            0,
+            MOST_ASSIGNED_PERCENT,
+            "share of the resource from which on a node is overloaded; 0 turns it off, 100 too unless what is assigned counts",
+        )
     )
     weight: float = field(
         metadata=_number("", 0, 100, "how much the resource counts against the other one when nodes are compared; 0 leaves it out")
     )
     hold_s: float = field(
         metadata=_number("s", 0, DAY_S, "how long a measured load must stay over the threshold, so that a peak moves nobody")
+    )
+    measure: Measure = field(
+        default=Measure.USED,
+        metadata=_one_of(Measure, "what guests count with: what they use, or what they may use at most; room is always judged by use"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """When a storage is reported."""
+
+    threshold_percent: float = field(
+        default=90.0,
+        metadata=_number(
+            "percent", 0, 100, "used share from which on a storage is reported, once, and nobody moved; 0 and 100 turn it off"
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PressureSettings:
+    """How pressure counts: the share of the time in which something on the node waits for cpu or memory."""
+
+    threshold_percent: float = field(
+        default=0.0,
+        metadata=_number("percent", 0, 100, "share of the time with something waiting from which on a node is overloaded; 0 and 100: off"),
+    )
+    weight: float = field(
+        default=0.0,
+        metadata=_number("", 0, 100, "how much pressure counts against cpu and memory when nodes are compared; 0 leaves it out"),
     )
 
 
@@ -224,6 +269,8 @@ class BalanceSettings:
 
     cpu: MeasureSettings = MeasureSettings(threshold_percent=80.0, weight=1.0, hold_s=180.0)
     memory: MeasureSettings = MeasureSettings(threshold_percent=85.0, weight=1.0, hold_s=60.0)
+    storage: StorageSettings = StorageSettings()
+    pressure: PressureSettings = PressureSettings()
     spread_percent: float = field(
         default=20.0,
         metadata=_number(
@@ -237,6 +284,15 @@ class BalanceSettings:
         ),
     )
     node_reserve: ReserveSettings = ReserveSettings()
+    assigned_memory_cap_percent: float = field(
+        default=0.0,
+        metadata=_number(
+            "percent",
+            0,
+            MOST_ASSIGNED_PERCENT,
+            "most memory that guests may have configured on a target, of its own; 0: as much as they like",
+        ),
+    )
     guest_cooldown_s: float = field(
         default=3600.0,
         metadata=_number(
@@ -459,8 +515,13 @@ def _contradictions(values: Mapping[str, _Value], file: File) -> Iterator[Proble
     first, last = number("triggers.settle_s"), number("triggers.settle_max_s")
     if first > last:
         yield Problem("triggers.settle_max_s", f"{last:.15g} is less than triggers.settle_s, {first:.15g}", file)
-    if number("balance.cpu.weight") == number("balance.memory.weight") == 0:
-        yield Problem("balance.memory.weight", "cpu and memory both have no weight; for no load balancing set mode: rules", file)
+    for name in ("cpu", "memory"):
+        percent, measure = number(f"balance.{name}.threshold_percent"), f"balance.{name}.measure"
+        if percent > 100 and values.get(measure, _DEFAULTS[measure]) != Measure.ASSIGNED:
+            text = f"{percent:.15g} percent is reached by what is assigned alone; at most 100, or set measure: assigned"
+            yield Problem(f"balance.{name}.threshold_percent", text, file)
+    if number("balance.cpu.weight") == number("balance.memory.weight") == number("balance.pressure.weight") == 0:
+        yield Problem("balance.memory.weight", "cpu, memory and pressure all have no weight; for no load balancing set mode: rules", file)
 
 
 _Value = bool | int | float | str | None | tuple[int | str, ...]

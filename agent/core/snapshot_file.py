@@ -42,17 +42,21 @@ def from_document(document: Json) -> Snapshot:
     except CodecError as error:
         raise SnapshotFileError(f"the snapshot is damaged: {error}") from None
     _must_differ("nodes", (node.name for node in snapshot.nodes))
+    _must_differ("storages", (storage.name for storage in snapshot.storages))
     _must_differ("guests", (str(guest.vmid) for guest in snapshot.guests))
+    _must_differ("ha.resources", (str(resource.vmid) for resource in snapshot.ha.resources))
     return replace(
         snapshot,
         nodes=tuple(sorted(snapshot.nodes, key=lambda node: node.name)),
         guests=tuple(sorted(snapshot.guests, key=lambda guest: guest.vmid)),
+        storages=tuple(sorted(snapshot.storages, key=lambda storage: storage.name)),
         tasks=tuple(sorted(snapshot.tasks, key=lambda task: (task.started_at, task.upid))),
+        ha=replace(snapshot.ha, resources=tuple(sorted(snapshot.ha.resources, key=lambda resource: resource.vmid))),
     )
 
 
 def to_text(snapshot: Snapshot) -> str:
-    """Return the snapshot as the text of a file: one line for each node, guest and task, so that two can be compared."""
+    """Return the snapshot as the text of a file: one line for each node, guest, task and rule, so that two can be compared."""
     lines = [f"{json.dumps(key)}: {_laid_out(value)}" for key, value in to_document(snapshot).items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -89,6 +93,8 @@ def _must_differ(what: str, names: Iterable[str]) -> None:
 
 
 def _laid_out(value: Json) -> str:
+    if isinstance(value, dict) and value:
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_laid_out(entry)}" for key, entry in value.items()) + "\n}"
     if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         return "[\n" + ",\n".join(" " + json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
     return json.dumps(value, allow_nan=False)

@@ -16,11 +16,15 @@ from agent.core.json_types import Json, JsonObject
 # Columns of a line, its key being the first. PVE 9 appended to those of PVE 8, so one numbering serves both.
 _UPTIME = 1
 _NODE_CTIME, _NODE_CORES, _NODE_CPU, _NODE_MEMORY, _NODE_MEMORY_USED = 3, 5, 6, 8, 9
+_NODE_ZFS_CACHE, _NODE_CPU_PRESSURE, _NODE_MEMORY_PRESSURE = 17, 18, 21
 _GUEST_NAME, _GUEST_STATUS, _GUEST_CTIME, _GUEST_CORES, _GUEST_CPU = 2, 3, 5, 6, 7
 _GUEST_MEMORY, _GUEST_MEMORY_USED, _GUEST_MEMORY_HOST = 8, 9, 16
 # A line with fewer was cut off: its last number may be wrong, so none of it is taken.
 _COLUMNS_8 = 16
 _COLUMNS_9 = 23
+
+ZFS_LEAST_SHARE = 1 / 32  # zfs_arc_min: the cache gives back what is over the larger of these, zfs(4)
+ZFS_LEAST_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class NodeSample:
     """A node's load as its pvestatd sent it last.
 
     Units:   `at_s` are Unix seconds of the node's clock; cores, bytes, seconds. None is unknown, never zero.
+    Shape:   what the ZFS cache would give back and the pressure (of cpu and memory the larger) are known on PVE 9 alone.
     """
 
     name: str
@@ -37,6 +42,8 @@ class NodeSample:
     cpu_used_cores: float | None
     memory_bytes: int | None
     memory_used_bytes: int | None
+    zfs_cache_bytes: int | None = None
+    pressure_fraction: float | None = None
 
 
 class GuestSample(NamedTuple):
@@ -101,6 +108,9 @@ def parse_rrd(text: str) -> Statistics:
     Units:   PVE gives a guest's cpu as fraction of its own vCPUs, a node's as fraction of its cores; both become cores here.
     Source:  PVE/Service/pvestatd.pm: update_node_status, update_qemu_status, update_lxc_status, in pve-manager 8.4.21 (keys
              `pve2-node/`, `pve2.3-vm/`, 15 columns) and 9.2.11 (`pve-node-9.0/`, `pve-vm-9.0/`, 22 columns, the first 15 the same).
+             PVE/ProcFSTools.pm, read_meminfo: a node's used memory is MemTotal - MemAvailable (libpve-common-perl from 8.3.1 on;
+             before, MemTotal - MemFree - Buffers - Cached). The kernel counts the ZFS cache as none of these, so it is in
+             the used memory of every release; `arcsize` is its whole size. Pressures are `some avg10` in percent.
     """
     nodes: dict[str, NodeSample] = {}
     guests: dict[int, GuestSample] = {}
@@ -170,15 +180,32 @@ def _node_sample(name: str, columns: list[str], least: int) -> NodeSample | None
     if at_s is None:
         return None
     cores, cpu = _number(columns[_NODE_CORES]), _number(columns[_NODE_CPU])
+    memory_bytes = _whole(columns[_NODE_MEMORY])
+    is_9 = least > _NODE_MEMORY_PRESSURE
     return NodeSample(
         name=name,
         at_s=at_s,
         uptime_s=_number(columns[_UPTIME]),
         cpu_cores=cores,
         cpu_used_cores=None if cores is None or cpu is None else cores * cpu,
-        memory_bytes=_whole(columns[_NODE_MEMORY]),
+        memory_bytes=memory_bytes,
         memory_used_bytes=_whole(columns[_NODE_MEMORY_USED]),
+        zfs_cache_bytes=zfs_given_back(_whole(columns[_NODE_ZFS_CACHE]), memory_bytes) if is_9 else None,
+        pressure_fraction=_pressure(columns[_NODE_CPU_PRESSURE], columns[_NODE_MEMORY_PRESSURE]) if is_9 else None,
     )
+
+
+def zfs_given_back(size_bytes: int | None, memory_bytes: int | None) -> int | None:
+    """What a ZFS cache of that size gives back when memory is short, None when its size or the node's is not known."""
+    if size_bytes is None or not memory_bytes:
+        return None
+    return max(0, size_bytes - max(int(memory_bytes * ZFS_LEAST_SHARE), ZFS_LEAST_BYTES))
+
+
+def _pressure(*percents: str) -> float | None:
+    """The largest of the pressures that are known."""
+    known = [value / 100 for value in map(_number, percents) if value is not None and value <= 100]
+    return max(known, default=None)
 
 
 def _guest_sample(name: str, columns: list[str], least: int) -> GuestSample | None:

@@ -32,6 +32,8 @@ def loads_snapshot(statistics: Statistics, entries: tuple[VmEntry, ...], members
             memory_used_bytes=sample.memory_used_bytes,
             uptime_s=sample.uptime_s,
             sample_age_s=max(0.0, now - sample.at_s),
+            zfs_cache_bytes=sample.zfs_cache_bytes,
+            pressure_fraction=sample.pressure_fraction,
         )
         for sample in statistics.nodes
     )

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 from agent import __version__
 from agent.core import history as memory
-from agent.core.documents import DocumentError, HistoryFile, parse
+from agent.core.documents import DocumentError, HistoryFile, LoadsFile, parse, render
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import LockTimes, Stage
+from agent.core.learned import Learned, as_file, bounded
 from agent.core.settings import Mode, Settings
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import Now, Written
 from agent.daemon.lead import STOP_WITHIN_S, Lead
-from agent.daemon.mailbox import CLAIM_EVERY_S, Mailbox
+from agent.daemon.mailbox import CLAIM_EVERY_S, FACTS_EVERY_S, Mailbox
 from agent.daemon.outputs import Output, Say
 from agent.daemon.senses import Senses
 from agent.daemon.status import status_text
@@ -25,6 +26,7 @@ from agent.daemon.work import Work
 from agent.ports import FilesystemState
 
 AGAIN_S = 5.0  # between two tries of what failed
+KEEP_LOADS_S = 300.0  # between two writes of loads.json: what a guest took is lost with the process for as long at the most
 
 _WAITING = {
     FilesystemState.NOT_MOUNTED: "waiting: /etc/pve is not mounted (is pve-cluster running?)",
@@ -48,6 +50,7 @@ class Cadence:
     settings_s: float = 10.0
     status_s: float = 5.0
     inbox_s: float = CLAIM_EVERY_S
+    facts_s: float = FACTS_EVERY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Agent:
         self.settings = settings
         self._cadence = cadence or Cadence()
         self.lead = Lead(identity.node, identity.incarnation, times, now.boot_s)
-        self.mailbox = Mailbox(identity.node, identity.incarnation, identity.boot_id, self._cadence.inbox_s)
+        self.mailbox = Mailbox(identity.node, identity.incarnation, identity.boot_id, self._cadence.inbox_s, self._cadence.facts_s)
         self.senses = Senses(identity.node)
         self.work: Work | None = None
         self.exit_status: int | None = None
@@ -84,6 +87,9 @@ class Agent:
         self._local_events: list[Event] = []
         self._status = ""
         self._line = ""
+        self._has_read_loads = False
+        self._kept_loads: Learned = self.senses.learned
+        self._kept_loads_s = now.boot_s
         self._begun = False
         self._was_warm = False
 
@@ -118,6 +124,8 @@ class Agent:
                 return self._on_signs(one, now)
             case inputs.HistorySeen():
                 return self._on_history(one, now)
+            case inputs.LoadsSeen():
+                return self._on_loads(one, now)
             case inputs.WriteAnswer(what=Written.INBOX):
                 return self.mailbox.on_written(one)
             case inputs.WriteAnswer():
@@ -130,6 +138,8 @@ class Agent:
                 elif self.lead.state.stage is Stage.LEADING:
                     self._local_events += [event for event in events if event.request is not None]
                 return said
+            case inputs.FactsSeen():
+                return self.mailbox.on_facts(one, now)
             case inputs.OwnInboxSeen():
                 self.mailbox.on_own_file(one)
                 return []
@@ -146,7 +156,7 @@ class Agent:
                 if self._stop_s is None:
                     self._stop_s = now.boot_s
                     self._left_under_way = len(self.work.follow.records) if self.work is not None else 0
-                    return self.lead.give_up(now, stops=True, why="the agent was asked to stop")
+                    return [*self._keep_loads(now), *self.lead.give_up(now, stops=True, why="the agent was asked to stop")]
                 return []
         if self.work is None:
             return []  # an answer to a lead that is over
@@ -224,6 +234,29 @@ class Agent:
                 self._history = memory.empty(now.wall_s)
         return said + self._begin_work(now)
 
+    def _on_loads(self, seen: inputs.LoadsSeen, now: Now) -> list[Output]:
+        """Take what this node learned when it led before; what was learned since counts more."""
+        if seen.error:
+            return [_outside(Level.WARNING, f"learned loads cannot be read and begin anew: {seen.error}")]
+        if seen.text is None:
+            return []
+        try:
+            kept = parse(LoadsFile, seen.text)
+        except DocumentError as error:
+            return [_outside(Level.WARNING, f"loads.json cannot be used, learned loads begin anew: {error}")]
+        since = self.senses.learned
+        self.senses.learned = {**bounded(kept.loads, now.wall_s), **since}
+        if not since:
+            self._kept_loads = self.senses.learned
+        return []
+
+    def _keep_loads(self, now: Now) -> list[Output]:
+        """Write down what was learned since it was last written."""
+        if self.senses.learned is self._kept_loads:
+            return []
+        self._kept_loads, self._kept_loads_s = self.senses.learned, now.boot_s
+        return [outputs.KeepLoads(render(as_file(self.senses.learned)))]
+
     def _begin_work(self, now: Now) -> list[Output]:
         """Begin to lead in earnest: what former leaders left is known, and what nodes report has been read."""
         if self._history is None or not self.senses.has_seen or self.work is not None:
@@ -290,14 +323,19 @@ class Agent:
         result: list[Output] = []
         if self.work is None and self._history is None and not self._asked_history and now.boot_s >= self._history_again_s:
             self._asked_history = True
-            self.senses = Senses(self.identity.node)
+            self.senses = Senses(self.identity.node, self.senses.learned)
             self._signs_s = self._statistics_s = -1e9
             result.append(outputs.ReadHistory())
+            if not self._has_read_loads:
+                self._has_read_loads = True
+                result.append(outputs.ReadLoads())
         if not self._reading_signs and now.boot_s - self._signs_s >= self._cadence.signs_s:
             statistics = now.boot_s - self._statistics_s >= self._cadence.statistics_s
             self._signs_s, self._reading_signs = now.boot_s, True
             self._statistics_s = now.boot_s if statistics else self._statistics_s
             result.append(outputs.ReadSigns(statistics=statistics))
+        if now.boot_s - self._kept_loads_s >= KEEP_LOADS_S:
+            result += self._keep_loads(now)
         if self.work is None:
             return result
         is_warm = now.boot_s >= self.work.warm_at_s(self.settings)

@@ -10,7 +10,7 @@ from agent.core.cluster import Snapshot
 from agent.core.leadership import LockAct
 from agent.core.plan_types import Verdict
 from agent.core.settings import Settings
-from agent.ports import FilesystemState, InboxSight
+from agent.ports import FactsSight, FilesystemState, InboxSight
 
 
 class LockOutcome(StrEnum):
@@ -57,6 +57,14 @@ class HistorySeen:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadsSeen:
+    """loads.json: its text, None when there is none; `error` when it could not be read."""
+
+    text: str | None
+    error: str = ""
+
+
 class Written(StrEnum):
     """Files the daemon writes below /etc/pve, beside leader.json."""
 
@@ -78,6 +86,14 @@ class InboxSeen:
     """What was claimed from this node's inbox; None when it could not be read."""
 
     sight: InboxSight | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FactsSeen:
+    """What this node has for guests; None when it could not be read."""
+
+    sight: FactsSight | None
     error: str = ""
 
 
@@ -178,8 +194,10 @@ Input = (
     LockAnswer
     | SignsSeen
     | HistorySeen
+    | LoadsSeen
     | WriteAnswer
     | InboxSeen
+    | FactsSeen
     | OwnInboxSeen
     | SettingsSeen
     | Observed

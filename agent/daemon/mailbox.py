@@ -11,15 +11,18 @@ from agent import __version__
 from agent.core.documents import INBOX_SCHEMA, DocumentError, Facts, InboxEvent, InboxFile, RequestFile, parse, render
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
-from agent.daemon.inputs import InboxSeen, Now, OwnInboxSeen, WriteAnswer, Written
-from agent.daemon.outputs import ClaimInbox, Output, ReadOwnInbox, Say, WriteShared
-from agent.ports import InboxSight
+from agent.daemon.inputs import FactsSeen, InboxSeen, Now, OwnInboxSeen, WriteAnswer, Written
+from agent.daemon.outputs import ClaimInbox, Output, ReadFacts, ReadOwnInbox, Say, WriteShared
+from agent.ports import FactsSight, InboxSight
 
 CLAIM_EVERY_S = 5.0  # a bell may be missed; the folder is listed at least so often
 KEPT_S = 300.0
 CLOCK_STEP_S = 30.0
 KEPT_EVENTS = 300  # newest; what a burst of more drops, the leader's full look covers
 LEAST_WRITE_S = 2.0
+FACTS_EVERY_S = 60.0
+CACHE_STEP_FRACTION = 0.05  # of the node's memory: a ZFS cache that moved by less is told along with something else
+CACHE_WRITE_S = 300.0  # and one that moves all the time, so often
 
 _NAME = re.compile(r"([1-9][0-9]{2,8})\.(pre-start|post-start|pre-stop|post-stop)(?:\.([A-Za-z0-9][A-Za-z0-9-]{0,62}))?")
 _PHASES = {"post-start": EventKind.GUEST_STARTED, "post-stop": EventKind.GUEST_STOPPED}
@@ -57,8 +60,10 @@ def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Eve
 class Mailbox:
     """Claims local events, keeps the relay file, and hands the events to the leader when that is this node itself."""
 
-    def __init__(self, node: str, incarnation: str, boot_id: str, claim_every_s: float = CLAIM_EVERY_S) -> None:
-        self._claim_every_s = claim_every_s
+    def __init__(
+        self, node: str, incarnation: str, boot_id: str, claim_every_s: float = CLAIM_EVERY_S, facts_every_s: float = FACTS_EVERY_S
+    ) -> None:
+        self._claim_every_s, self._facts_every_s = claim_every_s, facts_every_s
         self._file = InboxFile(INBOX_SCHEMA, node, incarnation, boot_id, 0, 0.0, (), None, Facts(__version__))
         self._claiming = False
         self._claimed_s = -1e9
@@ -69,7 +74,11 @@ class Mailbox:
         self._serial = 0
         self._wrote_s = -1e9
         self._bell = True
-        self._said = ""
+        self._said = self._said_facts = ""
+        self._facts_s = -1e9
+        self._reading_facts, self._knows_facts = False, False
+        self._cache_bytes: int | None = None
+        self._wrote_cache_s = -1e9
         self._clock_offset_s = 0.0
         self._can_write = self._passed_on = True
         self.nodes = 3
@@ -98,14 +107,19 @@ class Mailbox:
         if not self._claiming and passed_on and (self._bell or now.boot_s - self._claimed_s >= self._claim_every_s):
             self._claiming, self._bell, self._claimed_s = True, False, now.boot_s
             outputs.append(ClaimInbox())
+        if not self._reading_facts and now.boot_s - self._facts_s >= self._facts_every_s:
+            self._reading_facts, self._facts_s = True, now.boot_s
+            outputs.append(ReadFacts())
         if not self._knows_own_file:
             if now.boot_s - self._asked_own_s >= CLAIM_EVERY_S and can_write:
                 self._asked_own_s = now.boot_s
                 outputs.append(ReadOwnInbox(self._file.node))
-        elif self._dirty and self._writing is None and can_write and now.boot_s >= self._next_write_s():
+        elif self._may_write() and now.boot_s >= self._next_write_s():
             self._serial += 1
             self._writing, self._dirty, self._wrote_s = self._serial, False, now.boot_s
-            self._file = replace(self._file, written_at=now.wall_s)
+            if self._file.facts.zfs_cache_bytes != self._cache_bytes:
+                self._wrote_cache_s = now.boot_s
+            self._file = replace(self._file, written_at=now.wall_s, facts=replace(self._file.facts, zfs_cache_bytes=self._cache_bytes))
             path = f"proxlb/inbox/{self._file.node}.json"
             outputs.append(WriteShared(Written.INBOX, path, render(self._file), self._serial))
         return outputs
@@ -113,8 +127,12 @@ class Mailbox:
     def next_wakeup_s(self) -> float:
         """When something is due by itself."""
         due = self._claimed_s + self._claim_every_s if self._passed_on and not self._claiming else float("inf")
-        may_write = self._can_write and self._knows_own_file and self._dirty and self._writing is None
-        return min(due, self._next_write_s()) if may_write else due
+        if not self._reading_facts:
+            due = min(due, self._facts_s + self._facts_every_s)
+        return min(due, self._next_write_s()) if self._may_write() else due
+
+    def _may_write(self) -> bool:
+        return self._can_write and self._knows_own_file and self._knows_facts and self._dirty and self._writing is None
 
     def _next_write_s(self) -> float:
         return self._wrote_s + max(LEAST_WRITE_S, float(self.nodes))
@@ -158,6 +176,29 @@ class Mailbox:
             self._file = replace(self._file, seq=seq, events=tuple(kept[-KEPT_EVENTS:]))
             self._dirty = True
         return events, outputs
+
+    def on_facts(self, seen: FactsSeen, now: Now) -> list[Output]:
+        """Take what this node has; a change is told to all, one of the ZFS cache only when it is large."""
+        self._reading_facts, self._knows_facts = False, True
+        if seen.sight is None:
+            is_known = seen.error == self._said_facts
+            self._said_facts = seen.error
+            return [] if is_known else [_say(Level.WARNING, seen.error)]
+        self._said_facts = ""
+        told, sight = self._file.facts, seen.sight
+        self._cache_bytes = sight.zfs_cache_bytes
+        if sight.facts != told.node:
+            self._file = replace(self._file, facts=replace(told, node=sight.facts))
+            self._dirty = True
+        if self._has_moved_far(told.zfs_cache_bytes, sight) and now.boot_s - self._wrote_cache_s >= CACHE_WRITE_S:
+            self._dirty = True
+        return []
+
+    @staticmethod
+    def _has_moved_far(told_bytes: int | None, sight: FactsSight) -> bool:
+        if told_bytes is None or sight.zfs_cache_bytes is None:
+            return told_bytes != sight.zfs_cache_bytes
+        return abs(sight.zfs_cache_bytes - told_bytes) > CACHE_STEP_FRACTION * sight.memory_bytes
 
     def on_written(self, answer: WriteAnswer) -> list[Output]:
         """The relay file was written, or has to be written again."""

@@ -86,6 +86,13 @@ class ClaimInbox:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadFacts:
+    """Look at what this node has for guests."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+
+
+@dataclass(frozen=True, slots=True)
 class WriteStatus:
     """Replace status.json."""
 
@@ -99,6 +106,21 @@ class KeepDecision:
 
     lane: ClassVar[Lane] = Lane.LOCAL
     line: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLoads:
+    """Read loads.json, once before the first lead."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLoads:
+    """Replace loads.json."""
+
+    lane: ClassVar[Lane] = Lane.LOCAL
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +211,11 @@ Output = (
     | WriteShared
     | ReadSettings
     | ClaimInbox
+    | ReadFacts
     | WriteStatus
     | KeepDecision
+    | ReadLoads
+    | KeepLoads
     | Observe
     | AskVerdict
     | StartMigration

@@ -15,6 +15,7 @@ from agent.ports import (
     Clock,
     ClusterApi,
     ClusterFiles,
+    FactsSource,
     InDoubtError,
     JournalSink,
     LeaderLock,
@@ -44,6 +45,7 @@ class Ports:
     files: ClusterFiles
     api: Callable[[], ClusterApi]
     inbox: LocalInbox
+    facts: FactsSource
     local: LocalFiles
     settings: SettingsSource
     journal: JournalSink
@@ -77,17 +79,10 @@ class Performer:
                 return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._write(output)))
             case outputs.ReadSettings():
                 return self._settings(output)
-            case outputs.ClaimInbox():
-                try:
-                    return inputs.InboxSeen(self._ports.inbox.claim())
-                except OutsideError as error:
-                    return inputs.InboxSeen(None, str(error))
-            case outputs.WriteStatus():
-                self._try(lambda: self._ports.local.write_status(output.text))
-                return None
-            case outputs.KeepDecision():
-                self._try(lambda: self._ports.local.append_decision(output.line))
-                return None
+            case outputs.ClaimInbox() | outputs.WriteStatus() | outputs.KeepDecision() | outputs.ReadLoads() | outputs.KeepLoads():
+                return self._on_this_node(output)
+            case outputs.ReadFacts():
+                return self._facts()
             case outputs.Say():
                 self._ports.journal.say(output.record)
                 return None
@@ -113,6 +108,8 @@ class Performer:
                 return inputs.SignsSeen(error=text)
             case outputs.ReadHistory():
                 return inputs.HistorySeen(None, text)
+            case outputs.ReadLoads():
+                return inputs.LoadsSeen(None, text)
             case outputs.ReadOwnInbox():
                 return inputs.OwnInboxSeen(None, text)
             case outputs.WriteShared():
@@ -121,6 +118,8 @@ class Performer:
                 return inputs.SettingsSeen(None, text, asked=output.asked)
             case outputs.ClaimInbox():
                 return inputs.InboxSeen(None, text)
+            case outputs.ReadFacts():
+                return inputs.FactsSeen(None, text)
             case outputs.Observe():
                 return inputs.Observed(output.epoch, None, text)
             case outputs.AskVerdict():
@@ -133,6 +132,35 @@ class Performer:
                 return inputs.SearchAnswer(output.intent, None, text)
             case _:
                 return None
+
+    def _on_this_node(
+        self, output: outputs.ClaimInbox | outputs.WriteStatus | outputs.KeepDecision | outputs.ReadLoads | outputs.KeepLoads
+    ) -> inputs.Input | None:
+        local = self._ports.local
+        match output:
+            case outputs.ClaimInbox():
+                try:
+                    return inputs.InboxSeen(self._ports.inbox.claim())
+                except OutsideError as error:
+                    return inputs.InboxSeen(None, str(error))
+            case outputs.ReadLoads():
+                try:
+                    return inputs.LoadsSeen(local.read_loads())
+                except OutsideError as error:
+                    return inputs.LoadsSeen(None, str(error))
+            case outputs.WriteStatus():
+                self._try(lambda: local.write_status(output.text))
+            case outputs.KeepDecision():
+                self._try(lambda: local.append_decision(output.line))
+            case outputs.KeepLoads():
+                self._try(lambda: local.write_loads(output.text))
+        return None
+
+    def _facts(self) -> inputs.FactsSeen:
+        try:
+            return inputs.FactsSeen(self._ports.facts.read())
+        except OutsideError as error:
+            return inputs.FactsSeen(None, str(error) or type(error).__name__)
 
     def _try(self, act: Callable[[], None]) -> str:
         try:

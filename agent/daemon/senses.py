@@ -10,6 +10,7 @@ from agent.core.cluster import MIGRATE_KINDS, Maintenance, Snapshot
 from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.learned import Learned, of_starting, with_look
 from agent.core.load import Ledger, NodeLoad, Weights, node_loads, over_threshold, spread
 from agent.core.settings import Settings
 from agent.core.smoothing import Held, Smoothing
@@ -26,8 +27,9 @@ REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot
 class Senses:
     """What the leader has seen so far. Made anew when a node takes the lead: what is there then is covered by a full look."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, learned: Learned | None = None) -> None:
         self._node = node
+        self.learned: Learned = {} if learned is None else learned
         self._cursor = ClusterLogCursor()
         self._seqs: dict[str, int] | None = None
         self._texts: dict[str, str] = {}
@@ -171,24 +173,39 @@ class Senses:
             return []
         self.vmids = frozenset(entry.vmid for entry in entries)
         members = None if seen.members is None else parse_members(seen.members)
-        snapshot = loads_snapshot(parse_rrd(seen.rrd), entries, members, now.wall_s)
+        snapshot = self._with_caches(loads_snapshot(parse_rrd(seen.rrd), entries, members, now.wall_s))
         events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
+        if self._before is not None:
+            happened = {event.vmid for event in events if event.vmid is not None}
+            self.learned = with_look(self.learned, self._before, self.smoothing, snapshot, happened)
         self._before = snapshot
         self.smoothing = self.smoothing.with_snapshot(snapshot, now.boot_s)
         self.loads = self.smoothing.applied(snapshot)
         return events + self._overloads(now, settings)
+
+    def _with_caches(self, snapshot: Snapshot) -> Snapshot:
+        """With the ZFS caches that nodes tell of themselves, where PVE's statistics do not: those of PVE 8."""
+        told = {name: inbox.facts.zfs_cache_bytes for name, inbox in self.inboxes.items()}
+        if all(cache is None for cache in told.values()):
+            return snapshot
+        return replace(
+            snapshot,
+            nodes=tuple(
+                replace(node, zfs_cache_bytes=told.get(node.name)) if node.zfs_cache_bytes is None else node for node in snapshot.nodes
+            ),
+        )
 
     def _overloads(self, now: Now, settings: Settings) -> list[Event]:
         """Overload that has lasted, and uneven load: told once as long as it lasts, and at most every `reconcile_s` when it comes and
         goes. What becomes possible meanwhile, the regular look finds."""
         if self.loads is None:
             return []
-        weights = Weights.of(settings)
-        loads = self.node_loads = node_loads(self.loads, Ledger(), settings)
+        loads = self.node_loads = node_loads(self.loads, Ledger(of_starting(self.learned, self.loads)), settings)
+        weights = Weights.of(settings, loads.values())
         cpu_only = replace(weights, memory_threshold=None)
-        memory_only = replace(weights, cpu_threshold=None)
+        memory_only = replace(weights, cpu_threshold=None, pressure_threshold=None)  # pressure is held for as long as cpu
         self.held = (self.held or Held()).with_look(
             now.boot_s,
             [name for name, load in loads.items() if over_threshold(load, cpu_only)],
@@ -221,7 +238,8 @@ class Senses:
         return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
 
     def enriched(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot with what only this node's files tell: flags, who has reported, smoothed loads, unseen guests."""
+        """The snapshot with what only this node's files tell: flags, who has reported and what it has, smoothed loads, pressures,
+        ZFS caches, unseen guests."""
         if not self.has_seen:
             return snapshot
         asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
@@ -229,11 +247,16 @@ class Senses:
         if self.loads is not None:  # as old as they were when they were read, and what has passed since
             since_s = max(0.0, snapshot.taken_at - self.loads.taken_at)
             ages = {node.name: node.sample_age_s + since_s for node in self.loads.nodes if node.sample_age_s is not None}
+        caches = {} if self.loads is None else {node.name: node.zfs_cache_bytes for node in self.loads.nodes}
+        reported = {node.name: self.has_reported(node.name, snapshot.taken_at, node.uptime_s) for node in snapshot.nodes}
+        facts = {name: self.inboxes[name].facts for name, has_reported in reported.items() if has_reported}
         nodes = tuple(
             replace(
                 node,
-                reports=self.has_reported(node.name, snapshot.taken_at, node.uptime_s),
+                reports=reported[node.name],
+                facts=told.node if (told := facts.get(node.name)) is not None else None,
                 sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name),
+                zfs_cache_bytes=node.zfs_cache_bytes if node.zfs_cache_bytes is not None else caches.get(node.name),
             )
             for node in snapshot.nodes
         )

@@ -11,6 +11,7 @@ from agent.core import history as memory
 from agent.core.json_types import JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
 from agent.core.migrations import Migration
+from agent.core.survival import survival_document
 from agent.core.triggers import described
 from agent.daemon.inputs import Now
 
@@ -68,6 +69,7 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "last_decision": "" if work is None else work.sentence,
         "set_aside": {} if work is None else {str(v): text for v, text in memory.set_aside(work.history, now.wall_s).items()},
         "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
+        "survival": None if work is None or work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
     }
 
 

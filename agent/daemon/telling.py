@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.core.cluster import Snapshot
+from agent.core.cluster import GIB, Snapshot
 from agent.core.events import Event
 from agent.core.journal import Level, MessageId, Record
 from agent.core.plan_types import Plan
 from agent.daemon.outputs import Output, Say
 
+FULL_AGAIN_PERCENT = 1.0  # points below the threshold at which a storage is no longer full, so that one on the edge is not said daily
 MOST_REFUSALS = 25  # of one plan; the rest is in `proxlb-agent plan`
 
 
 class Telling:
-    """Remembers what was said of refusals, conflicts, alarms, empty nodes and failures of the API."""
+    """Remembers what was said of refusals, conflicts, alarms, empty nodes, full storages and failures of the API."""
 
     def __init__(self) -> None:
         self._refusals: dict[int, str] = {}
@@ -24,6 +25,8 @@ class Telling:
         self._empty: frozenset[str] = frozenset()
         self._failure = ""
         self._unseen: tuple[int, ...] = ()
+        self._pressure: str | None = None
+        self._full: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
 
     def refusals(self, plan: Plan) -> list[Output]:
         """Each refusal of the plan whose reason is new."""
@@ -57,6 +60,30 @@ class Telling:
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
+
+    def pressure(self, unknown: str | None) -> list[Output]:
+        """Of which nodes the pressure is not known, when that has changed."""
+        before, self._pressure = self._pressure, unknown
+        if unknown == before:
+            return []
+        return [Say(Record(Level.NOTICE, MessageId.OUTSIDE, unknown if unknown is not None else "the pressure of all nodes is known"))]
+
+    def full_storages(self, snapshot: Snapshot, threshold_percent: float) -> list[Output]:
+        """Each storage that has come over the threshold, once until it has been clearly below."""
+        said: list[Output] = []
+        still = set()
+        for use in snapshot.storage_use:
+            key, percent = (use.name, use.nodes), 100 * use.used_bytes / use.total_bytes
+            if not 0 < threshold_percent < 100 or percent < threshold_percent - FULL_AGAIN_PERCENT:
+                continue
+            if percent >= threshold_percent or key in self._full:
+                still.add(key)
+            if percent >= threshold_percent and key not in self._full:
+                where = f"on {use.nodes[0]}" if len(use.nodes) == 1 else f"of {len(use.nodes)} nodes"
+                text = f"storage {use.name} {where} is {percent:.0f} % full: {use.used_bytes / GIB:.0f} of {use.total_bytes / GIB:.0f} GiB"
+                said.append(Say(Record(Level.WARNING, MessageId.STORAGE, text, source=use.nodes[0] if len(use.nodes) == 1 else None)))
+        self._full = frozenset(still)
+        return said
 
     def unseen(self, snapshot: Snapshot) -> list[Output]:
         """The guests that the token does not show, when they have changed: until it shows all, nobody is moved."""

@@ -13,8 +13,10 @@ from agent.core.documents import Answer, HistoryFile, LeaderFile, render
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import Leadership
-from agent.core.load import Ledger, Weights
+from agent.core.learned import of_starting
+from agent.core.load import Ledger, Weights, why_pressure_unknown
 from agent.core.migrations import Migration, MigrationState, in_flight, intended
+from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
@@ -22,6 +24,7 @@ from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sentences import decision_line, move_words, nothing_words, state_words, stuck_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
+from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
@@ -39,6 +42,7 @@ OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
+SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
 
@@ -62,6 +66,8 @@ class Work:
         self.plan: Plan | None = None
         self.snapshot: Snapshot | None = None
         self.sentence = ""
+        self.survival: Survival | None = None
+        self.survival_at = -1e9
         self.permission = NOTHING
         self.failing_since_s: float | None = None
         self.follow = Follow(memory.open_migrations(history), now)
@@ -182,6 +188,8 @@ class Work:
             self.history = replace(self.history, first_seen_at=now.wall_s)  # the clock was set back: observing begins anew
             self._dirty = True
         outputs += self._telling.unseen(self.snapshot)
+        outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
+        outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
         outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
         if self.current is None:
             return outputs
@@ -223,7 +231,7 @@ class Work:
             force=trigger.force and not is_old,
             balance_load=self.permission.load,
             ledger=Ledger(
-                memory.learned(self.history, now.wall_s),
+                of_starting(senses.learned, self.snapshot) | memory.learned(self.history, now.wall_s),
                 in_flight(self.follow.records),
                 memory.landed(self.history, now.wall_s),
                 memory.unsampled(self.history, self.snapshot, now.wall_s),
@@ -271,6 +279,7 @@ class Work:
         if ready:
             return outputs + self._intend(ready, lead, now)
         if open_records:
+            self._look_at_survival(settings)
             return outputs  # a slot or a batch has to end first; its end is a look
         if now.boot_s < self._landed_s + LANDING_S and (self.current.scope.nodes != frozenset() or self.plan.refused):
             self._wish_look(self._landed_s + LANDING_S)
@@ -279,6 +288,7 @@ class Work:
 
     def _end_cycle(self, settings: Settings, now: Now) -> list[Output]:
         assert self.current is not None and self.plan is not None and self.snapshot is not None
+        self._look_at_survival(settings)
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
         away = {*(maintenance.node for maintenance in self.snapshot.maintenance), *self.snapshot.no_target}
@@ -305,6 +315,15 @@ class Work:
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
         return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
+
+    def _look_at_survival(self, settings: Settings) -> None:
+        """Whether any one node could be lost, as of the last look: when nothing is about to start, so that nothing waits for it."""
+        assert self.snapshot is not None
+        if abs(self.snapshot.taken_at - self.survival_at) < SURVIVAL_S:
+            return
+        question = Question(ledger=Ledger(memory.learned(self.history, self.snapshot.taken_at), in_flight(self.follow.records)))
+        self.survival = survival(Placement(self.snapshot, settings, question))
+        self.survival_at = self.snapshot.taken_at
 
     def _done(self) -> None:
         """The trigger is answered."""

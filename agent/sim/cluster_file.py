@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.core.cluster import GIB, MIB, GuestType
+from agent.core.cluster import GIB, MIB, GuestType, NodeFacts, Storage, StorageUse
 from agent.core.codec import CodecError, from_json
 from agent.core.json_types import Json
+from agent.core.needs import GuestNeeds, Volume
 from agent.sim.generator import Shape, generate, world_from
-from agent.sim.inventory import LONG_UP_S, AgentWish, SimGuest, SimNode
+from agent.sim.inventory import LONG_UP_S, USUAL_FACTS, AgentWish, SimGuest, SimNode
 from agent.sim.world import World
 
 
@@ -18,9 +19,12 @@ class ScenarioError(ValueError):
     """A scenario's file says what the simulation does not know; `str()` is one line that names the place."""
 
 
+HOOKSCRIPT = "local:snippets/proxlb-hook"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeEntry:
-    """A node below `nodes`, by name."""
+    """A node below `nodes`, by name. `pve` and `qemu` are its versions, where they are not the cluster's."""
 
     cores: float
     memory_gib: float
@@ -31,6 +35,13 @@ class NodeEntry:
     wall_offset_s: float = 0.0
     sample_phase_s: float | None = None
     agent: bool = True
+    pve: str = ""
+    qemu: str = USUAL_FACTS.qemu_version
+    cpu_model: str = USUAL_FACTS.cpu_model
+    cpu_flags: str = USUAL_FACTS.cpu_flags
+    bridges: tuple[str, ...] = USUAL_FACTS.bridges
+    hookscripts: tuple[str, ...] = USUAL_FACTS.hookscripts
+    zfs_cache_gib: float | None = None
 
     def node(self, name: str) -> SimNode:
         """The node as the world takes it."""
@@ -45,6 +56,15 @@ class NodeEntry:
             wall_offset_s=self.wall_offset_s,
             sample_phase_s=self.sample_phase_s,
             agent=AgentWish.RUN if self.agent else AgentWish.STOP,
+            facts=NodeFacts(
+                pve_version=self.pve,
+                qemu_version=self.qemu,
+                cpu_model=self.cpu_model,
+                cpu_flags=self.cpu_flags,
+                bridges=self.bridges,
+                hookscripts=self.hookscripts,
+            ),
+            zfs_cache_bytes=None if self.zfs_cache_gib is None else int(self.zfs_cache_gib * GIB),
         )
 
 
@@ -72,6 +92,15 @@ class GuestEntry:
     hook: bool = False
     local_disks: tuple[str, ...] = ()
     local_devices: tuple[str, ...] = ()
+    mapped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
+    bridges: tuple[str, ...] = ("vmbr0",)
+    cpu: str = ""
+    machine: str = ""
+    hookscript: str = ""
+    args: str = ""
+    affinity: str = ""
+    replicated_to: tuple[str, ...] | None = None
     not_allowed: Mapping[str, str] = field(default_factory=dict)
     migration_s: float | None = None
     shutdown_s: float = 5.0
@@ -101,11 +130,30 @@ class GuestEntry:
             hook=self.hook,
             local_disks=self.local_disks,
             local_devices=self.local_devices,
+            mapped=dict(self.mapped),
+            needs=GuestNeeds(
+                volumes=tuple(Volume(name, name.partition(":")[0]) for name in self.volumes),
+                bridges=self.bridges,
+                cpu_type=self.cpu,
+                machine=self.machine,
+                hookscript=self.hookscript or (HOOKSCRIPT if self.hook else ""),
+                args=self.args,
+                affinity=self.affinity,
+                replicated_to=self.replicated_to,
+            ),
             not_allowed=dict(self.not_allowed),
             migration_s=self.migration_s,
             shutdown_s=self.shutdown_s,
             since_s=now_s - self.uptime_s,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StorageEntry:
+    """A storage below `storages`, by name; on all nodes where none is named."""
+
+    shared: bool = True
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +168,28 @@ class GenerateEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageUseEntry:
+    """How full a storage is, in the list `storage_use`; of a shared one `nodes` are all that have it."""
+
+    name: str
+    nodes: tuple[str, ...]
+    used_gib: float
+    total_gib: float
+
+    def use(self) -> StorageUse:
+        """As PVE tells it."""
+        return StorageUse(self.name, self.nodes, int(self.used_gib * GIB), int(self.total_gib * GIB))
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterEntry:
     """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason."""
 
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
     guests: tuple[GuestEntry, ...] = ()
     generate: GenerateEntry | None = None
+    storages: Mapping[str, StorageEntry] = field(default_factory=dict)
+    storage_use: tuple[StorageUseEntry, ...] = ()
     pve: str = "9.0.10"
     bandwidth_mib_s: float = 500.0
     files: Mapping[str, str] = field(default_factory=dict)
@@ -150,6 +214,8 @@ def read_cluster(document: Json) -> World:
         world = world_from(snapshot, pve_version=entry.pve, bandwidth_bytes_s=bandwidth_bytes_s, hook=made.hook)
     else:
         world = _listed(entry, bandwidth_bytes_s)
+    for use in entry.storage_use:
+        world.set_storage_use(use.use())
     for path, text in sorted(entry.files.items()):
         world.put_file(path, text)
     for node, reason in sorted(entry.flags.items()):
@@ -173,4 +239,5 @@ def _listed(entry: ClusterEntry, bandwidth_bytes_s: float) -> World:
     for made in guests:
         if not entry.nodes[made.node].online:
             made.status = "stopped"
-    return World(nodes, guests, pve_version=entry.pve, bandwidth_bytes_s=bandwidth_bytes_s)
+    storages = [Storage(name, one.shared, tuple(sorted(one.nodes or entry.nodes))) for name, one in entry.storages.items()]
+    return World(nodes, guests, pve_version=entry.pve, bandwidth_bytes_s=bandwidth_bytes_s, storages=storages)

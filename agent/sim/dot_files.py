@@ -26,7 +26,9 @@ def _node_line(name: str, row: NodeRow, major: int) -> str:
     )
     if major < 9:
         return f"pve2-node/{line}"
-    return f"pve-node-9.0/{line}:{row.memory_bytes - row.memory_used_bytes}:0:{_number(row.pressure_cpu_percent)}:0:0:0:0"
+    return (
+        f"pve-node-9.0/{line}:{row.memory_bytes - row.memory_used_bytes}:{row.zfs_cache_bytes}:{_number(row.pressure_cpu_percent)}:0:0:0:0"
+    )
 
 
 def _guest_line(vmid: int, row: GuestRow, type_: GuestType | None, major: int) -> str:

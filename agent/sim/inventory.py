@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from agent.core.cluster import GuestType
+from agent.core.cluster import GuestType, NodeFacts
+from agent.core.needs import GuestNeeds
 
 if TYPE_CHECKING:
     from agent.sim.pmxcfs import Partition
@@ -41,12 +42,24 @@ class Inbox:
         return len(self.names) + len(self.requests)
 
 
+USUAL_FACTS = NodeFacts(
+    pve_version="",  # that of the cluster
+    qemu_version="10.1.2-3",
+    cpu_model="Simulated CPU @ 2.10GHz",
+    cpu_flags="aes avx avx2 sse4_2",
+    bridges=("vmbr0",),
+    hookscripts=("proxlb-hook",),
+)
+USUAL_NEEDS = GuestNeeds(bridges=("vmbr0",))
+
+
 @dataclass(slots=True)
 class SimNode:
     """A node.
 
     Units:   `booted_at_s` in simulated seconds (negative: before the simulation began), `wall_offset_s` is how far its
-             clock is off, `sample_phase_s` shifts its pvestatd's rounds; the `*_until_s` are simulated seconds.
+             clock is off, `sample_phase_s` shifts its pvestatd's rounds, `zfs_cache_bytes` is what its ZFS cache takes while
+             nobody else wants the memory (None: it has no ZFS); the `*_until_s` are simulated seconds.
     """
 
     name: str
@@ -59,6 +72,8 @@ class SimNode:
     wall_offset_s: float = 0.0
     sample_phase_s: float | None = None
     agent: AgentWish = AgentWish.RUN
+    facts: NodeFacts = USUAL_FACTS
+    zfs_cache_bytes: int | None = None
 
     number: int = field(default=0, init=False)  # corosync's node id
     boots: int = field(default=1, init=False)
@@ -81,6 +96,7 @@ class SimNode:
     local_flag: str | None = field(default=None, init=False)
     disk_full: bool = field(default=False, init=False)
     status_text: str | None = field(default=None, init=False)
+    loads_text: str | None = field(default=None, init=False)
     decisions: deque[str] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT), init=False)
 
     @property
@@ -103,8 +119,9 @@ class SimGuest:
 
     Units:   cores and bytes; `used_*` are what it takes while it runs and stay as given while it does not;
              `host_memory_bytes` None: as much as it uses; `noise_fraction` lets each sample of cpu differ by up to that.
-    Shape:   `not_allowed` maps a node to PVE's reason; `hook` says whether proxlb-hook is attached; `migration_s`
-             None: by size and bandwidth; `shutdown_s` is what a container takes to stop.
+    Shape:   `needs` is what its configuration says; `local_disks` and `local_devices` are what PVE names besides; `mapped`
+             maps a device to the nodes that have it, `not_allowed` a node to PVE's reason; `hook` says whether proxlb-hook is
+             attached; `migration_s` None: by size and bandwidth; `shutdown_s` is what a container takes to stop.
     """
 
     vmid: int
@@ -127,6 +144,8 @@ class SimGuest:
     hook: bool = False
     local_disks: tuple[str, ...] = ()
     local_devices: tuple[str, ...] = ()
+    mapped: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    needs: GuestNeeds = USUAL_NEEDS
     not_allowed: dict[str, str] = field(default_factory=dict)
     migration_s: float | None = None
     shutdown_s: float = 5.0

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Maintenance, Node, Snapshot
 from agent.core.journal import Record
@@ -13,6 +13,8 @@ from agent.ports import (
     Clock,
     ClusterApi,
     ClusterFiles,
+    FactsSight,
+    FactsSource,
     FilesystemState,
     InboxSight,
     InDoubtError,
@@ -175,6 +177,8 @@ class SimApi:
             maintenance=tuple(Maintenance(name, cause) for name, cause in sorted(requested.items())),
             no_target=tuple(sorted(name for name in world.ha_states if name in reachable and name not in requested)),
             pve_version=world.pve_version,
+            storage_use=tuple(use for _, use in sorted(world.storage_use.items())),
+            storages=world.storages,
         )
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
@@ -190,8 +194,13 @@ class SimApi:
             refusal = Refusal(vmid, RefusalReason.LOCAL_DEVICE, ", ".join(guest.local_devices))
         elif guest.local_disks:
             refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
-        refused_nodes = () if guest is None else tuple(sorted(guest.not_allowed.items()))
-        return Verdict(vmid, wall_s, refusal, refused_nodes)
+        if guest is None or refusal is not None:
+            return Verdict(vmid, wall_s, refusal)
+        refused = {name: Refusal(vmid, RefusalReason.NODE_REFUSED, why) for name, why in guest.not_allowed.items()}
+        for name in self._world.nodes:
+            if missing := [device for device, nodes in sorted(guest.mapped.items()) if name not in nodes]:
+                refused[name] = Refusal(vmid, RefusalReason.DEVICE_MISSING, ", ".join(missing))
+        return Verdict(vmid, wall_s, None, tuple(sorted(refused.items())), guest.needs)
 
     def migrate(self, order: MigrationOrder) -> str:
         """See `agent.ports.ClusterApi`."""
@@ -305,6 +314,19 @@ class SimInbox:
         return InboxSight(tuple(inbox.claimed_names), tuple(inbox.claimed_requests.items()), self._node.local_flag)
 
 
+class SimFacts:
+    """What a node has."""
+
+    def __init__(self, world: World, node: str) -> None:
+        self._world, self._node = world, world.nodes[node]
+
+    def read(self) -> FactsSight:
+        """See `agent.ports.FactsSource`."""
+        facts = self._node.facts
+        known = replace(facts, pve_version=facts.pve_version or self._world.pve_version)
+        return FactsSight(known, self._node.zfs_cache_bytes, self._node.memory_bytes)
+
+
 class SimLocalFiles:
     """A node's own files."""
 
@@ -328,6 +350,15 @@ class SimLocalFiles:
     def read_decisions(self) -> tuple[str, ...]:
         """See `agent.ports.LocalFiles`."""
         return tuple(self._node.decisions)
+
+    def write_loads(self, text: str) -> None:
+        """See `agent.ports.LocalFiles`."""
+        self._check()
+        self._node.loads_text = text
+
+    def read_loads(self) -> str | None:
+        """See `agent.ports.LocalFiles`."""
+        return self._node.loads_text
 
 
 class SimJournal:
@@ -383,6 +414,7 @@ class NodePorts:
     files: ClusterFiles
     api: ClusterApi
     inbox: LocalInbox
+    facts: FactsSource
     local_files: LocalFiles
     journal: JournalSink
     notifier: ServiceNotifier
@@ -396,6 +428,7 @@ def ports_of(world: World, node: str) -> NodePorts:
         files=SimFiles(world, node),
         api=SimApi(world, node),
         inbox=SimInbox(world, node),
+        facts=SimFacts(world, node),
         local_files=SimLocalFiles(world, node),
         journal=SimJournal(world, node),
         notifier=SimNotifier(world, node),

@@ -16,7 +16,7 @@ from agent.core.cluster import GIB
 from agent.core.codec import CodecError, from_json
 from agent.core.json_types import Json
 from agent.ports import InDoubtError, RefusedError
-from agent.sim.cluster_file import GuestEntry, ScenarioError
+from agent.sim.cluster_file import GuestEntry, ScenarioError, StorageUseEntry
 from agent.sim.migrations import FailureKind
 from agent.sim.world import World
 
@@ -234,6 +234,7 @@ VERBS: dict[str, Binder] = {
     "set-node-load": _verb(_NodeLoad, lambda world, a: world.set_node_load(a.node, a.overhead_cores, _bytes(a.overhead_memory_gib))),
     "stop-statistics": _verb(_Node, lambda world, a: world.stop_statistics(a.node)),
     "resume-statistics": _verb(_Node, lambda world, a: world.stop_statistics(a.node, stopped=False)),
+    "set-storage": _verb(StorageUseEntry, lambda world, a: world.set_storage_use(a.use())),
     "run-task": _verb(_Task, lambda world, a: world.run_task(a.node, a.kind, a.target_id, a.for_s)),
     # /etc/pve
     "restart-pmxcfs": _verb(_NodeFor, lambda world, a: world.restart_pmxcfs(a.node, a.for_s)),

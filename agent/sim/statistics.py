@@ -33,6 +33,7 @@ class NodeRow:
     cpu_fraction: float
     memory_bytes: int
     memory_used_bytes: int
+    zfs_cache_bytes: int
     pressure_cpu_percent: float
 
 
@@ -96,6 +97,7 @@ def sample(node: SimNode, guests: Iterable[SimGuest], incoming: Iterable[Incomin
     share = min(1.0, node.cores / demand) if demand > 0 else 1.0
     memory = node.overhead_memory_bytes + sum(guest.taken_memory_bytes for guest in here if guest.has_process)
     memory += int(math.fsum(flight.memory_at(at_s) for flight in incoming))
+    cache = max(0, min(node.zfs_cache_bytes or 0, node.memory_bytes - memory))  # what others want it gives back
     ctime = int(node.wall_s(at_s))
     pressure = round(100.0 * (1.0 - share), 2)
     partition = node.partition
@@ -107,7 +109,8 @@ def sample(node: SimNode, guests: Iterable[SimGuest], incoming: Iterable[Incomin
         cores=node.cores,
         cpu_fraction=min(demand, node.cores) / node.cores,
         memory_bytes=node.memory_bytes,
-        memory_used_bytes=min(memory, node.memory_bytes),
+        memory_used_bytes=min(memory + cache, node.memory_bytes),
+        zfs_cache_bytes=cache,
         pressure_cpu_percent=pressure,
     )
     for guest in here:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agent.core.cluster import GuestType
+from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse
 from agent.core.journal import Record
 from agent.ports import MigrationOrder
 from agent.sim import dot_files, statistics
@@ -74,9 +74,11 @@ class World:
         *,
         pve_version: str = "9.0.10",
         bandwidth_bytes_s: float = float(500 << 20),
+        storages: Iterable[Storage] = (),
     ) -> None:
         self.timeline = Timeline()
         self.pve_version = pve_version
+        self.storages = tuple(sorted(storages, key=lambda storage: storage.name))
         self.nodes: dict[str, SimNode] = {}
         self.guests: dict[int, SimGuest] = {}
         self.tasks = Tasks(self.timeline)
@@ -90,6 +92,7 @@ class World:
         self.alive_notices: Counter[str] = Counter()
         self.ha_requests: set[str] = set()
         self.ha_states: dict[str, str] = {}
+        self.storage_use: dict[tuple[str, tuple[str, ...]], StorageUse] = {}
         self.vmlist_version = 1
         self._residents: dict[str, dict[int, SimGuest]] = {}
         self._vmlist: tuple[int, str] = (0, "")
@@ -295,6 +298,14 @@ class World:
         task = self.tasks.begin(where, kind, target_id, user)
         self.timeline.after(duration_s, lambda: self.tasks.end(where, task, "OK"))
 
+    def change_facts(self, name: str, facts: NodeFacts) -> None:
+        """Somebody upgrades the node, or changes its network."""
+        self._node(name).facts = facts
+
+    def set_zfs_cache(self, name: str, cache_bytes: int | None) -> None:
+        """What the node's ZFS cache could give back from now on."""
+        self._node(name).zfs_cache_bytes = cache_bytes
+
     def hide_guest(self, vmid: int, hidden: bool = True) -> None:
         """The agent's token does not show the guest."""
         self._guest(vmid).hidden = hidden
@@ -439,6 +450,10 @@ class World:
         self.settle(name)
         node.overhead_cores = node.overhead_cores if overhead_cores is None else overhead_cores
         node.overhead_memory_bytes = node.overhead_memory_bytes if overhead_memory_bytes is None else overhead_memory_bytes
+
+    def set_storage_use(self, use: StorageUse) -> None:
+        """How full a storage is from now on."""
+        self.storage_use[use.name, use.nodes] = use
 
     # the API, agents, flags, log
 

@@ -28,9 +28,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agent.adapters.pve import api as pve_api
-from agent.adapters.pve.api import ApiAccess, PveApi
-from agent.core.cluster import GIB, GuestType, Maintenance
+from agent.adapters.pve import hosts
+from agent.adapters.pve.api import PveApi
+from agent.adapters.pve.trust import ApiAccess, split_host
+from agent.core.cluster import GIB, GuestType, Maintenance, Storage
+from agent.core.needs import GuestNeeds, Volume
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
 from agent.ports import InDoubtError, MigrationOrder, OutsideError, PermanentError, RefusedError, TemporaryError
@@ -75,10 +77,10 @@ def make(pmxcfs: Path) -> Iterator[Make]:
     """An adapter on pve1, with other settings if wanted."""
     made: list[PveApi] = []
 
-    def build(*hosts: str, **values: Any) -> PveApi:
+    def build(*hosts: str, files: dict[str, str] | None = None, **values: Any) -> PveApi:
         wanted: dict[str, Any] = {"token_id": TOKEN_ID, "token_secret": lambda: TOKEN_SECRET, "own_node": "pve1", "pmxcfs": str(pmxcfs)}
         wanted |= {"ca_file": str(pmxcfs / "pve-root-ca.pem"), "timeout_s": 5.0}
-        made.append(PveApi(ApiAccess(hosts=hosts, **(wanted | values))))
+        made.append(PveApi(ApiAccess(hosts=hosts, **(wanted | values)), read_file=None if files is None else files.get))
         return made[-1]
 
     yield build
@@ -267,11 +269,38 @@ class TestVerdict:
         return api.verdict(vmid, kind, node, 123.0)
 
     @pytest.mark.parametrize("release", ["8", "9"])
-    def test_one_request_for_a_vm_that_may_go(self, pve: PveServer, api: PveApi, release: str) -> None:
-        pve.load(cluster(NODES, [vm(100, "pve1", config={"scsi0": "ceph:vm-100-disk-0,size=8G"})], pve=release))
-        verdict = self.ask(api, 100)
+    def test_one_request_for_a_vm_on_a_node(self, pve: PveServer, make: Make, release: str) -> None:
+        pve.load(cluster(NODES, [vm(100, "pve1")], pve=release))
+        files = {
+            "nodes/pve1/qemu-server/100.conf": "scsi0: ceph:vm-100-disk-0\ncpu: host\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\n",
+            "replication.cfg": "local: 100-0\n\ttarget pve2\n",
+        }
+        verdict = self.ask(make(own(pve), files=files), 100)
         assert (verdict.asked_at, verdict.refusal, verdict.refused_nodes) == (123.0, None, ())
+        disks = (Volume("ceph:vm-100-disk-0", "ceph"),)
+        assert verdict.needs == GuestNeeds(disks, ("vmbr0",), "host", replicated_to=("pve2",))
         assert len(pve.requests()) == 1
+
+    @pytest.mark.parametrize(("release", "requests"), [("8", 1), ("9", 2)])  # the version, on 9 PVE's check
+    def test_a_container_on_a_node(self, pve: PveServer, make: Make, release: str, requests: int) -> None:
+        pve.load(cluster(NODES, [ct(100, "pve1")], pve=release))
+        api = make(own(pve), files={"nodes/pve1/lxc/100.conf": "rootfs: ceph:vm-100-disk-0,size=8G\nlock: backup\n[snap]\n"})
+        assert self.ask(api, 100, GuestType.LXC).refusal == Refusal(100, RefusalReason.LOCKED, "backup")
+        assert len(pve.requests()) == requests
+        api = make(own(pve), files={})
+        found = self.ask(api, 100, GuestType.LXC)
+        assert found.refusal == Refusal(100, RefusalReason.PRECONDITION, "its configuration is not on pve1")
+
+    @pytest.mark.parametrize("release", ["8", "9"])
+    def test_off_a_node_the_api_tells_the_same(self, pve: PveServer, api: PveApi, release: str) -> None:
+        config = {"scsi0": "ceph:vm-100-disk-0,size=8G", "cpu": "host", "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr0"}
+        pve.load(cluster(NODES, [vm(100, "pve1", config=config, replication=["pve3"]), vm(101, "pve1")], pve=release))
+        verdict = self.ask(api, 100)
+        assert (verdict.refusal, verdict.refused_nodes) == (None, ())
+        assert verdict.needs == GuestNeeds((Volume("ceph:vm-100-disk-0", "ceph"),), ("vmbr0",), "host", replicated_to=("pve3",))
+        assert len(pve.requests()) == 3
+        self.ask(api, 101)
+        assert len(pve.requests()) == 5
 
     @pytest.mark.parametrize("release", ["8", "9"])
     def test_disks_devices_and_locks(self, pve: PveServer, api: PveApi, release: str) -> None:
@@ -288,7 +317,7 @@ class TestVerdict:
     def test_nodes_without_its_storage_are_refused(self, pve: PveServer, api: PveApi) -> None:
         storages = {"san": {"type": "rbd", "shared": True, "nodes": ["pve1", "pve2"]}}
         pve.load(cluster(NODES, [vm(100, "pve1", config={"scsi0": "san:vm-100-disk-0,size=8G"})], storages=storages))
-        assert self.ask(api, 100).refused_nodes == (("pve3", "storage san is not there"),)
+        assert self.ask(api, 100).refused_nodes == (("pve3", Refusal(100, RefusalReason.STORAGE_MISSING, "san")),)
 
     def test_a_guest_that_is_gone_is_refused_in_pves_words(self, pve: PveServer, api: PveApi) -> None:
         refusal = self.ask(api, 100, node="pve2").refusal
@@ -297,29 +326,29 @@ class TestVerdict:
 
     @pytest.mark.parametrize("release", ["8", "9"])
     def test_a_containers_disks_and_devices(self, pve: PveServer, api: PveApi, release: str) -> None:
-        storages = {"san": {"type": "rbd", "shared": True, "nodes": ["pve1", "pve2"]}, "local-lvm": {"type": "lvmthin"}}
         guests = [
-            ct(100, "pve1", config={"rootfs": "san:vm-100-disk-0,size=8G"}),
-            ct(101, "pve1", config={"rootfs": "local-lvm:vm-101-disk-0,size=8G"}),
+            ct(100, "pve1", config={"rootfs": "san:vm-100-disk-0,size=8G", "net0": "name=eth0,bridge=vmbr1"}),
             ct(102, "pve1", config={"rootfs": "san:vm-102-disk-0,size=8G", "mp0": "/mnt/x,mp=/x"}),
             ct(103, "pve1", config={"rootfs": "san:vm-103-disk-0,size=8G"}, lock="backup"),
         ]
-        pve.load(cluster(NODES, guests, pve=release, storages=storages))
-        api.look()
-        pve.clear()
+        pve.load(cluster(NODES, guests, pve=release, storages={"san": {"type": "rbd", "shared": True}}))
         free = self.ask(api, 100, GuestType.LXC)
-        assert len(pve.requests()) == (1 if release == "8" else 2)
-        assert (free.refusal, free.refused_nodes) == (None, (("pve3", "storage san is not there"),))
-        assert self.ask(api, 101, GuestType.LXC).refusal == Refusal(101, RefusalReason.LOCAL_DISK, "local-lvm:vm-101-disk-0")
-        assert self.ask(api, 102, GuestType.LXC).refusal == Refusal(102, RefusalReason.LOCAL_DEVICE, "mp0 /mnt/x")
-        pve.lock(103, "backup")
+        assert (free.refusal, free.refused_nodes) == (None, ())
+        assert free.needs == GuestNeeds((Volume("san:vm-100-disk-0", "san"),), ("vmbr1",))
+        assert self.ask(api, 102, GuestType.LXC).needs.devices == ("mp0 /mnt/x",)
         assert self.ask(api, 103, GuestType.LXC).refusal == Refusal(103, RefusalReason.LOCKED, "backup")
 
-    def test_a_container_can_be_asked_for_without_a_look(self, pve: PveServer, api: PveApi) -> None:
-        pve.load(cluster(NODES, [ct(100, "pve1", config={"rootfs": "ceph:vm-100-disk-0,size=8G"})]))
-        assert self.ask(api, 100, GuestType.LXC).refusal is None
-        assert self.ask(api, 100, GuestType.LXC).refusal is None
-        assert pve.counters()[f"GET {RESOURCES}"] == 1
+    def test_a_mapped_device_is_not_on_every_node(self, pve: PveServer, api: PveApi) -> None:
+        mapped = {"hostpci0": {"name": "gpu", "live": True, "nodes": ["pve1", "pve3"]}}
+        pve.load(cluster(NODES, [vm(100, "pve1", local_resources=["hostpci0"], mapped_resources=mapped)]))
+        found = self.ask(api, 100)
+        assert found.refusal is None
+        assert found.refused_nodes == (("pve2", Refusal(100, RefusalReason.DEVICE_MISSING, "hostpci0")),)
+
+    def test_storages_are_part_of_a_look(self, pve: PveServer, api: PveApi) -> None:
+        storages = {"san": {"type": "rbd", "shared": True, "nodes": ["pve1", "pve2"]}, "local-lvm": {"type": "lvmthin"}}
+        pve.load(cluster(NODES, [], storages=storages))
+        assert set(api.look().storages) >= {Storage("local-lvm", False, NODES), Storage("san", True, ("pve1", "pve2"))}
 
     def test_a_node_of_the_older_release_in_a_newer_cluster(self, pve: PveServer, api: PveApi) -> None:
         nodes = {"pve1": {}, "pve2": {"version": "8.4.1"}}
@@ -380,7 +409,7 @@ class TestToken:
             api.look()
             api.migrate(ORDER)
         assert TOKEN_SECRET not in caplog.text
-        assert TOKEN_SECRET not in repr(api._access)
+        assert TOKEN_SECRET not in repr(api._hosts._access)
 
 
 class TestTrust:
@@ -482,7 +511,7 @@ class TestFailover:
         assert {request["listener"] for request in pve.requests()} == {pve.requests()[0]["listener"]}
 
     def test_the_first_host_is_asked_first_again_after_a_rest(self, pve: PveServer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pve_api, "REST_S", 0.3)
+        monkeypatch.setattr(hosts, "REST_S", 0.3)
         api = make(own(pve), f"127.0.0.1:{pve.endpoints[1].port}", own_node=None)
         pve.endpoint(0, up=False)
         assert api.look().nodes
@@ -888,7 +917,7 @@ class TestAnythingRaisedBelow:
     ],
 )
 def test_hosts_are_read_with_and_without_a_port(host: str, expected: tuple[str, int]) -> None:
-    assert pve_api._split_host(host) == expected
+    assert split_host(host) == expected
 
 
 def test_ipv6_works_with_every_proxmoxer(server: PveServer, pmxcfs: Path, make: Make) -> None:

@@ -26,7 +26,7 @@ from agent.sim.migrations import FailureKind
 from tests.commands.rig import Run, Stage, entry
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "agent/schemas"
-NAMES = ("cluster", "explain", "guests", "history", "inbox", "leader", "plan", "request", "status")
+NAMES = ("cluster", "explain", "guests", "history", "inbox", "leader", "loads", "place", "plan", "request", "status")
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -79,6 +79,8 @@ def test_a_schema_is_strict(name: str) -> None:
         ("history", "home", documents.Home, set()),
         ("history", "set_aside", documents.SetAside, set()),
         ("history", "answer", documents.Answer, set()),
+        ("loads", None, documents.LoadsFile, set()),
+        ("loads", "load", documents.LearnedLoad, set()),
         ("plan", "move", Move, {"cpu_cores", "is_running"}),  # not told: they serve the planner's own order
         ("plan", "refusal", Refusal, set()),
         ("plan", "conflict", Conflict, set()),

@@ -50,6 +50,15 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> stages.LocalFilesSta
 
 
 @pytest.fixture(params=SIDES)
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> stages.FactsStage:
+    if request.param == "sim":
+        return sim_stages.SimFactsStage()
+    from tests.contracts.real_stages import RealFactsStage
+
+    return RealFactsStage(tmp_path)
+
+
+@pytest.fixture(params=SIDES)
 def clocks(request: pytest.FixtureRequest) -> stages.ClockStage:
     if request.param == "sim":
         return sim_stages.SimClockStage()

@@ -11,11 +11,13 @@ from pathlib import Path
 from agent.adapters.inbox import InboxFolder, leave_request
 from agent.adapters.journal import StreamSink
 from agent.adapters.local_files import STATUS, NodeFiles
+from agent.adapters.node_facts import ThisNode
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
-from agent.adapters.pve.api import ApiAccess, PveApi
+from agent.adapters.pve.api import PveApi
+from agent.adapters.pve.trust import ApiAccess
 from agent.adapters.system_clock import SystemClock
 from agent.core.cluster import GIB
-from agent.ports import Clock, ClusterApi, ClusterFiles, JournalSink, LeaderLock, LocalFiles, LocalInbox
+from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
 from tests.contracts.stages import NODES
 from tests.pmxcfs.client import Pmxcfs
 from tests.pve_server.client import MIGRATE_VM, TOKEN_ID, TOKEN_SECRET, PveServer, cluster, ct, vm
@@ -153,6 +155,39 @@ class RealLocalFilesStage(RealStage):
             else:
                 folder.unlink()
                 away.rename(folder)
+
+
+class RealFactsStage(RealStage):
+    """The files that the adapter reads, in a folder instead of below /."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._write("proc/cpuinfo", "processor\t: 0\nmodel name\t: Simulated CPU @ 2.10GHz\nflags\t\t: sse4_2 aes avx\n\n")
+        self._write("proc/meminfo", "MemTotal:       65536 kB\n")
+        self._write("var/lib/vz/snippets/proxlb-hook", "#!/bin/sh\n").chmod(0o755)
+        self.upgrade_qemu("10.1.2-3")
+        self.add_bridge("vmbr0")
+
+    def _write(self, path: str, text: str) -> Path:
+        file = self._root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def source(self) -> FactsSource:
+        return ThisNode(str(self._root))
+
+    def upgrade_qemu(self, version: str) -> None:
+        status = "Status: install ok installed"
+        text = f"Package: pve-manager\n{status}\nVersion: 9.1.1\n\nPackage: pve-qemu-kvm\n{status}\nVersion: {version}\n"
+        self._write("var/lib/dpkg/status", text)
+
+    def add_bridge(self, name: str) -> None:
+        (self._root / "sys/class/net" / name / "bridge").mkdir(parents=True)
+
+    def set_cache(self, cache_bytes: int | None) -> None:
+        if cache_bytes is not None:
+            self._write("proc/spl/kstat/zfs/arcstats", f"size 4 {cache_bytes + 64}\nc_min 4 64\n")
 
 
 class RealClockStage(RealStage):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.core.cluster import GIB, GuestType
-from agent.ports import Clock, ClusterApi, ClusterFiles, JournalSink, LeaderLock, LocalFiles, LocalInbox
+from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import ports_of
 from agent.sim.world import SimGuest, SimNode, World
@@ -104,6 +106,21 @@ class SimLocalFilesStage(SimStage):
 
     def set_broken(self, broken: bool) -> None:
         self.world.fill_disk("pve1", broken)
+
+
+class SimFactsStage(SimStage):
+    def source(self) -> FactsSource:
+        return ports_of(self.world, "pve1").facts
+
+    def upgrade_qemu(self, version: str) -> None:
+        self.world.change_facts("pve1", replace(self.world.nodes["pve1"].facts, qemu_version=version))
+
+    def add_bridge(self, name: str) -> None:
+        facts = self.world.nodes["pve1"].facts
+        self.world.change_facts("pve1", replace(facts, bridges=tuple(sorted((*facts.bridges, name)))))
+
+    def set_cache(self, cache_bytes: int | None) -> None:
+        self.world.set_zfs_cache("pve1", cache_bytes)
 
 
 class SimClockStage(SimStage):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.ports import Clock, ClusterApi, ClusterFiles, JournalSink, LeaderLock, LocalFiles, LocalInbox
+from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
 
 NODES = ("pve1", "pve2", "pve3")
 EVENTUALLY_STEPS, EVENTUALLY_STEP_S = 200, 0.05
@@ -78,6 +78,19 @@ class LocalFilesStage(Protocol):
         """What somebody reads in status.json."""
 
     def set_broken(self, broken: bool) -> None: ...
+
+
+class FactsStage(Protocol):
+    """What a node of PVE 9 has: QEMU 10.1.2-3, the bridge vmbr0, the hookscript proxlb-hook, no ZFS."""
+
+    def source(self) -> FactsSource: ...
+
+    def upgrade_qemu(self, version: str) -> None: ...
+
+    def add_bridge(self, name: str) -> None: ...
+
+    def set_cache(self, cache_bytes: int | None) -> None:
+        """What the ZFS cache could give back; None: no ZFS."""
 
 
 class ClockStage(Stage, Protocol):

@@ -41,3 +41,17 @@ def test_a_disk_that_takes_nothing_is_said_and_overcome(disk: LocalFilesStage) -
     disk.set_broken(False)
     files.append_decision("3")
     assert files.read_decisions() == ("1", "3")
+
+
+def test_learned_loads_are_kept_over_a_restart(disk: LocalFilesStage) -> None:
+    assert disk.files().read_loads() is None
+    disk.files().write_loads('{"long": "text"}')
+    disk.files().write_loads('{"ä": 1}')
+    assert disk.files().read_loads() == '{"ä": 1}'
+
+
+def test_learned_loads_that_cannot_be_written_are_said(disk: LocalFilesStage) -> None:
+    disk.files().write_loads("{}")
+    disk.set_broken(True)
+    with pytest.raises(TemporaryError):
+        disk.files().write_loads("{}")

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from itertools import combinations, groupby
 
 from agent.core.cluster import Guest, Node, Snapshot
+from agent.core.needs import GuestNeeds
 from agent.core.plan_types import Balance, Move, Plan
+from tests.core.unfit import unfit
 
 LOAD = {"overload", "spread", "manual"}
 RULE = {"pin", "affinity", "anti-affinity"}
@@ -45,6 +47,7 @@ class Facts:
     reserve_bytes: float = 4 * 2**30
     cpu_threshold: float | None = 0.8
     memory_threshold: float | None = 0.85
+    assigned_cap: float | None = None
     cpu_weight: float = 1.0
     memory_weight: float = 1.0
     tags_are_rules: bool = True
@@ -59,6 +62,7 @@ class Facts:
     landed: frozenset[int] = frozenset()
     refused_guests: frozenset[int] = frozenset()
     refused_nodes: frozenset[tuple[int, str]] = frozenset()
+    needs: Mapping[int, GuestNeeds] = field(default_factory=dict)
     most_first: int = 1 << 30
 
 
@@ -90,7 +94,14 @@ def expected(guest: Guest, facts: Facts) -> Load:
 
 
 def _size(value: float) -> float:
-    return float(value) if math.isfinite(value) and value > 0 else 0.0
+    return float(value) if math.isfinite(value) and 0 < value <= 1e18 else 0.0
+
+
+def reported_memory(node: Node, guests: Iterable[Guest]) -> float:
+    """The node's used memory without the ZFS cache that it would give back, which is never what its guests have."""
+    reported, cache = float(node.memory_used_bytes or 0), number(node.zfs_cache_bytes, node.memory_bytes) or 0.0
+    of_guests = sum((measured(guest) or (0.0, 0.0))[1] for guest in guests if guest.node == node.name)
+    return reported if of_guests >= reported else max(reported - cache, of_guests)
 
 
 def why_no_load(node: Node) -> str | None:
@@ -110,7 +121,7 @@ class State:
     def __init__(self, snapshot: Snapshot, facts: Facts) -> None:
         self.nodes = {node.name: node for node in snapshot.nodes if why_no_load(node) is None}
         self.cpu = {name: node.cpu_used_cores or 0.0 for name, node in self.nodes.items()}
-        self.memory = {name: float(node.memory_used_bytes or 0) for name, node in self.nodes.items()}
+        self.memory = {name: reported_memory(node, snapshot.guests) for name, node in self.nodes.items()}
         self.leaving: dict[str, Load] = defaultdict(lambda: (0.0, 0.0))
         self.at = {guest.vmid: guest.node for guest in snapshot.guests}
         self.also_at: dict[int, set[str]] = defaultdict(set)
@@ -325,6 +336,8 @@ class _Check:
             "unmeasured": why in LOAD and measured(guest) is None,
         }
         yield from (f"{what}: guest {vmid} must stay, and goes to {move.target}" for what, stays in must_stay.items() if stays)
+        if (needs := self.facts.needs.get(vmid)) is not None:
+            yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in unfit(self.snapshot, guest, needs, move.target))
         pins = self.tags.pins.get(vmid)
         if pins is not None and move.target not in pins:
             yield f"pin: guest {vmid} goes to {move.target}"
@@ -394,6 +407,16 @@ class _Check:
             yield f"memory: {target} holds {memory / 2**30:.2f} GiB, {_memory_limit(node, self.facts) / 2**30:.2f} are allowed,"
         if cpu > node.cpu_cores * (1 + ROUNDING):
             yield f"cpu: {target} needs {cpu:.2f} of {node.cpu_cores:g} cores"
+        if self.facts.assigned_cap is not None:
+            there = [
+                guest
+                for guest in self.guests.values()
+                if target in state.nodes_of(guest.vmid) and guest.status not in ("stopped", "unknown")
+            ]
+            assigned = sum(_size(guest.memory_bytes) for guest in there)
+            assigned += sum(_size(self.guests[move.vmid].memory_bytes) for move in arriving)
+            if assigned > self.facts.assigned_cap * node.memory_bytes + 1:
+                yield f"assigned: {target} has {assigned / 2**30:.2f} GiB of its {node.memory_bytes / 2**30:.2f} GiB assigned"
         if any(move.reason.value in LOAD | HOME for move in arriving):
             if self.facts.memory_threshold is not None and memory > self.facts.memory_threshold * node.memory_bytes + 1:
                 yield f"threshold: memory of {target} is at {memory / node.memory_bytes:.3f}"

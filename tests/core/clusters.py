@@ -131,6 +131,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         reserve_bytes=balance.node_reserve.memory_gib * GIB,
         cpu_threshold=threshold(balance.cpu.threshold_percent),
         memory_threshold=threshold(balance.memory.threshold_percent),
+        assigned_cap=balance.assigned_memory_cap_percent / 100 if balance.assigned_memory_cap_percent > 0 else None,
         cpu_weight=balance.cpu.weight,
         memory_weight=balance.memory.weight,
         tags_are_rules=settings.rules.tags == "all",
@@ -147,6 +148,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         landed=question.ledger.landed,
         refused_guests=frozenset(vmid for vmid, verdict in question.verdicts.items() if verdict.refusal is not None),
         refused_nodes=frozenset((vmid, name) for vmid, verdict in question.verdicts.items() for name, _ in verdict.refused_nodes),
+        needs={vmid: verdict.needs for vmid, verdict in question.verdicts.items() if verdict.needs is not None},
         most_first=min(question.moves_per_pass, question.moves_left),
     )
 

@@ -9,6 +9,8 @@ import pytest
 
 from agent.core.cluster import GIB, Guest, GuestType, Maintenance, Node, Snapshot
 from agent.core.explain import explain, why_no_target
+from agent.core.goal import Goal
+from agent.core.placement import Placement
 from agent.core.planner import plan
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
@@ -119,6 +121,77 @@ def test_a_node_that_is_to_be_emptied_lets_containers_go() -> None:
     found = explain(snapshot, never, Question(), 101)
     assert found is not None
     assert found.stays is not None
+
+
+def test_terms_gain_cost_and_net_belong_together() -> None:
+    snapshot = cluster(guest(101, "pve1", 12.0), full=60.0)
+    cost = Goal(Placement(snapshot, Settings(), Question())).cost(12 * GIB, 0)
+    found = explain(snapshot, Settings(), Question(), 101)
+    assert found is not None
+    own, *others = found.targets
+    assert (own.terms, own.gain, own.cost, own.net) == ((), None, None, None)
+    for target in others:
+        terms = dict(target.terms)
+        assert list(terms) == ["cpu", "memory", "overload"]
+        assert target.gain == pytest.approx(terms["cpu"] + terms["memory"])
+        assert target.cost == pytest.approx(cost)
+        assert target.net == pytest.approx(sum(terms.values()) - (target.cost or 0.0))
+        assert terms["overload"] > 0
+
+
+def test_the_goal_is_shown_as_it_is_and_with_the_best_target() -> None:
+    found = explain(cluster(guest(101, "pve1", 12.0), full=60.0), Settings(), Question(), 101)
+    assert found is not None
+    assert found.best is not None
+    taken_off = sum(row.weight * (row.before - row.after) for row in found.goal)
+    assert taken_off - (found.best.cost or 0.0) == pytest.approx(found.best.net)
+    stuck = explain(cluster(guest(101, "pve1", 4.0, tags=("plb_pin_pve1",))), Settings(), Question(), 101)
+    assert stuck is not None
+    assert [row.after for row in stuck.goal] == [row.before for row in stuck.goal]
+
+
+def test_a_broken_pin_is_named_and_a_threshold_is_no_reason_against_putting_it_right() -> None:
+    pinned = guest(101, "pve1", 4.0, tags=("plb_pin_pve3",))
+    snapshot = replace(cluster(pinned), nodes=(node("pve1"), node("pve2"), node("pve3", 53.0)))
+    found = explain(snapshot, Settings(), Question(cooling={101: "moved"}), 101)
+    assert found is not None
+    assert found.broken == ("it is pinned to pve3",)
+    assert found.stays is None
+    assert found.best is not None
+    assert [found.best.node] == [move.target for move in plan(snapshot, Settings()).moves] == ["pve3"]
+
+
+def test_who_must_be_apart_and_is_not_is_told() -> None:
+    tags = ("plb_anti_affinity_db",)
+    found = explain(cluster(guest(101, "pve1", tags=tags), guest(102, "pve1", tags=tags)), Settings(), Question(), 102)
+    assert found is not None
+    assert found.broken == ("guest 101, from which it must be apart, is on its node",)
+
+
+def test_a_group_that_is_split_is_gathered_with_the_fewest_moves() -> None:
+    tags = ("plb_affinity_app",)
+    guests = guest(101, "pve1", tags=tags), guest(102, "pve2", tags=tags), guest(103, "pve2", tags=tags)
+    snapshot = replace(cluster(*guests), nodes=(node("pve1"), node("pve2"), node("pve3")))
+    found = explain(snapshot, Settings(), Question(), 103)
+    assert found is not None
+    assert (found.unit, found.broken) == ((101, 102, 103), ("guest 101, with which it must be, is on pve1",))
+    assert {target.node: target.moving for target in found.targets} == {"pve1": 2, "pve2": 1, "pve3": 3}
+    assert found.best is not None
+    assert [(move.target, move.vmid) for move in plan(snapshot, Settings()).moves] == [("pve2", 101)]
+    assert found.best.node == "pve2"
+
+
+def test_of_a_split_group_who_stays_keeps_the_others_from_going_elsewhere() -> None:
+    tags = ("plb_affinity_app",)
+    guests = guest(101, "pve1", tags=tags, lock="backup"), guest(102, "pve2", tags=tags)
+    snapshot = replace(cluster(*guests), nodes=(node("pve1"), node("pve2"), node("pve3")))
+    found = explain(snapshot, Settings(), Question(), 102)
+    assert found is not None
+    assert {target.node: target.refusal and target.refusal.reason for target in found.targets} == {
+        "pve1": None,
+        "pve2": RefusalReason.LOCKED,
+        "pve3": RefusalReason.LOCKED,
+    }
 
 
 def test_nothing_is_changed_by_asking() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_words_are_small_letters_with_hyphens(words: type[MoveReason]) -> None:
 def test_every_refusal_has_its_meaning_in_one_line() -> None:
     assert set(MEANING) == set(RefusalReason)
     assert all(text and "\n" not in text for text in MEANING.values())
+
+
+def test_the_man_page_says_the_same_of_each_refusal() -> None:
+    lines = (Path(__file__).resolve().parents[2] / "packaging/proxlb-agent.8").read_text(encoding="utf-8").splitlines()
+    section = lines[lines.index(".Sh WHY A GUEST STAYS") : lines.index(".Sh SETTINGS")]
+    told = {line.removeprefix(".It Li "): section[number + 1] for number, line in enumerate(section) if line.startswith(".It Li ")}
+    assert told == {reason.value: f"{meaning[0].upper()}{meaning[1:]}." for reason, meaning in MEANING.items()}
 
 
 def test_the_words_for_moves_and_refusals_that_are_the_same_mean_the_same() -> None:

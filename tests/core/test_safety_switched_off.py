@@ -17,6 +17,7 @@ from agent.core.placement import NodeState, Placement
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
+from agent.core.repairs import Repairs
 from agent.core.settings import Settings
 from agent.core.steps import Step
 from tests.core.clusters import NOW, changed, cluster, ct, node, settings, stopped, task, vm, wrong_in
@@ -61,6 +62,16 @@ def every_load_is_fine(patch: pytest.MonkeyPatch) -> None:
     for module in (load, conditions):
         patch.setattr(module, "why_not_measured", lambda node: None)
     node_check(RefusalReason.NODE_OFFLINE)(patch)
+
+
+def maintenance_goes_unseen(patch: pytest.MonkeyPatch) -> None:
+    node_check(RefusalReason.NODE_MAINTENANCE)(patch)
+    patch.setattr(Repairs, "_drain", lambda self: None)
+
+
+def no_threshold(patch: pytest.MonkeyPatch) -> None:
+    real = NodeState.room
+    patch.setattr(NodeState, "room", lambda self, weights: real(self, None))
 
 
 def units_of_one(patch: pytest.MonkeyPatch) -> None:
@@ -114,7 +125,7 @@ def all_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_by_one_in_a_batch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(order._Arrivals, "_with", lambda self, step: self._sketch.load_of_unit(step.vmids))
+    patch.setattr(order._Arrivals, "_with", lambda self, step: self._sketch.burden_of_unit(step.vmids))
 
 
 def nobody_is_in_the_way(patch: pytest.MonkeyPatch) -> None:
@@ -160,6 +171,7 @@ def flying(vmid: int, source: str, target: str, gib: float) -> Question:
 
 
 SMALL = node("pve2", 64)
+DRAINED = cluster(*TWO, drain=["pve2"]).maintenance
 TO_2, TO_3 = "plb_pin_pve2", "plb_pin_pve3"
 R = RefusalReason
 PLAIN_GUEST = cluster(*TWO, vm(101, "pve1"))
@@ -168,11 +180,11 @@ SCENES = {
     "memory limit": Scene(no_memory_limit, "memory", pinned_to("pve2", node("pve1"), SMALL, vm(101, "pve1", 61))),
     "cpu limit": Scene(never("why_no_room", R.NO_CPU), "cpu", pinned_to("pve2", TWO[0], node("pve2", 64, 2), vm(101, "pve1", 4, 3))),
     "thresholds": Scene(
-        never("why_no_room", R.OVER_THRESHOLD), "threshold",
+        no_threshold, "threshold",
         cluster(*TWO, *[vm(101 + i, "pve1", 12, 1) for i in range(10)], *[vm(201 + i, "pve2", 12, 1) for i in range(8)]), PLAIN, FORCE,
     ),
     "threshold of cpu": Scene(
-        never("why_no_room", R.OVER_THRESHOLD), "threshold",
+        no_threshold, "threshold",
         cluster(*TWO, *[vm(101 + i, "pve1", 2, 3) for i in range(10)], *[vm(201 + i, "pve2", 2, 3) for i in range(8)]), PLAIN, FORCE,
     ),
     "pins": Scene(never("why_never", R.PINNED), "pin", cluster(*TWO, vm(101, "pve1", 4, 1, "plb_pin_pve1"), drain=["pve1"])),
@@ -217,7 +229,7 @@ SCENES = {
     ),
     "verdict on the node": Scene(
         never("why_never", R.NODE_REFUSED), "verdict", pinned_to("pve2", vm(101, "pve1")), PLAIN,
-        Question(verdicts={101: Verdict(101, NOW, None, (("pve2", "no such bridge"),))}),
+        Question(verdicts={101: Verdict(101, NOW, None, (("pve2", Refusal(101, R.NODE_REFUSED, "HA")),))}),
     ),
     "dead source": Scene(
         guest_check(R.NODE_OFFLINE), "offline", changed(cluster(*TWO, vm(101, "pve1"), drain=["pve1"]), "pve1", online=False),
@@ -226,7 +238,7 @@ SCENES = {
         guest_check(R.NODE_IGNORED), "ignored-node", pinned_to("pve2", vm(101, "pve1")), settings({"nodes": {"ignore": ["pve1"]}}),
     ),
     "offline": Scene(every_load_is_fine, "offline", changed(pinned_to("pve2", vm(101, "pve1")), "pve2", online=False)),
-    "maintenance": Scene(node_check(R.NODE_MAINTENANCE), "maintenance", cluster(*TWO, vm(101, "pve1"), drain=["pve1", "pve2"])),
+    "maintenance": Scene(maintenance_goes_unseen, "maintenance", replace(pinned_to("pve2", vm(101, "pve1")), maintenance=DRAINED)),
     "no target": Scene(node_check(R.NODE_MAINTENANCE), "maintenance", replace(pinned_to("pve2", vm(101, "pve1")), no_target=("pve2",))),
     "ignored node": Scene(
         node_check(R.NODE_IGNORED), "ignored-node", pinned_to("pve2", vm(101, "pve1")), settings({"nodes": {"ignore": ["pve2"]}}),

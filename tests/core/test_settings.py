@@ -23,6 +23,7 @@ from agent.core.settings import (
     GuestSettings,
     Kind,
     LogLevel,
+    Measure,
     Mode,
     Problem,
     Row,
@@ -48,11 +49,14 @@ DEFAULTS: JsonObject = {
     },
     "triggers": {"settle_s": 5, "settle_max_s": 60, "reconcile_s": 300, "warmup_s": 300, "first_observe_s": 600},
     "balance": {
-        "cpu": {"threshold_percent": 80, "weight": 1, "hold_s": 180},
-        "memory": {"threshold_percent": 85, "weight": 1, "hold_s": 60},
+        "cpu": {"threshold_percent": 80, "weight": 1, "hold_s": 180, "measure": "used"},
+        "memory": {"threshold_percent": 85, "weight": 1, "hold_s": 60, "measure": "used"},
+        "storage": {"threshold_percent": 90},
+        "pressure": {"threshold_percent": 0, "weight": 0},
         "spread_percent": 20,
         "min_gain_percent": 1,
         "node_reserve": {"memory_percent": 5, "memory_gib": 4},
+        "assigned_memory_cap_percent": 0,
         "guest_cooldown_s": 3600,
         "max_moves_per_pass": 4,
         "max_moves_per_hour": 20,
@@ -163,7 +167,15 @@ def test_what_is_not_said_keeps_its_default_however_deep() -> None:
         ({"triggers": {"settle_s": 90}}, "triggers.settle_max_s: 60 is less than triggers.settle_s, 90"),
         (
             {"balance": {"cpu": {"weight": 0}, "memory": {"weight": 0}}},
-            "balance.memory.weight: cpu and memory both have no weight; for no load balancing set mode: rules",
+            "balance.memory.weight: cpu, memory and pressure all have no weight; for no load balancing set mode: rules",
+        ),
+        (
+            {"balance": {"cpu": {"threshold_percent": 300}}},
+            "balance.cpu.threshold_percent: 300 percent is reached by what is assigned alone; at most 100, or set measure: assigned",
+        ),
+        (
+            {"balance": {"memory": {"measure": "asigned"}}},
+            'balance.memory.measure: must be one of used, assigned, not "asigned"; did you mean assigned?',
         ),
     ],
 )
@@ -181,13 +193,22 @@ def test_all_mistakes_are_named_at_once_and_in_order() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "api.backend", "api.user", "api.password_file", "api.auto_setup", "balance.cpu.measure", "balance.memory.measure",
-        "balance.storage", "balance.pressure", "balance.assigned_memory_cap_percent", "guests.local_disks", "guests.storage_map",
-        "drain.stopped", "quiet_hours", "pools",
+        "api.backend", "api.user", "api.password_file", "api.auto_setup", "guests.local_disks", "guests.storage_map", "drain.stopped",
+        "quiet_hours", "pools",
     ],
 )  # fmt: skip
 def test_what_is_planned_but_not_built_is_unknown(path: str) -> None:
     assert lines_of(check(nested(path, None)))[0].startswith(f"{path}: unknown")
+
+
+def test_a_threshold_over_all_there_is_needs_what_is_assigned() -> None:
+    cpu = settings_of({"balance": {"cpu": {"measure": "assigned", "threshold_percent": 300}}}).balance.cpu
+    assert (cpu.measure, cpu.threshold_percent) == (Measure.ASSIGNED, 300.0)
+
+
+def test_pressure_alone_may_have_the_weight() -> None:
+    document: Json = {"balance": {"cpu": {"weight": 0}, "memory": {"weight": 0}, "pressure": {"weight": 1}}}
+    assert settings_of(document).balance.pressure.weight == 1.0
 
 
 def test_a_bare_off_that_yaml_took_for_false_is_off() -> None:
@@ -303,7 +324,8 @@ def test_both_ends_of_every_bound_are_allowed_and_nothing_beyond() -> None:
             continue
         for value in (spec.low, spec.high):
             found = check(nested(setting.path, int(value)))
-            assert isinstance(found, Settings) or found[0].path == "triggers.settle_max_s", setting.path
+            together = ("triggers.settle_max_s", "balance.cpu.threshold_percent", "balance.memory.threshold_percent")
+            assert isinstance(found, Settings) or found[0].path in together, setting.path
         for value in (spec.low - 1, spec.high + 1):
             assert isinstance(check(nested(setting.path, int(value))), tuple), setting.path
 
@@ -390,7 +412,11 @@ def test_schema_and_check_agree_on_any_document(chosen: dict[str, Json]) -> None
         place[name] = value
     found = check(document)
     own = found if isinstance(found, tuple) else ()
-    together = ("is less than triggers.settle_s", "both have no weight")  # only the check sees several settings at once
+    together = (
+        "is less than triggers.settle_s",
+        "all have no weight",
+        "by what is assigned alone",
+    )  # only the check sees several settings at once
     refused = {problem.path.partition("[")[0] for problem in own if not any(text in problem.text for text in together)}
     errors = jsonschema.Draft202012Validator(schema()).iter_errors(document)
     by_schema = {".".join(str(part) for part in error.absolute_path if isinstance(part, str)) for error in errors}
@@ -432,6 +458,8 @@ def test_any_valid_setting_survives_being_printed_and_read_again(case: tuple[Row
     document = nested(setting.path, value)
     if setting.path == "triggers.settle_max_s":
         document["triggers"] = {"settle_s": 0, "settle_max_s": value}
+    if setting.path in ("balance.cpu.threshold_percent", "balance.memory.threshold_percent"):
+        document["balance"] = {setting.path.split(".")[1]: {"measure": "assigned", "threshold_percent": value}}
     found = settings_of(document)
     assert settings_of(as_document(found)) == found
     assert settings_of(json.loads(json.dumps(as_document(found)))) == found

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.cluster import Snapshot
+from agent.core.cluster import Guest, Snapshot
 from agent.core.smoothing import SMOOTHED_OVER_S, Average, Held, Smoothing
 from tests.core.clusters import changed, cluster, node, started, stopped, vm
 
@@ -104,3 +104,34 @@ def test_cpu_and_memory_have_times_of_their_own() -> None:
     held = Held().with_look(0.0, ["pve1"], ["pve2"])
     assert held.long_enough(60.0, 180.0, 60.0) == {"pve2"}
     assert held.long_enough(180.0, 180.0, 60.0) == {"pve1", "pve2"}
+
+
+def pressed(one: float | None, other: float | None, place: str = "pve1", *more: Guest) -> Snapshot:
+    """Two nodes with these pressures, and a guest that is on the one or the other."""
+    nodes = (node("pve1", pressure_fraction=one), node("pve2", pressure_fraction=other))
+    return cluster(*nodes, vm(101, place, 4, 4.0), *more)
+
+
+def pressures(smoothing: Smoothing) -> dict[str, float]:
+    return {name: round(average.mean, 3) for name, average in smoothing.pressures.items()}
+
+
+def test_a_peak_of_pressure_is_a_small_part_of_five_minutes() -> None:
+    calm, peak = pressed(0.1, 0.0), pressed(0.9, 0.0)
+    smoothing = after(*[calm] * 30, peak)
+    assert 0.1 < pressures(smoothing)["pve1"] < 0.15
+    assert smoothing.applied(replace(peak, nodes=TWO)).nodes[0].pressure_fraction == smoothing.pressures["pve1"].mean
+
+
+def test_pressure_begins_anew_on_both_nodes_when_a_guest_moves() -> None:
+    assert pressures(after(*[pressed(0.6, 0.1)] * 30, pressed(0.2, 0.3, "pve2"))) == {"pve1": 0.2, "pve2": 0.3}
+
+
+def test_pressure_begins_anew_when_a_guest_stops_and_not_when_one_starts() -> None:
+    before = pressed(0.6, 0.1, "pve1", vm(102, "pve1"))
+    assert pressures(after(*[before] * 30, pressed(0.2, 0.1)))["pve1"] == 0.2
+    assert pressures(after(*[pressed(0.2, 0.1)] * 30, pressed(0.9, 0.1, "pve1", started(vm(102, "pve1")))))["pve1"] < 0.25
+
+
+def test_an_unknown_pressure_stays_unknown() -> None:
+    assert pressures(after(pressed(0.2, None), pressed(None, 7.0))) == {}

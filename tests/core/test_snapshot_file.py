@@ -14,7 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.cluster import Guest, GuestType, Maintenance, Node, Snapshot, Task
+from agent.core.cluster import (
+    Guest,
+    GuestType,
+    HaNodeAffinity,
+    HaResource,
+    HaResourceAffinity,
+    HighAvailability,
+    Maintenance,
+    Node,
+    NodeFacts,
+    Snapshot,
+    Storage,
+    StorageUse,
+    Task,
+)
 from agent.core.codec import CodecError
 from agent.core.json_types import Json, JsonObject
 from agent.core.snapshot_file import SCHEMA, SnapshotFileError, from_document, from_text, to_document, to_text
@@ -22,10 +36,11 @@ from agent.core.snapshot_file import SCHEMA, SnapshotFileError, from_document, f
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "agent/schemas/snapshot-1.json"
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
+FACTS = NodeFacts("9.1.1", "10.1.2-3", "10.0.2-4", 1767225000.5, "Xeon", "aes sse", ("vmbr0",))
 SMALL = Snapshot(
     taken_at=1767225600.25,
     nodes=(
-        Node("pve1", True, 16, 64 << 30, 3.5, 20 << 30, 86400, 4.5, True),
+        Node("pve1", True, 16, 64 << 30, 3.5, 20 << 30, 86400, 4.5, True, 3 << 30, FACTS),
         Node("pve2", False, 16, 64 << 30),
     ),
     guests=(
@@ -37,6 +52,15 @@ SMALL = Snapshot(
     no_target=("pve2",),
     unseen=(103,),
     pve_version="9.1.1",
+    storage_use=(StorageUse("ceph", ("pve1", "pve2"), 3 << 40, 4 << 40), StorageUse("local", ("pve1",), 0, 1)),
+    ha=HighAvailability(
+        resources=(HaResource(102, "started", "migrate", "pve2", "pve1", "pve1", failback=False),),
+        node_affinity=(HaNodeAffinity("fast", (102,), (("pve1", 2), ("pve2", 0)), strict=True),),
+        resource_affinity=(HaResourceAffinity("apart", (102, 103), together=False),),
+        balances=True,
+    ),
+    registered_tags=("plb_ignore",),
+    storages=(Storage("ceph", True, ("pve1", "pve2")),),
 )
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=6)
@@ -48,6 +72,7 @@ def any_of(kind: type[T]) -> st.SearchStrategy[T]:
     """Instances of a dataclass with any values that JSON can say."""
     plain = {float: FINITE, str: TEXT, float | None: st.none() | FINITE, str | None: st.none() | TEXT}
     plain[tuple[str, ...]] = st.lists(TEXT, max_size=3).map(tuple)
+    plain[tuple[tuple[str, int], ...]] = st.lists(st.tuples(TEXT, st.integers()), max_size=3).map(tuple)
     hints = typing.get_type_hints(kind)
     return st.builds(kind, **{name: plain.get(hint, st.from_type(hint)) for name, hint in hints.items()})
 
@@ -67,6 +92,17 @@ SNAPSHOTS = st.builds(
     no_target=st.lists(TEXT, max_size=2).map(tuple),
     unseen=st.lists(st.integers(), max_size=2).map(tuple),
     pve_version=TEXT,
+    storage_use=some(StorageUse, lambda use: (use.name, use.nodes)),
+    ha=st.builds(
+        HighAvailability,
+        resources=some(HaResource, lambda resource: resource.vmid),
+        node_affinity=st.lists(any_of(HaNodeAffinity), max_size=2).map(tuple),
+        resource_affinity=st.lists(any_of(HaResourceAffinity), max_size=2).map(tuple),
+        balances=st.booleans(),
+        disarmed=st.booleans(),
+    ),
+    registered_tags=st.none() | st.lists(TEXT, max_size=2).map(tuple),
+    storages=some(Storage, lambda storage: storage.name),
 )
 
 
@@ -84,7 +120,9 @@ def test_a_file_has_one_line_for_each_node_guest_and_task() -> None:
     assert text.isascii()
     lines = text.splitlines()
     assert [line for line in lines if line.startswith(' {"vmid": 101')]
-    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1
+    assert [line for line in lines if line.startswith(' {"vmid": 102, "requested"')]
+    ha = 2 + 3 * (2 + 1) + 1 + 1
+    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 2) + ha + 1 + (2 + 1)
 
 
 def without(key: str) -> Callable[[JsonObject], None]:
@@ -169,7 +207,21 @@ def test_a_file_of_an_older_agent_may_lack_what_has_a_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(Snapshot, None), (Node, "node"), (Guest, "guest"), (Task, "task"), (Maintenance, "maintenance")]
+    ("kind", "name"),
+    [
+        (Snapshot, None),
+        (Node, "node"),
+        (Guest, "guest"),
+        (Task, "task"),
+        (Maintenance, "maintenance"),
+        (HighAvailability, "ha"),
+        (HaResource, "ha_resource"),
+        (HaNodeAffinity, "ha_node_affinity"),
+        (HaResourceAffinity, "ha_resource_affinity"),
+        (NodeFacts, "facts"),
+        (Storage, "storage"),
+        (StorageUse, "storage_use"),
+    ],
 )
 def test_the_schema_has_the_fields_of_the_types_and_no_others(kind: type, name: str | None) -> None:
     words: dict[object, JsonObject] = {
@@ -187,7 +239,19 @@ def test_the_schema_has_the_fields_of_the_types_and_no_others(kind: type, name: 
         tuple[Node, ...]: {"type": "array", "items": {"$ref": "#/$defs/node"}},
         tuple[Guest, ...]: {"type": "array", "items": {"$ref": "#/$defs/guest"}},
         tuple[Task, ...]: {"type": "array", "items": {"$ref": "#/$defs/task"}},
+        tuple[StorageUse, ...]: {"type": "array", "items": {"$ref": "#/$defs/storage_use"}},
         tuple[Maintenance, ...]: {"type": "array", "items": {"$ref": "#/$defs/maintenance"}},
+        HighAvailability: {"$ref": "#/$defs/ha"},
+        tuple[HaResource, ...]: {"type": "array", "items": {"$ref": "#/$defs/ha_resource"}},
+        tuple[HaNodeAffinity, ...]: {"type": "array", "items": {"$ref": "#/$defs/ha_node_affinity"}},
+        tuple[HaResourceAffinity, ...]: {"type": "array", "items": {"$ref": "#/$defs/ha_resource_affinity"}},
+        tuple[str, ...] | None: {"type": ["array", "null"], "items": {"type": "string"}},
+        tuple[tuple[str, int], ...]: {
+            "type": "array",
+            "items": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "minItems": 2, "maxItems": 2},
+        },
+        tuple[Storage, ...]: {"type": "array", "items": {"$ref": "#/$defs/storage"}},
+        NodeFacts | None: {"anyOf": [{"$ref": "#/$defs/facts"}, {"type": "null"}]},
     }
     hints = typing.get_type_hints(kind)
     stated = VALIDATOR.schema if name is None else VALIDATOR.schema["$defs"][name]

@@ -8,27 +8,57 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.cluster import GuestType
-from agent.core.statistics import GuestSample, Members, NodeSample, Statistics, VmEntry, parse_members, parse_rrd, parse_vmlist
+from agent.core.statistics import (
+    GuestSample,
+    Members,
+    NodeSample,
+    Statistics,
+    VmEntry,
+    parse_members,
+    parse_rrd,
+    parse_vmlist,
+    zfs_given_back,
+)
 
 NOW = 1_767_000_000
 GIB = 1 << 30
 
 NODE_8 = f"pve2-node/pve1:86400:c:{NOW}:1.5:16:0.25:0.01:{64 * GIB}:{20 * GIB}:0:0:100:20:5:6"
-NODE_9 = f"pve-node-9.0/pve1:86400:c:{NOW}:1.5:16:0.25:0.01:{64 * GIB}:{20 * GIB}:0:0:100:20:5:6:{44 * GIB}:{GIB}:0.1:0:0:0:0"
+NODE_9 = f"pve-node-9.0/pve1:86400:c:{NOW}:1.5:16:0.25:0.01:{64 * GIB}:{20 * GIB}:0:0:100:20:5:6:{44 * GIB}:{5 * GIB}:0.5:9:9:12.5:9"
 VM_8 = f"pve2.3-vm/101:3600:web1:running:0:{NOW}:4:0.5:{8 * GIB}:{3 * GIB}:100:0:1:2:3:4"
 VM_9 = f"pve-vm-9.0/101:3600:web1:running:0:{NOW}:4:0.5:{8 * GIB}:{3 * GIB}:100:0:1:2:3:4:{5 * GIB}:0.1:0:0:0:0:0"
 STOPPED_8 = f"pve2.3-vm/102:0:db:stopped:0:{NOW}:2:U:{4 * GIB}:U:100:0:U:U:U:U"
 STOPPED_9 = f"pve-vm-9.0/102:0:db:stopped:0:{NOW}:2:U:{4 * GIB}:U:100:0:U:U:U:U:U:U:U:U:U:U:U"
 
-NODE = NodeSample("pve1", NOW, 86400.0, 16.0, 4.0, 64 * GIB, 20 * GIB)
+NODE_ON_8 = NodeSample("pve1", NOW, 86400.0, 16.0, 4.0, 64 * GIB, 20 * GIB)
+NODE = NodeSample("pve1", NOW, 86400.0, 16.0, 4.0, 64 * GIB, 20 * GIB, 3 * GIB, 0.125)
 VM_ON_9 = GuestSample(101, NOW, "web1", "running", 4.0, 2.0, 8 * GIB, 3 * GIB, 5 * GIB, 3600.0)
 VM_ON_8 = GuestSample(101, NOW, "web1", "running", 4.0, 2.0, 8 * GIB, 3 * GIB, None, 3600.0)
 STOPPED = GuestSample(102, NOW, "db", "stopped", 2.0, None, 4 * GIB, None, None, 0.0)
 
 
-@pytest.mark.parametrize(("text", "guest"), [(f"{NODE_8}\n{VM_8}\n{STOPPED_8}\n", VM_ON_8), (f"{NODE_9}\n{VM_9}\n{STOPPED_9}\n", VM_ON_9)])
-def test_both_releases_are_read(text: str, guest: GuestSample) -> None:
-    assert parse_rrd(text) == Statistics((NODE,), (guest, STOPPED))
+@pytest.mark.parametrize(
+    ("text", "node", "guest"),
+    [(f"{NODE_8}\n{VM_8}\n{STOPPED_8}\n", NODE_ON_8, VM_ON_8), (f"{NODE_9}\n{VM_9}\n{STOPPED_9}\n", NODE, VM_ON_9)],
+)
+def test_both_releases_are_read(text: str, node: NodeSample, guest: GuestSample) -> None:
+    assert parse_rrd(text) == Statistics((node,), (guest, STOPPED))
+
+
+def test_a_zfs_cache_keeps_what_it_has_at_the_least() -> None:
+    assert zfs_given_back(5 * GIB, 64 * GIB) == 3 * GIB
+    assert zfs_given_back(GIB, 64 * GIB) == zfs_given_back(0, 64 * GIB) == 0
+    assert zfs_given_back(GIB // 32, GIB // 2) == 0
+    assert zfs_given_back(None, 64 * GIB) is zfs_given_back(GIB, None) is zfs_given_back(GIB, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "found"),
+    [("U", "U", None), ("20", "U", 0.2), ("U", "3", 0.03), ("100", "1", 1.0), ("101", "nan", None), ("-1", "x", None)],
+)
+def test_of_the_two_pressures_the_larger_known_one_is_the_nodes(cpu: str, memory: str, found: float | None) -> None:
+    text = NODE_9.replace(":0.5:9:9:12.5:9", f":{cpu}:9:9:{memory}:9")
+    assert parse_rrd(text).nodes[0].pressure_fraction == found
 
 
 def test_only_who_runs_is_running() -> None:

@@ -132,7 +132,8 @@ class Node:
         """Report what the agent of another node would; without, that node is no target."""
         document = {
             "schema": "proxlb-agent/inbox/1", "node": node, "incarnation": "other", "boot_id": "boot", "seq": seq,
-            "written_at": time.time(), "events": list(events), "flag": None, "facts": {"agent_version": version},
+            "written_at": time.time(), "events": list(events), "flag": None,
+            "facts": {"agent_version": version, "node": {"bridges": ["vmbr0"]}},
         }  # fmt: skip
         self.pmxcfs.put(f"proxlb/inbox/{node}.json", json.dumps(document))
 

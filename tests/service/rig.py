@@ -90,7 +90,8 @@ class Rig:
         """What the agent of another node would report."""
         document = {
             "schema": "proxlb-agent/inbox/1", "node": node, "incarnation": "other", "boot_id": "boot", "seq": seq,
-            "written_at": time.time(), "events": list(events), "flag": None, "facts": {"agent_version": "0.1.0"},
+            "written_at": time.time(), "events": list(events), "flag": None,
+            "facts": {"agent_version": "0.1.0", "node": {"bridges": ["vmbr0"]}},
         }  # fmt: skip
         self.pmxcfs.put(f"proxlb/inbox/{node}.json", json.dumps(document))
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PVE's API: the calls, and the one place that knows PVE's field names."""
+"""PVE's API: the calls, the ways to its servers, and the one place that knows PVE's field names."""

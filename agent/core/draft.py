@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan while it is made: the sketch, the steps that led to it, and who was looked at and stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.core.cluster import GuestType, Snapshot
+from agent.core.conditions import Purpose
+from agent.core.goal import Goal
+from agent.core.placement import Placement
+from agent.core.plan_types import Refusal
+from agent.core.question import Question
+from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
+from agent.core.sentences import nodes_words
+from agent.core.settings import Settings
+from agent.core.steps import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A state of the draft to go back to."""
+
+    sketch: int
+    steps: tuple[Step, ...]
+    refused: tuple[tuple[int, Refusal], ...]
+
+
+class Draft:
+    """Mutable: it belongs to one planner run and never leaves it.
+
+    Shape:   `steps` in the order they were taken, each guest in one at the most; `evaluations` counts how often a transfer
+             was weighed, the unit of work that a plan costs.
+    """
+
+    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question) -> None:
+        self.settings, self.question = settings, question
+        self.sketch = Placement(snapshot, settings, question)
+        self.goal = Goal(self.sketch)
+        self.refused: dict[int, Refusal] = {}
+        self.evaluations = 0
+        self._step_of: dict[int, Step] = {}
+        self._steps: dict[Step, None] = {}
+        self._in_flight = {flight.vmid for flight in question.ledger.in_flight}
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What was taken so far, in that order."""
+        return tuple(self._steps)
+
+    def step_of(self, vmid: int) -> Step | None:
+        """The step that brings the guest where it is in the sketch, None when it has not moved."""
+        return self._step_of.get(vmid)
+
+    def take(self, unit: tuple[int, ...], target: str, reason: MoveReason) -> None:
+        """Make the step; a guest that moved before in this plan goes straight to its last target.
+
+        Who moves anyway, for maintenance or a rule, and goes to a better node for load keeps the reason why it moves.
+        """
+        replaced = {step: None for vmid in unit if (step := self._step_of.get(vmid)) is not None}
+        for step in replaced:
+            del self._steps[step]
+            for vmid in step.vmids:
+                del self._step_of[vmid]
+        if reason in LOAD_REASONS and len(replaced) == 1:
+            (step,) = replaced
+            reason = step.reason if set(step.vmids) == set(unit) else reason
+        leaves = tuple((vmid, node) for vmid in unit if (node := self.sketch.guest_of[vmid].node) != target)
+        self.sketch.move(unit, target)
+        self.goal.changed()
+        if leaves:
+            step = Step(leaves, target, reason)
+            self._steps[step] = None
+            self._step_of.update(dict.fromkeys(step.vmids, step))
+
+    def mark(self) -> Mark:
+        """The state of now."""
+        return Mark(self.sketch.mark(), self.steps, tuple(self.refused.items()))
+
+    def back_to(self, mark: Mark) -> None:
+        """Undo what was done since."""
+        self.sketch.rollback(mark.sketch)
+        self.goal.changed()
+        self._steps = dict.fromkeys(mark.steps)
+        self._step_of = {vmid: step for step in mark.steps for vmid in step.vmids}
+        self.refused = dict(mark.refused)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Say why a guest stays; the first reason stands, and who is under way already is not spoken of."""
+        if refusal.vmid not in self._in_flight:
+            self.refused.setdefault(refusal.vmid, refusal)
+
+    def cost_of(self, unit: tuple[int, ...]) -> float:
+        """What moving the guests must bring at the least."""
+        containers = sum(self.sketch.guest_of[vmid].type is GuestType.LXC for vmid in unit)
+        return self.goal.cost(self.sketch.load_of_unit(unit).memory_bytes, containers)
+
+    def best_target(self, unit: tuple[int, ...], targets: Iterable[str], purpose: Purpose) -> tuple[str | None, Refusal]:
+        """The allowed target with the lowest goal, and, when there is none, why the nodes refuse."""
+        sketch, goal = self.sketch, self.goal
+        burden, source = sketch.burden_of_unit(unit), goal.index.get(sketch.at[unit[0]])
+        found: tuple[float, str] | None = None
+        refusals: dict[str, Refusal] = {}
+        for name in targets:
+            refusal = sketch.why_not_target(unit, name, purpose)
+            if refusal is not None:
+                if name != sketch.at[unit[0]]:
+                    refusals[name] = refusal
+                continue
+            self.evaluations += 1
+            loss = -goal.gain(burden, source, goal.index[name])
+            if found is None or (loss, name) < found:
+                found = (loss, name)
+        if found is not None:
+            return found[1], Refusal(unit[0], RefusalReason.NO_GAIN, f"best on {found[1]}")
+        return None, Refusal(unit[0], RefusalReason.NO_TARGET, nodes_words(refusals) or "there is no other node")

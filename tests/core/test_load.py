@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loads of nodes: what counts and what must fit, the ZFS cache, pressure, the cap, and numbers that are none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.cluster import GIB, Guest, GuestType, Node, Snapshot
+from agent.core.json_types import Json
+from agent.core.load import (
+    Counted,
+    GuestLoad,
+    InFlight,
+    Ledger,
+    NodeLoad,
+    Weights,
+    balance_of,
+    counted,
+    expected_load,
+    imbalance,
+    node_loads,
+    over_threshold,
+    spread,
+    why_over_assigned,
+    why_pressure_unknown,
+)
+from agent.core.planner import plan
+from agent.core.question import Question
+from agent.core.settings import Settings
+from tests.core.clusters import Draw, changed, cluster, ct, node, random_cluster, settings, started, stopped, vm, wrong_in
+
+TWO = (node("pve1"), node("pve2"))
+PLAIN = Settings()
+ASSIGNED = settings({"balance": {"cpu": {"measure": "assigned", "threshold_percent": 150}, "memory": {"measure": "assigned"}}})
+CAPPED = settings({"balance": {"assigned_memory_cap_percent": 100}})
+PRESSED = settings({"balance": {"pressure": {"threshold_percent": 20, "weight": 1}}})
+
+
+def loads_of(snapshot: Snapshot, how: Settings = PLAIN, ledger: Ledger | None = None) -> dict[str, NodeLoad]:
+    return node_loads(snapshot, ledger or Ledger(), how)
+
+
+def gib(amount_bytes: float) -> float:
+    return round(amount_bytes / GIB, 6)
+
+
+# --- What counts: used or assigned -------------------------------------------------------------------------------------------------
+
+SIZED = {"cpu_cores": 16.0, "memory_bytes": 40 * GIB}
+
+
+def test_what_is_used_counts_by_default() -> None:
+    load = loads_of(cluster(*TWO, vm(101, "pve1", 4, 2, **SIZED)))["pve1"]
+    assert (load.counted_cpu_cores, load.counted_memory_bytes) == (load.cpu_used_cores, load.memory_used_bytes) == (2.5, 6 * GIB)
+
+
+def test_what_is_assigned_counts_when_that_is_wanted_and_room_is_still_judged_by_use() -> None:
+    snapshot = cluster(*TWO, vm(101, "pve1", 4, 2, **SIZED), ct(102, "pve1", 1, 1, cpu_cores=4.0, memory_bytes=8 * GIB))
+    load = loads_of(snapshot, ASSIGNED)["pve1"]
+    assert (load.counted_cpu_cores, gib(load.counted_memory_bytes)) == (20.0, 48)
+    assert (load.cpu_fraction, load.memory_fraction) == (20 / 32, 48 / 128)
+    assert (load.cpu_used_cores, gib(load.memory_used_bytes)) == (3.5, 7)
+
+
+def test_one_resource_may_be_assigned_and_the_other_used() -> None:
+    how = settings({"balance": {"memory": {"measure": "assigned"}}})
+    load = loads_of(cluster(*TWO, vm(101, "pve1", 4, 2, **SIZED)), how)["pve1"]
+    assert (load.counted_cpu_cores, gib(load.counted_memory_bytes)) == (2.5, 40)
+
+
+def test_who_does_not_run_has_nothing_assigned_and_who_is_paused_has() -> None:
+    guests = (stopped(vm(101, "pve1", **SIZED)), vm(102, "pve1", status="unknown", **SIZED), vm(103, "pve1", status="paused", **SIZED))
+    load = loads_of(cluster(*TWO, *guests), ASSIGNED)["pve1"]
+    assert (load.counted_cpu_cores, gib(load.counted_memory_bytes)) == (16, 40)
+
+
+@pytest.mark.parametrize("place", ["pve1", "pve2"])
+def test_an_assigned_guest_in_flight_counts_where_it_goes_and_under_the_cap_on_both(place: str) -> None:
+    how = settings({"balance": {"memory": {"measure": "assigned"}, "assigned_memory_cap_percent": 50}})
+    flight = InFlight(101, "pve1", "pve2", GuestLoad(2.0, 4 * GIB))
+    loads = loads_of(cluster(*TWO, vm(101, place, 4, 2, **SIZED)), how, Ledger(in_flight=(flight,)))
+    assert [gib(loads[name].counted_memory_bytes) for name in ("pve1", "pve2")] == [0, 40]
+    assert [gib(loads[name].assigned_memory_bytes) for name in ("pve1", "pve2")] == [40 if place == "pve1" else 0, 40]
+    assert gib(loads["pve2"].assigned_limit_bytes or 0) == 64
+
+
+def test_a_guest_that_came_after_the_last_sample_is_assigned_where_it_is() -> None:
+    snapshot = cluster(*TWO, stopped(vm(101, "pve2", **SIZED)))
+    load = loads_of(snapshot, ASSIGNED, Ledger(unsampled=frozenset({101}), learned={101: GuestLoad(1.0, GIB)}))["pve2"]
+    assert (load.counted_cpu_cores, gib(load.counted_memory_bytes), gib(load.memory_used_bytes)) == (16, 40, 3)
+
+
+def test_a_guest_takes_along_what_it_counts_for() -> None:
+    guest, load = vm(101, "pve1", 4, 2, **SIZED), GuestLoad(2.0, 4 * GIB)
+    assert counted(guest, load, None, PLAIN) == Counted(2.0, 4 * GIB)
+    assert counted(guest, load, None, ASSIGNED) == Counted(16.0, 40 * GIB)
+
+
+@pytest.mark.parametrize("how", [PLAIN, ASSIGNED])
+def test_the_sum_of_what_guests_count_for_is_what_their_node_counts_for(how: Settings) -> None:
+    """So the planner may move them from node to node and be left with nothing."""
+    snapshot = cluster(*TWO, *(vm(100 + i, "pve1", 1 + i, 0.5 * i, **SIZED) for i in range(5)), system_gib=0, system_cpu=0)
+    load = loads_of(snapshot, how)["pve1"]
+    parts = [counted(guest, expected_load(guest, Ledger()), load, how) for guest in snapshot.guests]
+    assert math.fsum(part.cpu_cores for part in parts) == pytest.approx(load.counted_cpu_cores)
+    assert math.fsum(part.memory_bytes for part in parts) == pytest.approx(load.counted_memory_bytes)
+
+
+def test_thresholds_and_spread_are_those_of_what_counts() -> None:
+    snapshot = cluster(*TWO, *(vm(100 + i, "pve1", 2, 0.5, **SIZED) for i in range(4)))
+    loads = loads_of(snapshot, ASSIGNED)
+    weights = Weights.of(ASSIGNED, loads.values())
+    assert over_threshold(loads["pve1"], weights) == "cpu 200 % over 150 %, memory 125 % over 85 %"
+    assert spread(loads.values(), weights) == (2.0, "pve1", "pve2")
+    assert over_threshold(loads_of(snapshot)["pve1"], Weights.of(PLAIN)) is None
+
+
+def test_all_there_is_can_be_a_threshold_only_for_what_is_assigned() -> None:
+    full: Json = {"threshold_percent": 100}
+    assert Weights.of(settings({"balance": {"cpu": full}})).cpu_threshold is None
+    assert Weights.of(settings({"balance": {"cpu": {"measure": "assigned", "threshold_percent": 100}}})).cpu_threshold == 1.0
+    assert Weights.of(settings({"balance": {"cpu": {"measure": "assigned", "threshold_percent": 0}}})).cpu_threshold is None
+
+
+# --- The cap of assigned memory ----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_cap_there_is_no_limit() -> None:
+    assert loads_of(cluster(*TWO, vm(101, "pve1", **SIZED)))["pve1"].assigned_limit_bytes is None
+    assert why_over_assigned(1e15, 1e15, None) is None
+
+
+def test_the_cap_is_reached_and_not_passed() -> None:
+    assert why_over_assigned(40 * GIB, 88 * GIB, 128 * GIB) is None
+    assert why_over_assigned(41 * GIB, 88 * GIB, 128 * GIB) == "129.0 of 128.0 GiB assigned"
+    assert why_over_assigned(0, 200 * GIB, 128 * GIB) is None, "who has nothing assigned may come"
+
+
+@given(st.integers(0, 10**6), st.floats(0.2, 0.9), st.sampled_from([60, 100, 120]))
+def test_no_plan_assigns_more_than_the_cap(seed: int, fill: float, percent: int) -> None:
+    how = settings({"balance": {"assigned_memory_cap_percent": percent, "spread_percent": 5}})
+    snapshot = random_cluster(Draw(seed, 4, 24, 1.0, fill, 0.2, 0.1))
+    assert wrong_in(snapshot, plan(snapshot, how, Question(force=True)), how, Question(force=True)) == []
+
+
+def test_the_cap_keeps_a_guest_away_that_has_room() -> None:
+    snapshot = cluster(*TWO, vm(101, "pve1", 4, 1, memory_bytes=60 * GIB), vm(102, "pve2", 2, 1, memory_bytes=80 * GIB), drain=["pve1"])
+    assert [move.vmid for move in plan(snapshot, PLAIN).moves] == [101]
+    (refusal,) = plan(snapshot, CAPPED).refused
+    assert "over-assigned (140.0 of 128.0 GiB assigned)" in refusal.detail
+
+
+# --- Memory ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_zfs_cache_gives_back_is_not_used() -> None:
+    snapshot = changed(
+        cluster(node("pve1", memory_used_bytes=100 * GIB, cpu_used_cores=1.0), vm(101, "pve1", 20)), "pve1", zfs_cache_bytes=60 * GIB
+    )
+    assert gib(loads_of(snapshot)["pve1"].memory_used_bytes) == 40
+
+
+def test_a_cache_that_is_too_large_leaves_what_the_guests_have() -> None:
+    one = node("pve1", memory_used_bytes=100 * GIB, cpu_used_cores=1.0, zfs_cache_bytes=90 * GIB)
+    assert gib(loads_of(cluster(one, vm(101, "pve1", 20, memory_host_bytes=25 * GIB)))["pve1"].memory_used_bytes) == 25
+
+
+def test_a_node_whose_guests_share_memory_keeps_the_load_it_reports() -> None:
+    one = node("pve1", memory_used_bytes=10 * GIB, cpu_used_cores=1.0, zfs_cache_bytes=GIB)
+    assert gib(loads_of(cluster(one, vm(101, "pve1", 20)))["pve1"].memory_used_bytes) == 10
+
+
+def test_what_comes_is_counted_on_top_of_what_the_cache_leaves() -> None:
+    one = node("pve2", memory_used_bytes=100 * GIB, cpu_used_cores=1.0, zfs_cache_bytes=80 * GIB)
+    flight = InFlight(101, "pve1", "pve2", GuestLoad(2.0, 30 * GIB))
+    loads = loads_of(cluster(TWO[0], one, vm(101, "pve1", 30)), PLAIN, Ledger(in_flight=(flight,)))
+    assert gib(loads["pve2"].memory_used_bytes) == 50
+
+
+@pytest.mark.parametrize("cache", [None, 0, -5, 10**30])
+def test_a_cache_of_no_known_size_changes_nothing(cache: int | None) -> None:
+    one = node("pve1", memory_used_bytes=100 * GIB, cpu_used_cores=1.0, zfs_cache_bytes=cache)
+    assert gib(loads_of(cluster(one))["pve1"].memory_used_bytes) == 100
+
+
+def test_of_guest_used_and_host_used_memory_the_larger_counts() -> None:
+    for used, host in ((10, 14), (14, 10)):
+        guest = vm(101, "pve1", 10, 1, memory_bytes=16 * GIB, memory_used_bytes=used * GIB, memory_host_bytes=host * GIB)
+        assert gib(expected_load(guest, Ledger()).memory_bytes) == 14
+
+
+# --- Pressure ----------------------------------------------------------------------------------------------------------------------
+
+
+def pressed(*pressures: float | None, **other: object) -> Snapshot:
+    """Nodes of equal load, with these pressures."""
+    nodes = [node(f"pve{i + 1}", pressure_fraction=pressure, **other) for i, pressure in enumerate(pressures)]
+    return cluster(*nodes, *(vm(101 + i, f"pve{i + 1}", 4, 4) for i in range(len(nodes))))
+
+
+def test_pressure_is_nothing_unless_it_is_switched_on() -> None:
+    loads = loads_of(pressed(0.9, 0.1))
+    assert [(load.pressure_fraction, load.has_pressure) for load in loads.values()] == [(0.0, False)] * 2
+    assert over_threshold(loads["pve1"], Weights.of(PLAIN, loads.values())) is None
+
+
+@pytest.mark.parametrize("part", [{"threshold_percent": 20}, {"weight": 0.5}])
+def test_a_threshold_or_a_weight_switches_it_on(part: dict[str, Json]) -> None:
+    assert loads_of(pressed(0.9, 0.1), settings({"balance": {"pressure": part}}))["pve1"].has_pressure
+
+
+def test_pressure_opens_the_gate() -> None:
+    loads = loads_of(pressed(0.45, 0.1), PRESSED)
+    weights = Weights.of(PRESSED, loads.values())
+    assert [over_threshold(load, weights) for load in loads.values()] == ["pressure 45 % over 20 %", None]
+    width, high, low = spread(loads.values(), weights)
+    assert (round(width, 6), high, low) == (0.35, "pve1", "pve2")
+
+
+def test_pressure_is_a_third_of_the_imbalance_where_all_weigh_the_same() -> None:
+    loads = loads_of(pressed(0.4, 0.1), PRESSED)
+    weights = Weights.of(PRESSED, loads.values())
+    assert imbalance(loads.values(), weights) == pytest.approx(0.15 / 3)
+    assert balance_of(loads, loads, weights).imbalance == pytest.approx(0.15 / 3)
+
+
+def test_an_unknown_pressure_is_the_mean_and_neither_better_nor_worse() -> None:
+    loads = loads_of(pressed(0.4, 0.1, None, 7.0), PRESSED)
+    assert [load.pressure_fraction for load in loads.values()] == [0.4, 0.1, 0.25, 0.25]
+    assert [load.has_pressure for load in loads.values()] == [True, True, False, False]
+    weights = Weights.of(PRESSED, loads.values())
+    assert over_threshold(loads["pve3"], weights) is None, "over the threshold for all that others know"
+    assert spread(loads.values(), weights)[1:] == ("pve1", "pve2")
+
+
+def test_without_any_known_pressure_the_measure_is_left_out_with_its_weight() -> None:
+    snapshot = cluster(*TWO, vm(101, "pve1", 40, 4))
+    loads = loads_of(snapshot, PRESSED)
+    weights = Weights.of(PRESSED, loads.values())
+    assert (weights.pressure, weights.pressure_threshold) == (0.0, None)
+    assert imbalance(loads.values(), weights) == imbalance(loads_of(snapshot).values(), Weights.of(PLAIN))
+
+
+def test_who_does_not_tell_its_pressure_is_named() -> None:
+    assert why_pressure_unknown(pressed(0.1, None), PLAIN) is None
+    assert why_pressure_unknown(pressed(0.1, 0.2), PRESSED) is None
+    assert why_pressure_unknown(changed(pressed(0.1, None), "pve2", online=False), PRESSED) is None
+    some = why_pressure_unknown(pressed(0.1, None, 2.0), PRESSED)
+    assert some == "the pressure of pve2, pve3 is not known: compared as if at the mean of the others (PVE 9 tells it)"
+    assert (why_pressure_unknown(pressed(None, None), PRESSED) or "").startswith("balance.pressure is left out")
+
+
+def test_a_guest_takes_pressure_along_by_its_share_of_the_cpu_in_use() -> None:
+    snapshot = cluster(node("pve1", pressure_fraction=0.4), vm(101, "pve1", 4, 6), vm(102, "pve1", 4, 1.5), system_cpu=0.5)
+    load = loads_of(snapshot, PRESSED)["pve1"]
+    shares = [counted(guest, expected_load(guest, Ledger()), load, PRESSED).pressure_fraction for guest in snapshot.guests]
+    assert shares == [pytest.approx(0.4 * 6 / 8), pytest.approx(0.4 * 1.5 / 8)]
+    assert sum(shares) < 0.4, "the rest is the node's own"
+
+
+def test_no_guest_takes_along_more_pressure_than_there_is() -> None:
+    load = replace(loads_of(pressed(0.4), PRESSED)["pve1"], cpu_used_cores=0.0)
+    assert counted(vm(101, "pve1"), GuestLoad(3.0, GIB), load, PRESSED).pressure_fraction == pytest.approx(0.4)
+    assert counted(vm(101, "pve1"), GuestLoad(0.0, GIB), load, PRESSED).pressure_fraction == 0.0
+
+
+# --- Numbers that are none ---------------------------------------------------------------------------------------------------------
+
+ODD = st.sampled_from([None, math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-320, 1e-9, 0.5, 4.0, 1e17, 1e19, 1e300, 1.7e308])
+SIZE = ODD.filter(lambda value: value is not None)
+SOUND = st.floats(0, 1e15)
+
+
+def odd_nodes() -> st.SearchStrategy[Node]:
+    return st.builds(
+        Node,
+        name=st.sampled_from(["pve1", "pve2", "pve3"]),
+        online=st.booleans(),
+        cpu_cores=SIZE | st.just(16.0),
+        memory_bytes=SIZE | st.just(64 * GIB),
+        cpu_used_cores=ODD,
+        memory_used_bytes=ODD | st.just(8 * GIB),
+        uptime_s=ODD,
+        sample_age_s=st.none() | st.floats(0, 100),
+        zfs_cache_bytes=ODD,
+        pressure_fraction=ODD,
+    )
+
+
+def odd_guests() -> st.SearchStrategy[Guest]:
+    return st.builds(
+        Guest,
+        vmid=st.integers(100, 105),
+        type=st.sampled_from(GuestType),
+        name=st.just(""),
+        node=st.sampled_from(["pve1", "pve2", "pve3", "gone"]),
+        status=st.sampled_from(["running", "stopped", "paused", "unknown", "io-error"]),
+        cpu_cores=SIZE,
+        memory_bytes=SIZE | st.just(4 * GIB),
+        cpu_used_cores=ODD,
+        memory_used_bytes=ODD,
+        memory_host_bytes=ODD,
+        uptime_s=ODD,
+    )
+
+
+def odd_ledgers() -> st.SearchStrategy[Ledger]:
+    load = st.builds(GuestLoad, SOUND, SOUND)
+    vmid, place = st.integers(100, 105), st.sampled_from(["pve1", "pve2", "gone"])
+    return st.builds(
+        Ledger,
+        learned=st.dictionaries(vmid, load),
+        in_flight=st.lists(st.builds(InFlight, vmid, place, place, load), max_size=3).map(tuple),
+        landed=st.frozensets(vmid, max_size=2),
+        unsampled=st.frozensets(vmid, max_size=2),
+    )
+
+
+@given(
+    st.lists(odd_nodes(), max_size=3, unique_by=lambda one: one.name),
+    st.lists(odd_guests(), max_size=5, unique_by=lambda one: one.vmid),
+    odd_ledgers(),
+    st.sampled_from([PLAIN, ASSIGNED, CAPPED, PRESSED]),
+)
+def test_whatever_is_reported_gives_sound_loads_or_none(nodes: list[Node], guests: list[Guest], ledger: Ledger, how: Settings) -> None:
+    snapshot = Snapshot(0.0, tuple(nodes), tuple(guests))
+    loads = node_loads(snapshot, ledger, how)
+    assert loads.keys() <= {one.name for one in nodes}
+    for load in loads.values():
+        numbers = [
+            load.cpu_used_cores, load.memory_used_bytes, load.leaving_cpu_cores, load.leaving_memory_bytes, load.counted_cpu_cores,
+            load.counted_memory_bytes, load.pressure_fraction, load.assigned_memory_bytes, load.cpu_fraction, load.memory_fraction,
+        ]  # fmt: skip
+        assert all(math.isfinite(number) and number >= 0 for number in numbers), load
+        assert load.pressure_fraction <= 1
+    weights = Weights.of(how, loads.values())
+    assert math.isfinite(imbalance(loads.values(), weights))
+    assert math.isfinite(spread(loads.values(), weights)[0])
+    for guest in guests:
+        part = counted(guest, expected_load(guest, ledger), loads.get(guest.node), how)
+        assert all(math.isfinite(number) and number >= 0 for number in (part.cpu_cores, part.memory_bytes, part.pressure_fraction))
+    for load in loads.values():
+        over_threshold(load, weights)
+    why_pressure_unknown(snapshot, how)
+
+
+def test_a_tiny_witness_has_no_size_to_divide_by() -> None:
+    assert loads_of(cluster(node("pve1"), node("w", 64, 1e-310, cpu_used_cores=0.0, memory_used_bytes=0))).keys() == {"pve1"}
+
+
+def test_a_guest_that_has_just_started_is_guessed_by_its_size() -> None:
+    guest = started(vm(101, "pve1", 4, 2, cpu_cores=8.0, memory_bytes=10 * GIB))
+    load = expected_load(guest, Ledger())
+    assert (load.cpu_cores, gib(load.memory_bytes)) == (2.0, 7)
