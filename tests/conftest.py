@@ -18,6 +18,8 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(TESTS.parent / ".cache
 # A red run must be red again when somebody looks into it. `--hypothesis-profile=search` looks for new examples instead.
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("search", derandomize=False, deadline=None, print_blob=True, max_examples=1000)
+# `--hypothesis-profile=long` takes ten times as many of the same kind, which is for the night and for a new planner.
+hypothesis.settings.register_profile("long", derandomize=True, deadline=None, print_blob=True, max_examples=1000)
 hypothesis.settings.load_profile("house")
 
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from agent.commands.guests import rules_of
 from agent.commands.plan import known_guest_node, look_or_read, refusal_document
 from agent.commands.planning import asker, question_of, why_only_words
 from agent.commands.prospects import goal_document, goal_text
@@ -23,7 +22,6 @@ from agent.core.migrations import Migration
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import MEANING
-from agent.core.settings import Settings
 
 SCHEMA = "proxlb-agent/explain/1"
 MOVES_SHOWN = 5
@@ -49,9 +47,9 @@ def execute(arguments: argparse.Namespace) -> int:
     assert found is not None  # its node is known
     moves, others_moves = last_moves(history, arguments.vmid), moves_of_others(history, snapshot, arguments.vmid)
     if arguments.json:
-        print(json.dumps(explain_document(found, snapshot, settings, question, moves, others_moves), indent=1, allow_nan=False))
+        print(json.dumps(explain_document(found, snapshot, question, moves, others_moves), indent=1, allow_nan=False))
     else:
-        print(explain_text(found, settings, question, moves, others_moves, notes_on(question, why_only_words(settings, snapshot, history))))
+        print(explain_text(found, question, moves, others_moves, notes_on(question, why_only_words(settings, snapshot, history))))
     return 0
 
 
@@ -76,7 +74,6 @@ def moves_of_others(history: HistoryFile | None, snapshot: Snapshot, vmid: int) 
 def explain_document(
     found: Explanation,
     snapshot: Snapshot,
-    settings: Settings,
     question: Question,
     moves: tuple[Migration, ...],
     others_moves: tuple[Task, ...],
@@ -93,7 +90,7 @@ def explain_document(
         "status": guest.status,
         "cpu_used_cores": round(found.load.cpu_cores, 4),
         "memory_used_bytes": int(found.load.memory_bytes),
-        "rules": list(rules_of(guest, settings)),
+        "rules": list(found.rules),
         "pool": guest.pool,
         "ha": guest.ha,
         "unit": list(found.unit),
@@ -144,7 +141,6 @@ def targets_document(targets: Iterable[TargetView], refusal_as: Callable[[Refusa
 
 def explain_text(
     found: Explanation,
-    settings: Settings,
     question: Question,
     moves: tuple[Migration, ...],
     others_moves: tuple[Task, ...],
@@ -157,7 +153,7 @@ def explain_text(
     if len(found.unit) > 1:
         takes = f"together with {', '.join(str(vmid) for vmid in found.unit if vmid != guest.vmid)} {takes}"
     parts = [f"{what} is on {guest.node}, {guest.status}, {takes}\n{_verdict(found)}"]
-    if (rules := _rules(found, settings)) != "":
+    if (rules := _rules(found)) != "":
         parts.append(rules)
     parts.append(targets_text(found.targets, found.goal, lambda target: _as_target(found, target)))
     parts.append(goal_text(found.goal, then=None if found.best is None else f"ON {found.best.node}"))
@@ -236,10 +232,10 @@ def _verdict(found: Explanation) -> str:
     return "stays: no move of it gains more than it costs"
 
 
-def _rules(found: Explanation, settings: Settings) -> str:
+def _rules(found: Explanation) -> str:
     lines = []
-    if (tags := rules_of(found.guest, settings)) != ():
-        lines.append(f"tags: {' '.join(tags)}")
+    if found.rules:
+        lines.append(f"rules: {', '.join(found.rules)}")
     if found.guest.pool is not None:
         lines.append(f"pool: {found.guest.pool}")
     if found.guest.ha is not None:

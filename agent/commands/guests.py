@@ -17,8 +17,7 @@ from agent.core.load import measured_load
 from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
-from agent.core.rules import split_tags
-from agent.core.settings import Settings, TagTrust
+from agent.core.settings import Settings
 
 SCHEMA = "proxlb-agent/guests/1"
 
@@ -42,22 +41,15 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def rules_of(guest: Guest, settings: Settings) -> tuple[str, ...]:
-    """The guest's tags that are rules, as they are written."""
-    if settings.rules.tags is TagTrust.OFF:
-        return ()
-    return tuple(tag for tag in split_tags(guest.tags) if tag.lower().startswith("plb_"))
-
-
-def _refusals(snapshot: Snapshot, settings: Settings) -> dict[int, Refusal | None]:
+def _refusals(snapshot: Snapshot, sketch: Placement) -> dict[int, Refusal | None]:
     """What keeps each guest from being moved for load, whatever the target."""
-    sketch = Placement(snapshot, settings, Question())
     return {guest.vmid: sketch.conditions.why_guest_stays(guest, Purpose.LOAD) for guest in snapshot.guests}
 
 
 def guests_document(snapshot: Snapshot, settings: Settings, chosen: tuple[Guest, ...]) -> JsonObject:
     """The guests as `agent/schemas/guests-1.json` describes them."""
-    refusals = _refusals(snapshot, settings)
+    sketch = Placement(snapshot, settings, Question())
+    refusals = _refusals(snapshot, sketch)
     guests: list[Json] = []
     for guest in chosen:
         load, refusal = measured_load(guest), refusals[guest.vmid]
@@ -72,7 +64,7 @@ def guests_document(snapshot: Snapshot, settings: Settings, chosen: tuple[Guest,
                 "memory_bytes": guest.memory_bytes,
                 "cpu_used_cores": None if load is None else round(load.cpu_cores, 4),
                 "memory_used_bytes": None if load is None else int(load.memory_bytes),
-                "rules": list(rules_of(guest, settings)),
+                "rules": list(sketch.rules.named.get(guest.vmid, ())),
                 "pool": guest.pool,
                 "lock": guest.lock,
                 "ha": guest.ha,
@@ -88,7 +80,8 @@ def guests_text(snapshot: Snapshot, settings: Settings, chosen: tuple[Guest, ...
     """The guests for people to read."""
     if not chosen:
         return "there are no guests"
-    refusals = _refusals(snapshot, settings)
+    sketch = Placement(snapshot, settings, Question())
+    refusals = _refusals(snapshot, sketch)
     rows = []
     for guest in chosen:
         load, refusal = measured_load(guest), refusals[guest.vmid]
@@ -102,7 +95,7 @@ def guests_text(snapshot: Snapshot, settings: Settings, chosen: tuple[Guest, ...
                 "-" if load is None else f"{load.cpu_cores:.1f}",
                 gib(guest.memory_bytes),
                 gib(None if load is None else load.memory_bytes),
-                " ".join(rules_of(guest, settings)) or "-",
+                ", ".join(sketch.rules.named.get(guest.vmid, ())) or "-",
                 "may" if refusal is None else refusal.reason.value,
             )
         )

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 GIB = 1 << 30
 MIB = 1 << 20
+VMID_DIGITS = 9  # PVE's largest VMID is 999999999; Python refuses to read a number of thousands of digits
 
 
 class GuestType(StrEnum):
@@ -126,7 +127,8 @@ class Task:
     @property
     def vmid(self) -> int | None:
         """The guest the task is about, None when it is about something else."""
-        return int(self.target_id) if self.target_id.isascii() and self.target_id.isdigit() else None
+        is_number = self.target_id.isascii() and self.target_id.isdigit() and len(self.target_id) <= VMID_DIGITS
+        return int(self.target_id) if is_number else None
 
 
 MIGRATE_KINDS = frozenset({"qmigrate", "vzmigrate", "hamigrate"})
@@ -199,13 +201,15 @@ class HaResource:
 class HighAvailability:
     """What the HA manager knows and wants; empty where it is not in use.
 
-    Shape:   resources sorted by VMID, rules by name, those that are switched off left out; `balances` when the cluster evens
-             out its HA guests itself; `disarmed` when the HA manager has been told to let go of everything.
+    Shape:   resources sorted by VMID, rules by name, those that are switched off or that the HA manager itself drops left out;
+             `closed_nodes` are those it brings nobody to and empties itself (maintenance, fencing), sorted; `balances` when the
+             cluster evens out its HA guests itself; `disarmed` when the HA manager has been told to let go of everything.
     """
 
     resources: tuple[HaResource, ...] = ()
     node_affinity: tuple[HaNodeAffinity, ...] = ()
     resource_affinity: tuple[HaResourceAffinity, ...] = ()
+    closed_nodes: tuple[str, ...] = ()
     balances: bool = False
     disarmed: bool = False
 
@@ -231,7 +235,7 @@ class Snapshot:
     Shape:   nodes sorted by name, guests by VMID, tasks by start; `maintenance` are nodes to be emptied, `no_target`
              nodes that are online but may receive nobody; `unseen` are VMIDs that exist but the token does not show:
              with any of them the agent only observes. `storage_use` is sorted by name, then nodes; a storage of unknown
-             use is not in it. `registered_tags` are those that only admins may set, in small letters and sorted, None where
+             use is not in it. `registered_tags` are those that only admins may set, as they are written and sorted, None where
              the cluster does not tell; `storages` are sorted by name.
     Source:  GET /cluster/resources, /cluster/tasks, /cluster/options, /cluster/ha/...; on a node also files below /etc/pve.
     """

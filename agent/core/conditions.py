@@ -40,6 +40,7 @@ class Conditions:
         self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
         self.draining &= self.node_of.keys()  # a flag that is left of a node long gone empties nobody
         self._suitability = Suitability(snapshot)
+        self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
         self._backup_nodes = {task.node for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
@@ -69,8 +70,8 @@ class Conditions:
             return refuse(RefusalReason.NODE_OFFLINE, guest.node)
         if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
             return refuse(RefusalReason.NODE_IGNORED, guest.node)
-        if guest.ha is not None:
-            return refuse(RefusalReason.HA_MANAGED, guest.ha)
+        if (why := self._why_ha_keeps(guest)) is not None:
+            return why
         if vmid in self.rules.ignored:
             return refuse(RefusalReason.IGNORED, "plb_ignore")
         if settings.guests.is_ignored(vmid):
@@ -100,6 +101,39 @@ class Conditions:
             if measured_load(guest) is None:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
+
+    def _why_ha_keeps(self, guest: Guest) -> Refusal | None:
+        """Why the HA manager does not let go of the guest now, None when it moves the guest on request or has no part in it.
+
+        A node that it empties itself is left to it: its own maintenance takes all HA guests along, and brings them back.
+        Where only a flag empties the node, its HA guests are asked for one by one. Where the cluster balances its HA guests
+        itself, even that would be undone: an emptied node is the first it would fill.
+
+        Source:  pve-ha-manager, src/PVE/HA/Manager.pm, load_balance and next_state_started.
+        """
+        ha, resource = self.snapshot.ha, self._ha_resources.get(guest.vmid)
+        if resource is None:
+            return None if guest.ha is None else Refusal(guest.vmid, RefusalReason.HA_BUSY, "the HA manager has not said how it keeps it")
+        if resource.requested == "ignored":
+            return None
+        if ha.balances and resource.auto_rebalance:
+            return Refusal(guest.vmid, RefusalReason.HA_BALANCED)
+        detail = ""
+        if ha.disarmed:
+            detail = "the HA manager is disarmed"
+        elif resource.requested != "started":
+            detail = f"it is to be {resource.requested}"
+        elif resource.state != "started":
+            detail = resource.state or "not taken on yet"
+        elif resource.target is not None:
+            detail = f"on its way to {resource.target}"
+        elif resource.node is not None and resource.node != guest.node:
+            detail = f"the HA manager has it on {resource.node}"
+        elif guest.node in ha.closed_nodes:
+            detail = f"the HA manager empties {guest.node} itself"
+        elif resource.maintenance_node is not None:
+            detail = f"it goes back to {resource.maintenance_node} after the maintenance"
+        return Refusal(guest.vmid, RefusalReason.HA_BUSY, detail) if detail else None
 
     def _containers_may(self, purpose: Purpose) -> bool:
         policy = self.settings.guests.containers
@@ -147,9 +181,8 @@ class Conditions:
                 return refused
             if verdict.needs is not None and (lack := self._suitability.why_not_there(guest, verdict.needs, target)) is not None:
                 return Refusal(guest.vmid, *lack)
-        pins = self.rules.pins.get(guest.vmid)
-        if pins is not None and target not in pins:
-            return Refusal(guest.vmid, RefusalReason.PINNED, "pinned to " + ", ".join(sorted(pins)))
+        if guest.vmid in self.rules.pins and (broken := self.rules.broken_pins(guest.vmid, target)):
+            return Refusal(guest.vmid, RefusalReason.PINNED, broken[0].words)
         return None
 
 

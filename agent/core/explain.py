@@ -44,8 +44,8 @@ class Explanation:
 
     Shape:   `unit` are the guests that would move with it, itself included; `load` is theirs together. `drains` when its
              node is to be emptied, `broken` are its rules that are not kept as it stands, in words: then any allowed target is
-             good enough. `stays` is what keeps the unit whatever the target. `pins` and `apart` are sorted. `goal` is as it is
-             now, and after the move to the best target where there is one.
+             good enough. `stays` is what keeps the unit whatever the target. `rules` are what its rules are called, `pins` and
+             `apart` are sorted. `goal` is as it is now, and after the move to the best target where there is one.
     """
 
     guest: Guest
@@ -54,6 +54,7 @@ class Explanation:
     drains: bool
     broken: tuple[str, ...]
     stays: Refusal | None
+    rules: tuple[str, ...]
     pins: tuple[str, ...]
     together: tuple[int, ...]
     apart: tuple[int, ...]
@@ -99,6 +100,7 @@ def explain(snapshot: Snapshot, settings: Settings, question: Question, vmid: in
         drains=purpose is Purpose.DRAIN,
         broken=broken,
         stays=stays,
+        rules=sketch.rules.named.get(vmid, ()),
         pins=tuple(sorted(sketch.rules.pins.get(vmid, ()))),
         together=tuple(other for other in together if other != vmid),
         apart=tuple(sorted(sketch.rules.apart.get(vmid, ()))),

@@ -29,8 +29,9 @@ MOST_FAILURES = 3
 MOST_MOVES_A_DAY = 3
 SET_ASIDE_S = 600.0
 SET_ASIDE_MOST_S = 86400.0
+MOST_DOUBLINGS = 10  # of SET_ASIDE_S, which is beyond SET_ASIDE_MOST_S: a guest may fail every day for years
 
-_CAME_TO_PASS = frozenset({MigrationState.DONE, MigrationState.RUNNING, MigrationState.ASKED, MigrationState.LOST})
+_CAME_TO_PASS = frozenset({MigrationState.DONE, MigrationState.RUNNING, MigrationState.QUEUED, MigrationState.ASKED, MigrationState.LOST})
 
 
 def empty(now: float) -> HistoryFile:
@@ -48,11 +49,12 @@ def with_migrations(history: HistoryFile, records: Iterable[Migration]) -> Histo
 def bounded(history: HistoryFile, now: float) -> HistoryFile:
     """The history without what is old, and small enough to be written: open attempts and homes stay.
 
-    What goes first: attempts that came to nothing, then the oldest ended ones, then guests set aside for the shortest time.
+    What goes first: attempts that came to nothing, then the oldest ended ones, of these last what the hourly brake counts (a drain
+    of hundreds of guests must not loosen it), then guests set aside for the shortest time.
     """
     records = [record for record in history.migrations if record.is_open or abs(now - record.planned_at) < KEPT_S]
     ended = [record for record in records if not record.is_open]
-    ended.sort(key=lambda record: record.state is not MigrationState.SKIPPED)  # stable: by time within each
+    ended.sort(key=lambda record: (record.state is not MigrationState.SKIPPED, _is_braking(record, now)))  # stable: by time within each
     aside = sorted(
         (entry for entry in history.set_aside if abs(now - entry.until) <= SET_ASIDE_MOST_S), key=lambda entry: entry.until, reverse=True
     )
@@ -116,7 +118,7 @@ def with_failure(history: HistoryFile, vmid: int, text: str, now: float) -> Hist
     """The history with one more failure of a guest: it is left alone for 10 minutes, twice as long each time, a day at most."""
     before = next((entry for entry in history.set_aside if entry.vmid == vmid), None)
     failures = 1 + (before.failures if before is not None else 0)
-    until = now + min(SET_ASIDE_MOST_S, SET_ASIDE_S * 2 ** (failures - 1))
+    until = now + min(SET_ASIDE_MOST_S, SET_ASIDE_S * 2 ** min(failures - 1, MOST_DOUBLINGS))
     others = [entry for entry in history.set_aside if entry.vmid != vmid]
     return replace(history, set_aside=tuple(sorted([*others, SetAside(vmid, until, failures, text[:200])], key=lambda entry: entry.vmid)))
 
@@ -151,12 +153,11 @@ def without_stale_homes(history: HistoryFile, snapshot: Snapshot) -> HistoryFile
 
 def moves_left(history: HistoryFile, now: float, most_an_hour: int) -> int:
     """How many moves the hourly brake still allows; those for maintenance are not counted."""
-    recent = [
-        record
-        for record in history.migrations
-        if record.reason is not MoveReason.MAINTENANCE and record.state in _CAME_TO_PASS and abs(now - record.planned_at) < HOUR_S
-    ]
-    return max(0, most_an_hour - len(recent))
+    return max(0, most_an_hour - sum(_is_braking(record, now) for record in history.migrations))
+
+
+def _is_braking(record: Migration, now: float) -> bool:
+    return record.reason is not MoveReason.MAINTENANCE and record.state in _CAME_TO_PASS and abs(now - record.planned_at) < HOUR_S
 
 
 def alarm(history: HistoryFile, now: float) -> str | None:

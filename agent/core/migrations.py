@@ -32,8 +32,8 @@ S = MigrationState
 MEANING: dict[MigrationState, str] = {
     S.PLANNED: "written down as intended; nothing was asked of PVE",
     S.ASKED: "the request went out; its answer is not known",
-    S.QUEUED: "handed to the HA manager, which starts it when it likes",
-    S.RUNNING: "PVE's task runs",
+    S.QUEUED: "handed to the HA manager, which has not begun",
+    S.RUNNING: "PVE's task runs, or the HA manager is at it",
     S.DONE: "the guest is on the target",
     S.FAILED: "the guest is not on the target; the text says why",
     S.SKIPPED: "given up before anything was asked of PVE",
@@ -57,7 +57,9 @@ class Migration:
     """One attempt to move one guest.
 
     Units:   times in Unix seconds, memory in bytes, cpu in cores; None is not yet.
-    Shape:   `intent` identifies the attempt in the cluster: epoch and a running number.
+    Shape:   `intent` identifies the attempt in the cluster: epoch and a running number; `through_ha` says that the HA manager
+             carries it out, `along_with` is the intent of the request that takes this guest along, None for one of its own;
+             `online` that the guest ran.
     """
 
     intent: str
@@ -79,6 +81,8 @@ class Migration:
     text: str = ""
     request: str | None = None
     online: bool = True
+    through_ha: bool = False
+    along_with: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -91,7 +95,16 @@ class Migration:
         return GuestLoad(self.cpu_cores, self.memory_bytes)
 
 
-def intended(move: Move, intent: str, epoch: int, now: float, request: str | None = None) -> Migration:
+def intended(
+    move: Move,
+    intent: str,
+    epoch: int,
+    now: float,
+    request: str | None = None,
+    *,
+    through_ha: bool = False,
+    along_with: str | None = None,
+) -> Migration:
     """The record of a move that is about to be asked for."""
     return Migration(
         intent=intent,
@@ -107,6 +120,9 @@ def intended(move: Move, intent: str, epoch: int, now: float, request: str | Non
         gain=move.gain,
         planned_at=now,
         request=request,
+        online=move.is_running,
+        through_ha=through_ha,
+        along_with=along_with,
     )
 
 

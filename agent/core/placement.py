@@ -24,8 +24,9 @@ from agent.core.load import (
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
-from agent.core.rules import Rules, read_rules
-from agent.core.settings import Settings, TagTrust
+from agent.core.rule_reading import read_rules
+from agent.core.rules import Rules
+from agent.core.settings import Settings
 
 
 class Burden(NamedTuple):
@@ -133,7 +134,7 @@ class Placement:
         self.question = question
         self.node_of = {node.name: node for node in snapshot.nodes}
         self.guest_of = {guest.vmid: guest for guest in snapshot.guests}
-        self.rules: Rules = read_rules(snapshot.guests, self.node_of, use_tags=settings.rules.tags is TagTrust.ALL)
+        self.rules: Rules = read_rules(snapshot, settings)
         loads = node_loads(snapshot, question.ledger, settings)
         self.weights = Weights.of(settings, loads.values())
         self.states = {name: NodeState(load) for name, load in sorted(loads.items())}
@@ -235,12 +236,12 @@ class Placement:
         """Which rule the guests would break on the node, None when none."""
         present = self.states[target].present
         for member in unit:
-            enemies = self.rules.apart.get(member)
-            if enemies and not present.isdisjoint(enemies):
-                return Refusal(member, RefusalReason.ANTI_AFFINITY, f"guest {min(present & enemies)} is there")
+            if (foe := self.rules.foe(member, present)) is not None:
+                return Refusal(member, RefusalReason.ANTI_AFFINITY, f"guest {foe[0]} is there; {foe[1].rule}")
             for other in self.rules.units.get(member, ()):
                 if other not in unit and self.at.get(other) != target:
-                    return Refusal(member, RefusalReason.AFFINITY, f"guest {other} is on {self.at.get(other)}")
+                    rule = self.rules.why_together(member, other)
+                    return Refusal(member, RefusalReason.AFFINITY, f"guest {other} is on {self.at.get(other)}; {rule}")
         return None
 
     def room(self, target: str, purpose: Purpose) -> Burden:

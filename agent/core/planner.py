@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Purpose
+from agent.core.crowding import crowded
 from agent.core.descent import Descent
 from agent.core.draft import Draft, Mark
 from agent.core.goal import Goal
@@ -19,7 +20,6 @@ from agent.core.plan_types import Balance, Conflict, Gate, Move, Plan, Refusal
 from agent.core.question import Question
 from agent.core.reasons import MoveReason, RefusalReason
 from agent.core.repairs import Repairs
-from agent.core.rules import crowded
 from agent.core.settings import Settings
 from agent.core.steps import Step
 
@@ -85,12 +85,11 @@ class _Planner:
     def run(self) -> Plan:
         sketch, draft = self.sketch, self.draft
         before = balance_of(sketch.loads(), sketch.usable, self.weights)
-        conflicts = list(sketch.rules.conflicts)
-        if sketch.rules.anti_affinity:
-            conflicts += crowded(sketch.rules, len(sketch.usable))
+        hopeless = crowded(sketch.rules, sketch.at, sketch.usable, sketch.draining)
+        conflicts = (*sketch.rules.conflicts, *hopeless)
         gate = Gate.CLOSED
         if not self.snapshot.unseen:
-            repairs = Repairs(draft, {conflict.rule for conflict in conflicts})
+            repairs = Repairs(draft, {conflict.rule for conflict in hopeless})
             repairs.run()
             gate = self._evened_out(repairs)
         moves, after = self._ordered()
@@ -250,4 +249,5 @@ _REASONS = {Gate.OVERLOAD: MoveReason.OVERLOAD, Gate.SPREAD: MoveReason.SPREAD, 
 def conflicts_of(snapshot: Snapshot, settings: Settings) -> tuple[Conflict, ...]:
     """The rules of the cluster that contradict each other, without planning."""
     sketch = Placement(snapshot, settings, Question())
-    return tuple(sorted((*sketch.rules.conflicts, *crowded(sketch.rules, len(sketch.usable))), key=lambda c: (c.rule, c.vmids)))
+    hopeless = crowded(sketch.rules, sketch.at, sketch.usable, sketch.draining)
+    return tuple(sorted((*sketch.rules.conflicts, *hopeless), key=lambda c: (c.rule, c.vmids)))

@@ -13,6 +13,7 @@ class MoveReason(StrEnum):
     PIN = "pin"
     AFFINITY = "affinity"
     ANTI_AFFINITY = "anti-affinity"
+    POOL_RULE = "pool-rule"
     ROOM = "room"  # for a guest that must move and fits nowhere else
     OVERLOAD = "overload"
     SPREAD = "spread"
@@ -21,7 +22,7 @@ class MoveReason(StrEnum):
 
 
 LOAD_REASONS = frozenset({MoveReason.OVERLOAD, MoveReason.SPREAD, MoveReason.MANUAL})
-RULE_REASONS = frozenset({MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY, MoveReason.ROOM})
+RULE_REASONS = frozenset({MoveReason.PIN, MoveReason.AFFINITY, MoveReason.ANTI_AFFINITY, MoveReason.POOL_RULE, MoveReason.ROOM})
 
 
 class RefusalReason(StrEnum):
@@ -29,7 +30,8 @@ class RefusalReason(StrEnum):
 
     # the guest itself
     IGNORED = "ignored"
-    HA_MANAGED = "ha-managed"
+    HA_BALANCED = "ha-balanced"
+    HA_BUSY = "ha-busy"
     TEMPLATE = "template"
     NOT_RUNNING = "not-running"
     STATE = "state"
@@ -79,7 +81,8 @@ class RefusalReason(StrEnum):
 
 MEANING: dict[RefusalReason, str] = {
     RefusalReason.IGNORED: "a plb_ignore tag or guests.ignore keeps the guest where it is",
-    RefusalReason.HA_MANAGED: "the HA manager owns the guest; it counts as load only",
+    RefusalReason.HA_BALANCED: "the cluster balances its HA guests itself, this one among them; it counts as load only",
+    RefusalReason.HA_BUSY: "the HA manager is at work on the guest, will move it by itself, or takes no requests for it",
     RefusalReason.TEMPLATE: "templates do not move",
     RefusalReason.NOT_RUNNING: "the guest does not run",
     RefusalReason.STATE: "the guest is paused, suspended, in prelaunch or in an I/O error",
@@ -116,9 +119,9 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NO_CPU: "the guest and all that is on its way need more cores than the node has",
     RefusalReason.OVER_THRESHOLD: "the move would put the node over a threshold",
     RefusalReason.OVER_ASSIGNED: "the node's guests would have more memory configured than balance.assigned_memory_cap_percent allows",
-    RefusalReason.PINNED: "the guest is pinned to other nodes",
-    RefusalReason.AFFINITY: "the guest's affinity group would be split",
-    RefusalReason.ANTI_AFFINITY: "a guest that must be kept apart is on the node",
+    RefusalReason.PINNED: "a tag, a pool or an HA rule keeps the guest on other nodes",
+    RefusalReason.AFFINITY: "guests that a tag, a pool or an HA rule keeps together would be split",
+    RefusalReason.ANTI_AFFINITY: "a guest that a tag, a pool or an HA rule keeps apart from this one is on the node",
     RefusalReason.NO_GAIN: "no move of the guest lowers the imbalance by more than it costs",
     RefusalReason.NO_TARGET: "no node can take the guest",
     RefusalReason.NO_ORDER: "no order of the moves keeps every node below its limits",

@@ -9,6 +9,7 @@ from agent.core.conditions import Purpose
 from agent.core.draft import Draft
 from agent.core.plan_types import Refusal
 from agent.core.reasons import MoveReason, RefusalReason
+from agent.core.rules import RuleSource
 from agent.core.steps import purpose_of
 
 MOST_ROUNDS = 10  # each makes room for what had none; one or two do nearly always
@@ -131,7 +132,8 @@ class Repairs:
             else:
                 self._refuse(Refusal(vmid, refusal.reason, refusal.detail))
 
-    # rules
+    # rules: a broken one of the HA manager's is its own business, and it is at it within seconds (pve-ha-manager, Manager.pm,
+    # select_service_node, asked in each round for each started service); a request of ours would come in between
 
     def _repair(self, unit: tuple[int, ...], targets: Iterable[str], reason: MoveReason) -> None:
         refusal = self._place(unit, targets, reason)
@@ -146,18 +148,37 @@ class Repairs:
         for vmid, allowed in sorted(sketch.rules.pins.items()):
             if sketch.at[vmid] in allowed or not sketch.guest_of[vmid].is_running or sketch.at[vmid] in sketch.draining:
                 continue
+            sources = {pin.source for pin in sketch.rules.broken_pins(vmid, sketch.at[vmid])}
+            if sources == {RuleSource.HA}:
+                continue
             unit = sketch.unit_here(vmid)
             if len(unit) < len(sketch.rules.unit(vmid)) or not self._is_in_scope(unit):
                 continue  # a split unit is gathered below, on a node that all its pins allow
-            self._repair(unit, sorted(allowed), MoveReason.PIN)
+            self._repair(unit, sorted(allowed), MoveReason.PIN if RuleSource.TAG in sources else MoveReason.POOL_RULE)
 
     def _affinity(self) -> None:
         sketch = self._sketch
-        for unit in sorted(set(sketch.rules.units.values())):
-            if len({sketch.at[vmid] for vmid in unit}) > 1 and self._is_in_scope(unit):
-                self._gather(unit)
+        split = {unit for unit in sketch.rules.units.values() if len({sketch.at[vmid] for vmid in unit}) > 1}
+        sources = self._sources_of_split(split) if split else {}
+        for unit in sorted(split):
+            if sources[unit] - {RuleSource.HA} and self._is_in_scope(unit):
+                self._gather(unit, MoveReason.AFFINITY if RuleSource.TAG in sources[unit] else MoveReason.POOL_RULE)
 
-    def _gather(self, unit: tuple[int, ...]) -> None:
+    def _sources_of_split(self, split: set[tuple[int, ...]]) -> dict[tuple[int, ...], set[RuleSource]]:
+        """For each of these units, whose rules are broken by it."""
+        sketch = self._sketch
+        found: dict[tuple[int, ...], set[RuleSource]] = {unit: set() for unit in split}
+        for group in sketch.rules.affinity:
+            members: dict[tuple[int, ...], set[str]] = {}
+            for vmid in group.vmids:
+                if (unit := sketch.rules.units.get(vmid)) in found and unit is not None:
+                    members.setdefault(unit, set()).add(sketch.at[vmid])
+            for unit, nodes in members.items():
+                if len(nodes) > 1:
+                    found[unit].add(group.source)
+        return found
+
+    def _gather(self, unit: tuple[int, ...], reason: MoveReason) -> None:
         """Bring a split unit together where the fewest guests, of these those that have not just moved, then bytes, have to move.
 
         Where the slots were too few to move a unit at once, part of it has arrived: the rest follows, however many they are.
@@ -184,7 +205,7 @@ class Repairs:
             )
             best = rank if best is None else min(best, rank)
         if best is not None:
-            draft.take(tuple(vmid for vmid in unit if sketch.at[vmid] != best[-1]), best[-1], MoveReason.AFFINITY)
+            draft.take(tuple(vmid for vmid in unit if sketch.at[vmid] != best[-1]), best[-1], reason)
         else:
             self._refuse(why or Refusal(unit[0], RefusalReason.NO_TARGET, "there is no other node"))
 
@@ -195,18 +216,18 @@ class Repairs:
                 return stays
         refusal = sketch.why_not_target(movers, name, Purpose.RULE)
         if refusal is None and any(name not in sketch.rules.pins.get(vmid, (name,)) for vmid in unit):
-            refusal = Refusal(movers[0], RefusalReason.PINNED, name)
+            refusal = Refusal(movers[0], RefusalReason.PINNED, f"not {name}: a guest there is pinned elsewhere")
         return refusal
 
     def _anti_affinity(self) -> None:
         sketch = self._sketch
         for group in sketch.rules.anti_affinity:
-            if group.rule in self._hopeless or not self._is_in_scope(group.vmids):
+            if group.source is RuleSource.HA or group.rule in self._hopeless or not self._is_in_scope(group.vmids):
                 continue
             for name in sorted({sketch.at[vmid] for vmid in group.vmids} - sketch.draining):
                 members = [vmid for vmid in group.vmids if sketch.at[vmid] == name]
                 for vmid in self._who_leaves(members):
-                    self._repair(sketch.unit_here(vmid), self._every_node(), MoveReason.ANTI_AFFINITY)
+                    self._repair(sketch.unit_here(vmid), self._every_node(), _APART_REASONS[group.source])
 
     def _can_leave(self, unit: tuple[int, ...]) -> bool:
         """True when the guests may move and some node takes them now."""
@@ -223,3 +244,6 @@ class Repairs:
         stays = min(members, key=lambda v: (v not in stuck, -sketch.load_of[v].memory_bytes, v))
         leaving = [vmid for vmid in members if vmid != stays]
         return sorted(leaving, key=lambda vmid: (sketch.load_of[vmid].memory_bytes, vmid))
+
+
+_APART_REASONS = {RuleSource.TAG: MoveReason.ANTI_AFFINITY, RuleSource.POOL: MoveReason.POOL_RULE}

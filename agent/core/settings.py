@@ -37,6 +37,7 @@ class TagTrust(StrEnum):
     """Whose tags are rules."""
 
     ALL = "all"
+    REGISTERED = "registered"
     OFF = "off"
 
 
@@ -45,6 +46,13 @@ class Measure(StrEnum):
 
     USED = "used"
     ASSIGNED = "assigned"
+
+
+class PoolRule(StrEnum):
+    """What being in one pool means for guests."""
+
+    AFFINITY = "affinity"
+    ANTI_AFFINITY = "anti-affinity"
 
 
 class ContainerPolicy(StrEnum):
@@ -77,6 +85,7 @@ class Kind(StrEnum):
     HOSTS = "a list of hosts"
     NODES = "a list of node names"
     GUESTS = "a list of VMIDs and ranges of them"
+    POOLS = "a mapping of pools to their rules"
 
 
 class File(StrEnum):
@@ -109,7 +118,7 @@ class Spec:
     def allowed(self) -> str:
         """The allowed values in words, `a number from 0 to 100 percent`."""
         if self.kind is Kind.CHOICE:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(self.choices) + (", or null" if self.optional else "")
         words = str(self.kind)
         if self.kind in (Kind.WHOLE, Kind.NUMBER):
             words += f" from {self.low:.15g}" + ("" if self.high == math.inf else f" to {self.high:.15g}")
@@ -315,7 +324,12 @@ class RuleSettings:
     """What counts as a rule."""
 
     tags: TagTrust = field(
-        default=TagTrust.ALL, metadata=_one_of(TagTrust, "whether plb_ tags of guests are rules; whoever may edit a guest may set its tags")
+        default=TagTrust.ALL,
+        metadata=_one_of(
+            TagTrust,
+            "whether plb_ tags of guests are rules; whoever may edit a guest may set its tags, but those that PVE's option registered-tags"
+            " keeps for admins",
+        ),
     )
 
 
@@ -396,6 +410,29 @@ class DrainSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """The rules of one pool of PVE's."""
+
+    name: str
+    rule: PoolRule | None = field(
+        default=None,
+        metadata=_of(
+            Spec(
+                Kind.CHOICE,
+                "affinity: the pool's guests share a node; anti-affinity: each has a node of its own; null: neither",
+                choices=tuple(rule.value for rule in PoolRule),
+                optional=True,
+            )
+        ),
+    )
+    pin: tuple[str, ...] = field(default=(), metadata=_is(Kind.NODES, "nodes that the pool's guests are kept to; none: all"))
+    strict: bool = field(
+        default=True,
+        metadata=_is(Kind.SWITCH, "keep to pin even when none of its nodes is available; false: any other node will do until one is"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """What is written to the journal."""
 
@@ -434,6 +471,10 @@ class Settings:
     nodes: NodeSettings = NodeSettings()
     migration: MigrationSettings = MigrationSettings()
     drain: DrainSettings = DrainSettings()
+    pools: tuple[PoolSettings, ...] = field(
+        default=(),
+        metadata=_is(Kind.POOLS, "rules for all guests of a pool, by its name; only who may administer a pool puts guests into it"),
+    )
     log: LogSettings = LogSettings()
     paths: PathSettings = PathSettings()
 
@@ -524,7 +565,7 @@ def _contradictions(values: Mapping[str, _Value], file: File) -> Iterator[Proble
         yield Problem("balance.memory.weight", "cpu, memory and pressure all have no weight; for no load balancing set mode: rules", file)
 
 
-_Value = bool | int | float | str | None | tuple[int | str, ...]
+_Value = bool | int | float | str | None | tuple[int | str, ...] | tuple[PoolSettings, ...]
 
 
 class _Reader:
@@ -559,10 +600,14 @@ class _Reader:
     def _read_value(self, spec: Spec, value: Json, path: str) -> None:
         if value is None and spec.optional:
             self._values[path] = None
+        elif value is None and spec.kind is Kind.POOLS:
+            pass  # a section without content
         elif value is None:
             self._say(path, f"has no value; must be {spec.allowed}, or leave the line out")
         elif spec.kind in _LISTS:
             self._read_list(spec, value, path)
+        elif spec.kind is Kind.POOLS:
+            self._read_pools(spec, value, path)
         else:
             if value is False and "off" in spec.choices:
                 value = "off"  # YAML 1.1, and tools that speak it, take a bare off for false
@@ -587,6 +632,41 @@ class _Reader:
             elif isinstance(entry, int | str):
                 entries.append(entry)
         self._values[path] = tuple(entries)
+
+    def _read_pools(self, spec: Spec, value: Json, path: str) -> None:
+        """A mapping of names that nobody knows beforehand to sections that are all alike."""
+        if not isinstance(value, dict):
+            self._say(path, f"must be {spec.kind}, not {_shown(value)}")
+            return
+        pools: list[PoolSettings] = []
+        for name, document in value.items():
+            place = f"{path}.{_short(name)}"
+            if not re.fullmatch(PATTERNS[Kind.POOLS], name):
+                self._say(place, "is not the name of a pool (letters, digits, -, _, ., and / between a pool and one within it)")
+            elif document is not None and not isinstance(document, dict):
+                self._say(place, f"must be a mapping of settings, not {_shown(document)}")
+            else:
+                pools.append(self._read_pool(name, document or {}, place))
+        self._values[path] = tuple(pools)
+
+    def _read_pool(self, name: str, document: JsonObject, place: str) -> PoolSettings:
+        values: dict[str, _Value] = {}
+        reader = _Reader(self._file, values, self._problems)
+        for key, value in document.items():
+            if key in POOL_SPECS:
+                reader._read_value(POOL_SPECS[key], value, f"{place}.{key}")
+            else:
+                near = get_close_matches(key, POOL_SPECS, 1, cutoff=0.7)
+                said = f"did you mean {place}.{near[0]}?" if near else "known here: " + ", ".join(POOL_SPECS)
+                self._say(f"{place}.{_short(key)}", f"unknown{', ' if near else '; '}{said}")
+        given = {path.removeprefix(place + "."): value for path, value in values.items()}
+        rule = cast(str | None, given.get("rule"))
+        return PoolSettings(
+            name,
+            None if rule is None else PoolRule(rule),
+            cast(tuple[str, ...], given.get("pin", ())),
+            cast(bool, given.get("strict", True)),
+        )
 
 
 def _why_not(spec: Spec, value: Json) -> str | None:
@@ -628,6 +708,7 @@ PATTERNS = {  # full matches; plain enough that JSON schema reads them the same 
     ),
     Kind.NODES: "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?",  # PVE's pve-node, a host name's length
     Kind.GUESTS: "([1-9][0-9]{2,8})-([1-9][0-9]{2,8})",
+    Kind.POOLS: "[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){0,2}",  # PVE's pve-poolid: pools nest, three deep
 }
 
 
@@ -731,15 +812,18 @@ def _walk(section: object, path: str) -> Iterator[tuple[str, Spec | None, object
             yield from _walk(value, path + name + ".")
 
 
-def _section_document(section: object) -> JsonObject:
-    return {name: _as_json(value) if spec else _section_document(value) for name, spec, value in _parts(section)}
+def _section_document(section: object, leave_out: str = "") -> JsonObject:
+    parts = ((name, spec, value) for name, spec, value in _parts(section) if name != leave_out)
+    return {name: _as_json(value, spec) if spec else _section_document(value) for name, spec, value in parts}
 
 
-def _as_json(value: object) -> Json:
+def _as_json(value: object, spec: Spec) -> Json:
     if isinstance(value, StrEnum):
         return value.value
+    if spec.kind is Kind.POOLS:
+        return {pool.name: _section_document(pool, leave_out="name") for pool in cast(tuple[PoolSettings, ...], value)}
     if isinstance(value, tuple):
-        return [_as_json(entry) for entry in cast(tuple[object, ...], value)]
+        return list(cast(tuple[Json, ...], value))
     if isinstance(value, float) and value.is_integer():
         return int(value)  # 180, not 180.0, as people write it
     return cast(Json, value)
@@ -763,8 +847,9 @@ def _filled(section: object, path: str, values: Mapping[str, _Value]) -> object:
     return cast(_Maker, type(section))(**new)
 
 
+POOL_SPECS = {name: spec for name, spec, _ in _parts(PoolSettings("")) if spec is not None}
 _FIELDS = {name: spec for name, spec, _ in _walk(Settings(), "")}
 _DEFAULTS = {name: value for name, spec, value in _walk(Settings(), "") if spec is not None}
 _ROWS = tuple(
-    Row(name, spec, _as_json(_DEFAULTS[name]), _home(name.partition(".")[0])) for name, spec in _FIELDS.items() if spec is not None
+    Row(name, spec, _as_json(_DEFAULTS[name], spec), _home(name.partition(".")[0])) for name, spec in _FIELDS.items() if spec is not None
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Snapshot
+from agent.core.ha_moves import PULLED_BACK_S, REQUEST_KIND, Course, Sight, sight
 from agent.core.history import is_success
 from agent.core.journal import Level, MessageId, Record
 from agent.core.migrations import OPEN, Migration, MigrationState, advanced
@@ -20,6 +21,13 @@ DOUBT_S = 60.0  # an intent without a task is in doubt for so long
 CONTAINER_START_S = 90.0  # a container is started again within this time after its task has ended
 SEARCH_MARGIN_S = 5.0  # between the clocks of two nodes
 SILENT_S = 600.0  # a task whose node has not answered for so long is lost; where the guest is decides
+# While the HA manager has something of ours, the cluster is looked at once in each of its rounds.
+HA_LOOK_S = 10.0
+# Its manager reads requests once in 10 s, and says so in the service's state at once. Should its node have died, another one takes
+# over when the manager's lock has run out (120 s), reads them in its first round, and is seen to have done so a look later.
+HA_TAKES_UP_S = 150.0
+HA_REFUSED_S = 30.0  # PVE's command may queue a request and fail all the same: two rounds, and a look
+HA_CALM_S = 10.0  # back in its old state for two looks: it has been tried, and given up
 
 
 class Follow:
@@ -27,14 +35,19 @@ class Follow:
 
     def __init__(self, taken_over: Iterable[Migration], now: Now) -> None:
         self._open: dict[str, Migration] = {record.intent: record for record in taken_over}
+        for record in self.records:
+            if record.state is MigrationState.ASKED and record.along_with is not None and record.along_with not in self._open:
+                self._open[record.intent] = advanced(record, MigrationState.QUEUED, now.wall_s)  # where it is decides
         self._began_s: dict[str, float] = dict.fromkeys(self._open, now.boot_s)
         self._ended: dict[str, str] = {}
         self._ended_s: dict[str, float] = {}
         self._asked_s: dict[str, float] = {}
         self._waiting: set[str] = set()
         self._silent_since_s: dict[str, float] = {}
-        self._adopted_s = now.boot_s
         self._adopted = set(self._open)
+        self._calm_since_s: dict[str, float] = {}
+        self._there_since_s: dict[str, float] = {}
+        self._watched_until_s = -1e9
         self.look_at_s: float | None = now.boot_s if self._open else None
 
     @property
@@ -49,7 +62,7 @@ class Follow:
             if record.intent in self._waiting or now.boot_s < self._due_s(record):
                 continue
             self._asked_s[record.intent] = now.boot_s
-            if record.state is MigrationState.RUNNING and record.upid is not None:
+            if record.upid is not None and self._has_task_to_ask(record):
                 self._waiting.add(record.intent)
                 outputs.append(AskTask(record.intent, record.upid))
             elif self._must_be_searched(record):
@@ -57,8 +70,17 @@ class Follow:
                 outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - SEARCH_MARGIN_S))
         return outputs
 
+    @staticmethod
+    def _has_task_to_ask(record: Migration) -> bool:
+        """True for an attempt whose own task tells more: of a move of the HA manager, only whether the request was queued."""
+        if record.through_ha:
+            return record.state is MigrationState.ASKED and record.upid is not None
+        return record.state is MigrationState.RUNNING
+
     def _must_be_searched(self, record: Migration) -> bool:
         """True for an attempt that may have been asked for without anybody knowing its task."""
+        if record.along_with is not None or record.upid is not None:
+            return False
         is_adopted = record.intent in self._adopted
         return (record.state is MigrationState.ASKED and (bool(record.text) or is_adopted)) or (
             record.state is MigrationState.PLANNED and is_adopted
@@ -70,7 +92,7 @@ class Follow:
         return min(waiting, default=float("inf"))
 
     def _due_s(self, record: Migration) -> float:
-        if record.intent in self._ended:
+        if record.intent in self._ended or _is_followed_by_looks(record):
             return float("inf")
         return self._asked_s.get(record.intent, -1e9) + POLL_S
 
@@ -81,7 +103,8 @@ class Follow:
         asked = advanced(record, MigrationState.ASKED, now.wall_s)
         self._open[record.intent] = asked
         self._began_s[record.intent] = now.boot_s
-        self._waiting.add(record.intent)
+        if record.along_with is None:
+            self._waiting.add(record.intent)
         return asked
 
     def skipped(self, records: Iterable[Migration], why: str, now: Now) -> list[Migration]:
@@ -108,24 +131,24 @@ class Follow:
             record = advanced(record, MigrationState.ASKED, now.wall_s)
         match answer.outcome:
             case PostOutcome.STARTED:
-                return self._put(advanced(record, MigrationState.RUNNING, now.wall_s, upid=answer.upid)), []
+                return self._put(_under_way(record, answer.upid or "", now, is_found=False), now), []
             case PostOutcome.REFUSED:
-                return self._put(advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text)), [
+                return self._put(advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text), now), [
                     _outcome(record, False, answer.text)
                 ]
             case PostOutcome.NOT_SENT:
                 skipped = advanced(record, MigrationState.SKIPPED, now.wall_s, text=answer.text)
                 self._wish_look(now.boot_s + POLL_S)
-                return self._put(skipped), [_outcome(record, False, f"not started: {answer.text}")]
+                return self._put(skipped, now), [_outcome(record, False, f"not started: {answer.text}")]
         text = f"no answer to the request ({answer.text}): looking for its task before anything else is tried"
-        return self._put(replace(record, text=answer.text or "no answer")), [_outcome(record, None, text)]
+        return self._put(replace(record, text=answer.text or "no answer"), now), [_outcome(record, None, text)]
 
     def _on_search(self, record: Migration, answer: SearchAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
         if answer.upid is not None:
             if record.state is MigrationState.PLANNED:
                 record = advanced(record, MigrationState.ASKED, now.wall_s)
-            found = replace(advanced(record, MigrationState.RUNNING, now.wall_s, upid=answer.upid), text="")
-            return self._put(found), [_outcome(record, None, "found under way")]
+            found = replace(_under_way(record, answer.upid, now, is_found=True), text="")
+            return self._put(found, now), [_outcome(record, None, "found under way")]
         if answer.error:
             if (silent := self._silence(record, now)) is None:
                 return [], []
@@ -133,18 +156,20 @@ class Follow:
                 self._end(record, silent, now)
                 return [], []
             self._wish_look(now.boot_s)
-            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=silent)), [_outcome(record, None, silent)]
+            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=silent), now), [_outcome(record, None, silent)]
         self._silent_since_s.pop(record.intent, None)
         if now.boot_s - self._began_s.get(record.intent, now.boot_s) < DOUBT_S:
             return [], []  # counted on this node's own clock: nobody sets that back
         if record.state is MigrationState.PLANNED:
             self._wish_look(now.boot_s)
             text = "the former leader did not start it"
-            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text)), [_outcome(record, None, text)]
+            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now), [_outcome(record, None, text)]
         self._end(record, "there is no task of it", now)
         return [], []
 
     def _on_task(self, record: Migration, answer: TaskAnswer, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
+        if record.through_ha:
+            return self._on_request_task(record, answer, now)
         if answer.error and answer.is_known:
             if (silent := self._silence(record, now)) is not None:
                 self._end(record, silent, now)
@@ -156,8 +181,22 @@ class Follow:
             self._end(record, answer.exit_status, now)
         elif record.asked_at is not None and now.wall_s - record.asked_at > settings.migration.timeout_s and not record.text:
             text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
-            return self._put(replace(record, text=text)), [_outcome(record, None, text)]
+            return self._put(replace(record, text=text), now), [_outcome(record, None, text)]
         return [], []
+
+    def _on_request_task(self, record: Migration, answer: TaskAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
+        """The task that queues a request at the HA manager: its OK moves nobody, and its failure may have queued it all the same."""
+        if record.state is not MigrationState.ASKED:
+            return [], []
+        has_ended = answer.exit_status is not None or not answer.is_known
+        silent_since_s = self._silent_since_s.setdefault(record.intent, now.boot_s)
+        if not has_ended and (not answer.error or now.boot_s - silent_since_s < DOUBT_S):
+            return [], []
+        is_queued = answer.exit_status is None or is_success(answer.exit_status)
+        self._began_s[record.intent] = now.boot_s
+        self._wish_look(now.boot_s + HA_LOOK_S)
+        queued = advanced(record, MigrationState.QUEUED, now.wall_s, text="" if is_queued else answer.exit_status or "")
+        return self._put(queued, now), [_outcome(queued, None, "handed to the HA manager" if is_queued else queued.text)]
 
     def _silence(self, record: Migration, now: Now) -> str | None:
         """Why no answer about the attempt is waited for any more, None while one is."""
@@ -174,13 +213,19 @@ class Follow:
 
     # the guest's place decides
 
-    def settle(self, snapshot: Snapshot, now: Now) -> tuple[list[Migration], list[Output]]:
-        """Close the attempts whose task has ended, by where their guest is."""
+    def settle(self, snapshot: Snapshot, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
+        """Close the attempts whose task has ended, and those the HA manager carries out, by where their guest is."""
         self.look_at_s = None
         changed: list[Migration] = []
         outputs: list[Output] = []
         migrating = {task.vmid for task in snapshot.tasks if task.is_running and task.kind in MIGRATE_KINDS}
         for record in self.records:
+            if _is_followed_by_looks(record):
+                if record.intent in self._open:  # else it has been settled together with another one
+                    records, said = self._settle_ha_move(self._open[record.intent], snapshot, settings, now)
+                    changed += records
+                    outputs += said
+                continue
             status = self._ended.get(record.intent)
             if status is None:
                 continue
@@ -200,23 +245,115 @@ class Follow:
                     self._wish_look(now.boot_s + POLL_S)
                     continue
                 outputs.append(_alarm(record, f"ct:{record.vmid} is on {guest.node} still and does not run any more: start it there"))
-            took_s = now.wall_s - (record.asked_at or record.planned_at)
-            changed += self._put(advanced(record, state, now.wall_s, text=text))
-            done = state is MigrationState.DONE
-            how = "done" if done else "failed"
-            if took_s >= 0:  # else the clock was set back meanwhile
-                how += f" {'in' if done else 'after'} {took_s:.0f} s"
-            outputs.append(_outcome(record, done, how + (f": {text}" if text else "")))
+            records, said = self._closed(record, state, text, now)
+            changed += records
+            outputs += said
+        if now.boot_s < self._watched_until_s or any(_is_followed_by_looks(record) for record in self.records):
+            self._wish_look(now.boot_s + HA_LOOK_S)
         return changed, outputs
 
-    def _put(self, record: Migration) -> list[Migration]:
+    def _closed(self, record: Migration, state: MigrationState, text: str, now: Now) -> tuple[list[Migration], list[Output]]:
+        """The attempt is over, and what is said of it."""
+        took_s = now.wall_s - (record.asked_at or record.planned_at)
+        done = state is MigrationState.DONE
+        how = "done" if done else "failed"
+        if took_s >= 0:  # else the clock was set back meanwhile
+            how += f" {'in' if done else 'after'} {took_s:.0f} s"
+        closed = advanced(replace(record, text=""), state, now.wall_s, text=text)
+        return self._put(closed, now), [_outcome(record, done, how + (f": {text}" if text else ""))]
+
+    def _settle_ha_move(self, record: Migration, snapshot: Snapshot, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
+        """Take one look at a move that the HA manager carries out; what it does not take up or gives up has failed."""
+        waited_s = now.boot_s - self._began_s.setdefault(record.intent, now.boot_s)
+        seen = sight(record, snapshot, waited_s)
+        if seen.course is not Course.DOES_NOT_RUN:
+            self._there_since_s.pop(record.intent, None)
+        if seen.course not in (Course.WAITS, Course.RELEASED):
+            self._calm_since_s.pop(record.intent, None)
+        match seen.course:
+            case Course.MOVES:
+                return self._moves(record, waited_s, settings, now)
+            case Course.MOVES_ELSEWHERE:
+                return [], []
+            case Course.ARRIVED:
+                self._watched_until_s = now.boot_s + PULLED_BACK_S
+                return self._closed(record, MigrationState.DONE, "", now)
+            case Course.DOES_NOT_RUN:
+                if now.boot_s - self._there_since_s.setdefault(record.intent, now.boot_s) < CONTAINER_START_S:
+                    return [], []
+                guest = snapshot.guest(record.vmid)
+                closed, said = self._closed(record, MigrationState.DONE, "", now)
+                if guest is not None and not guest.is_running:
+                    said = [_alarm(record, f"{guest.label} is on {record.target} but does not run: start it there"), *said]
+                return closed, said
+            case Course.WAITS | Course.RELEASED:
+                why = self._why_given_up(record, seen, waited_s, now)
+                return ([], []) if why is None else self._closed(record, MigrationState.FAILED, why, now)
+            case Course.GONE:
+                return self._closed(record, MigrationState.LOST, seen.text, now)
+        return self._closed(record, MigrationState.FAILED, seen.text, now)
+
+    def _moves(self, record: Migration, waited_s: float, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
+        if record.state is MigrationState.QUEUED:
+            running = replace(advanced(record, MigrationState.RUNNING, now.wall_s), text="")
+            return self._put(running, now), [_outcome(running, None, "the HA manager moves it")]
+        if waited_s > settings.migration.timeout_s and not record.text:
+            text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
+            return self._put(replace(record, text=text), now), [_outcome(record, None, text)]
+        return [], []
+
+    def _why_given_up(self, record: Migration, seen: Sight, waited_s: float, now: Now) -> str | None:
+        """Why a guest on its old node, that nobody moves, is not waited for any more; None while it is."""
+        calm_s = now.boot_s - self._calm_since_s.setdefault(record.intent, now.boot_s)
+        if record.state is MigrationState.RUNNING or seen.text:
+            text = seen.text or "the HA manager has tried and left it where it was"
+            return text if calm_s >= HA_CALM_S else None
+        if record.text:
+            return record.text if waited_s >= HA_REFUSED_S else None
+        return f"the HA manager did not take it up in {waited_s:.0f} s" if waited_s >= HA_TAKES_UP_S else None
+
+    def _put(self, record: Migration, now: Now) -> list[Migration]:
         if record.state in OPEN:
             self._open[record.intent] = record
         else:
             self._open.pop(record.intent, None)
-            for known in (self._ended, self._ended_s, self._asked_s, self._began_s, self._silent_since_s):
+            for known in self._times():
                 known.pop(record.intent, None)
-        return [record]
+            self._ended.pop(record.intent, None)
+        return [record, *self._taken_along(record, now)]
+
+    def _times(self) -> tuple[dict[str, float], ...]:
+        return (self._ended_s, self._asked_s, self._began_s, self._silent_since_s, self._calm_since_s, self._there_since_s)
+
+    def _taken_along(self, lead: Migration, now: Now) -> list[Migration]:
+        """The attempts that go along with this one's request: queued when it is, given up when nothing was queued."""
+        changed: list[Migration] = []
+        is_undecided = lead.state in (MigrationState.PLANNED, MigrationState.ASKED)
+        for record in () if is_undecided else self.records:
+            if record.along_with != lead.intent or record.state not in (MigrationState.PLANNED, MigrationState.ASKED):
+                continue
+            if lead.through_ha and lead.state in (MigrationState.QUEUED, MigrationState.RUNNING):
+                asked = advanced(record, MigrationState.ASKED, now.wall_s) if record.state is MigrationState.PLANNED else record
+                self._began_s[record.intent] = now.boot_s
+                changed += self._put(advanced(asked, MigrationState.QUEUED, now.wall_s, text=lead.text), now)
+            else:
+                text = "nothing was asked of the HA manager for it"
+                changed += self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now)
+        return changed
+
+
+def _is_followed_by_looks(record: Migration) -> bool:
+    """True for what the HA manager has been asked for: it has no task of its own that could be asked how it stands."""
+    return record.through_ha and record.state in (MigrationState.QUEUED, MigrationState.RUNNING)
+
+
+def _under_way(record: Migration, upid: str, now: Now, *, is_found: bool) -> Migration:
+    """The record of a request whose task is known: it moves the guest, or hands the request to the HA manager."""
+    if upid.split(":")[5:6] == [REQUEST_KIND]:
+        return replace(record, upid=upid, through_ha=True)
+    if record.through_ha and is_found:  # what is there to be found is the HA manager's own migration already
+        return advanced(record, MigrationState.QUEUED, now.wall_s, upid=upid)
+    return replace(advanced(record, MigrationState.RUNNING, now.wall_s, upid=upid), through_ha=False)
 
 
 def _judged(record: Migration, guest: Guest | None, status: str) -> tuple[MigrationState, str]:

@@ -41,7 +41,7 @@ class Telling:
 
     def conflicts(self, plan: Plan) -> list[Output]:
         """Each conflict of the rules that is new."""
-        texts = {f"{conflict.rule}: {conflict.detail} (guests {few(conflict.vmids)})" for conflict in plan.conflicts}
+        texts = {f"{conflict.rule}: {conflict.detail}{_of_guests(conflict.vmids)}" for conflict in plan.conflicts}
         new, self._conflicts = sorted(texts - self._conflicts), frozenset(texts)
         return [Say(Record(Level.WARNING, MessageId.CONFLICT, f"a rule cannot be kept: {text}")) for text in new]
 
@@ -117,3 +117,8 @@ def few(vmids: tuple[int, ...]) -> str:
     """The first VMIDs, and how many more there are."""
     shown = ", ".join(str(vmid) for vmid in vmids[:5])
     return shown if len(vmids) <= 5 else f"{shown} and {len(vmids) - 5} more"
+
+
+def _of_guests(vmids: tuple[int, ...]) -> str:
+    """` (guest 101)`, ` (guests 101, 102)`; nothing when it is about no guest."""
+    return f" ({'guest' if len(vmids) == 1 else 'guests'} {few(vmids)})" if vmids else ""

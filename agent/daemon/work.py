@@ -11,6 +11,7 @@ from agent.core import history as memory
 from agent.core.cluster import Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile, render
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.ha_moves import partners, pulled_back, with_partners
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import Leadership
 from agent.core.learned import of_starting
@@ -21,7 +22,7 @@ from agent.core.plan_types import Gate, Move, Plan, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
-from agent.core.sentences import decision_line, move_words, nothing_words, state_words, stuck_words, summary
+from agent.core.sentences import decision_line, migration_words, move_words, nothing_words, state_words, stuck_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
 from agent.core.survival import Survival, survival
@@ -181,7 +182,7 @@ class Work:
         outputs = self._telling.success()
         self.failing_since_s = None
         self.snapshot = senses.enriched(seen.snapshot)
-        outputs += self._settle_ended(seen.snapshot, now)
+        outputs += self._settle_ended(seen.snapshot, settings, now)
         senses.forget_ended(seen.snapshot)
         self.history = memory.without_stale_homes(self.history, self.snapshot)
         if now.wall_s < self.history.first_seen_at:
@@ -264,6 +265,7 @@ class Work:
         self.plan = make_plan(self.snapshot, settings, self.question(self.current, senses, settings, now))
         open_records = self.follow.records
         ready = startable(self.plan.moves, open_records, settings) if self.permission.act else []
+        ready = with_partners(ready, self.plan.moves, self.snapshot, open_records)
         fresh = {vmid for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < VERDICT_S}
         ask = [move for move in ready if move.vmid not in fresh]
         if ask and self._rounds < MOST_ROUNDS:
@@ -364,7 +366,8 @@ class Work:
         outputs: list[Output] = []
         for move in moves:
             self._intents += 1
-            record = intended(move, f"{lead.epoch}-{self._intents}", lead.epoch, now.wall_s, request)
+            intent, through_ha, along_with = f"{lead.epoch}-{self._intents}", self._is_of_ha(move.vmid), self._leads_along(move)
+            record = intended(move, intent, lead.epoch, now.wall_s, request, through_ha=through_ha, along_with=along_with)
             self._to_start.append(record)
         self.history = memory.with_migrations(self.history, self._to_start)
         count = "starting now"
@@ -379,6 +382,18 @@ class Work:
             self.history = memory.with_answer(self.history, Answer(request_id, now.wall_s, text, final=False))
         self._phase = Phase.WRITING
         return [*outputs, self._write(now)]
+
+    def _is_of_ha(self, vmid: int) -> bool:
+        guest = self.snapshot.guest(vmid) if self.snapshot is not None else None
+        return guest is not None and guest.ha is not None
+
+    def _leads_along(self, move: Move) -> str | None:
+        """The intent of the request with which the HA manager moves this guest, too; None when it needs one of its own."""
+        if self.snapshot is None or not self._is_of_ha(move.vmid):
+            return None
+        bound = partners(self.snapshot.ha, move.vmid)
+        leads = (lead for lead in self._to_start if lead.vmid in bound and lead.target == move.target and lead.along_with is None)
+        return next((lead.intent for lead in leads), None)
 
     def _write(self, now: Now) -> WriteShared:
         self.history = memory.bounded(self.history, now.wall_s)
@@ -404,8 +419,13 @@ class Work:
             self._wish_look(now.boot_s + RETRY_S)
             return [Say(Record(Level.WARNING, MessageId.OUTSIDE, f"nothing was started: {why}"))]
         outputs: list[Output] = []
+        unwanted = {
+            record.along_with or record.intent
+            for record in records
+            if record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings)
+        }
         for record in records:
-            if record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings):
+            if (record.along_with or record.intent) in unwanted:  # who moves along with one stays with it
                 self._forget([record])
                 self._wish_look(now.boot_s + RETRY_S)
                 continue
@@ -421,12 +441,14 @@ class Work:
                 bandwidth_limit_kib_s=settings.migration.bandwidth_limit_kib_s,
             )
             move = next((move for move in (self.plan.moves if self.plan else ()) if move.vmid == record.vmid), None)
+            lead_vmid = next((other.vmid for other in records if other.intent == record.along_with), None)
+            how = "" if lead_vmid is None else f", along with guest {lead_vmid}, as the HA manager wants"
             outputs.append(
                 Say(
                     Record(
                         Level.NOTICE,
                         MessageId.MOVE,
-                        f"moving {move_words(move)}" if move is not None else f"moving guest {record.vmid}",
+                        (f"moving {move_words(move)}" if move is not None else f"moving guest {record.vmid}") + how,
                         event=self.current.events[0].kind.value if self.current else None,
                         reason=record.reason.value,
                         vmid=record.vmid,
@@ -436,7 +458,8 @@ class Work:
                     )
                 )
             )
-            outputs.append(StartMigration(record.intent, order, self.leader, lead.lease_until_s))
+            if record.along_with is None:
+                outputs.append(StartMigration(record.intent, order, self.leader, lead.lease_until_s))
         self._dirty = False
         return outputs
 
@@ -478,8 +501,8 @@ class Work:
                 self._failed(record, now)
         return outputs
 
-    def _settle_ended(self, snapshot: Snapshot, now: Now) -> list[Output]:
-        changed, outputs = self.follow.settle(snapshot, now)
+    def _settle_ended(self, snapshot: Snapshot, settings: Settings, now: Now) -> list[Output]:
+        changed, outputs = self.follow.settle(snapshot, settings, now)
         self._record(changed)
         for record in changed:
             if record.state is MigrationState.DONE:
@@ -488,6 +511,30 @@ class Work:
                 self._landed_s = now.boot_s
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
+        return outputs + self._tell_pulled_back(snapshot, now)
+
+    def _tell_pulled_back(self, snapshot: Snapshot, now: Now) -> list[Output]:
+        """Guests that the HA manager does not leave where they were brought: they are not sent there again for a while."""
+        outputs: list[Output] = []
+        for record, node in pulled_back(self.history.migrations, snapshot, now.wall_s):
+            text = f"the HA manager takes it from {record.target} to {node} again"
+            self._record([replace(record, text=text)])
+            self.history = memory.with_failure(self.history, record.vmid, text, now.wall_s)
+            said = f"{migration_words(record)}: {text}; it is left alone for a while (see the HA rules)"
+            outputs.append(
+                Say(
+                    Record(
+                        Level.WARNING,
+                        MessageId.OUTCOME,
+                        said,
+                        reason=record.reason.value,
+                        vmid=record.vmid,
+                        source=record.target,
+                        target=node,
+                        epoch=record.epoch,
+                    )
+                )
+            )
         return outputs
 
     def _failed(self, record: Migration, now: Now) -> None:

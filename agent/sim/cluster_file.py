@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.core.cluster import GIB, MIB, GuestType, NodeFacts, Storage, StorageUse
+from agent.core.cluster import GIB, MIB, GuestType, HaNodeAffinity, HaResourceAffinity, NodeFacts, Storage, StorageUse
 from agent.core.codec import CodecError, from_json
 from agent.core.json_types import Json
 from agent.core.needs import GuestNeeds, Volume
@@ -182,8 +182,57 @@ class StorageUseEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeAffinityEntry:
+    """An HA rule that says where guests belong; `nodes` map a node to its priority."""
+
+    name: str
+    vmids: tuple[int, ...]
+    nodes: Mapping[str, int]
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceAffinityEntry:
+    """An HA rule that keeps guests together or apart."""
+
+    name: str
+    vmids: tuple[int, ...]
+    together: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HaEntry:
+    """The HA manager. `no_failback` and `no_auto_rebalance` list guests whose resource says so; `balances` as the cluster's options."""
+
+    node_affinity: tuple[NodeAffinityEntry, ...] = ()
+    resource_affinity: tuple[ResourceAffinityEntry, ...] = ()
+    no_failback: tuple[int, ...] = ()
+    no_auto_rebalance: tuple[int, ...] = ()
+    balances: bool = False
+    disarmed: bool = False
+
+    def put_into(self, world: World) -> None:
+        """Tell the world's HA manager."""
+        ha = world.ha
+        ha.node_affinity = tuple(
+            HaNodeAffinity(rule.name, tuple(sorted(rule.vmids)), tuple(sorted(rule.nodes.items())), rule.strict)
+            for rule in self.node_affinity
+        )
+        ha.resource_affinity = tuple(
+            HaResourceAffinity(rule.name, tuple(sorted(rule.vmids)), rule.together) for rule in self.resource_affinity
+        )
+        ha.balances, ha.disarmed = self.balances, self.disarmed
+        for vmid, service in ha.services.items():
+            service.failback = vmid not in self.no_failback
+            service.auto_rebalance = vmid not in self.no_auto_rebalance
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterEntry:
-    """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason."""
+    """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason.
+
+    `registered_tags` are those that only admins may set.
+    """
 
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
     guests: tuple[GuestEntry, ...] = ()
@@ -194,6 +243,8 @@ class ClusterEntry:
     bandwidth_mib_s: float = 500.0
     files: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
+    ha: HaEntry = HaEntry()
+    registered_tags: tuple[str, ...] | None = None
 
 
 def read_cluster(document: Json) -> World:
@@ -216,6 +267,8 @@ def read_cluster(document: Json) -> World:
         world = _listed(entry, bandwidth_bytes_s)
     for use in entry.storage_use:
         world.set_storage_use(use.use())
+    entry.ha.put_into(world)
+    world.registered_tags = entry.registered_tags
     for path, text in sorted(entry.files.items()):
         world.put_file(path, text)
     for node, reason in sorted(entry.flags.items()):

@@ -76,12 +76,12 @@ def version_text(start_wall_s: int, membership_version: int, vmlist_version: int
     return json.dumps(counters)
 
 
-def manager_status_text(asked: Iterable[str], states: Mapping[str, str], now: int) -> str:
-    """ha/manager_status: what an admin asked for and the states of nodes that are not simply online."""
+def manager_status_text(asked: Iterable[str], states: Mapping[str, str], services: Mapping[str, Mapping[str, str]], now: int) -> str:
+    """ha/manager_status: what an admin asked for, the states of nodes that are not simply online, and those of guests."""
     document = {
         "node_request": {name: {"maintenance": 1} for name in sorted(asked)},
         "node_status": dict(sorted(states.items())),
-        "service_status": {},
+        "service_status": {sid: dict(status) for sid, status in services.items()},
         "timestamp": now,
     }
     return json.dumps(document)

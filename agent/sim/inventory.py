@@ -173,6 +173,11 @@ class SimGuest:
         return self.used_memory_bytes if self.host_memory_bytes is None else self.host_memory_bytes
 
     @property
+    def label(self) -> str:
+        """`vm:101` or `ct:102`, as the HA manager writes guests."""
+        return f"{'vm' if self.type is GuestType.QEMU else 'ct'}:{self.vmid}"
+
+    @property
     def short_kind(self) -> str:
         """`qm` or `vz`, as PVE's task types begin."""
         return "qm" if self.type is GuestType.QEMU else "vz"

@@ -12,7 +12,6 @@ from agent.core.cluster import GuestType, Task
 from agent.ports import InDoubtError, MigrationOrder, RefusedError
 from agent.sim.inventory import SimGuest
 from agent.sim.statistics import Incoming
-from agent.sim.tasks import ROOT
 from agent.sim.timeline import Due
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ HAND_OVER_S = 1.0  # from the configuration's rename to the task's end
 SETUP_S = 2.0  # what a migration takes beside copying
 OFFLINE_S = 2.0  # a stopped guest on shared storage: only its configuration moves
 HA_TASK_S = 1.0  # a hamigrate task ends as soon as the request is queued
-HA_QUEUE_S = 15.0  # from the request to the local resource manager's migration: a round of each manager
 
 
 class FailureKind(StrEnum):
@@ -148,15 +146,14 @@ class Migrations:
             raise RefusedError("target is local node.")
         if order.target not in world.nodes:
             raise RefusedError(f"no such cluster node '{order.target}'")
-        if guest.ha is None:
-            if guest.lock is not None:
-                raise RefusedError(f"{'VM' if guest.type is GuestType.QEMU else 'CT'} is locked ({guest.lock})")
-            if guest.has_process and guest.type is GuestType.QEMU and not order.online:
-                raise RefusedError("can't migrate running VM without --online")
-            if guest.has_process and guest.type is GuestType.LXC and not order.restart:
-                raise RefusedError("can't migrate running container without --online or --restart")
-            if order.target in guest.not_allowed:
-                raise RefusedError(guest.not_allowed[order.target])
+        if guest.lock is not None:
+            raise RefusedError(f"{'VM' if guest.type is GuestType.QEMU else 'CT'} is locked ({guest.lock})")
+        if guest.has_process and guest.type is GuestType.QEMU and not order.online:
+            raise RefusedError("can't migrate running VM without --online")
+        if guest.has_process and guest.type is GuestType.LXC and not order.restart:
+            raise RefusedError("can't migrate running container without --online or --restart")
+        if order.target in guest.not_allowed:
+            raise RefusedError(guest.not_allowed[order.target])
         return guest
 
     def _failure_for(self, vmid: int) -> Failure | None:
@@ -172,15 +169,15 @@ class Migrations:
         world = self._world
         task = world.tasks.begin(world.nodes[order.source], "hamigrate", str(guest.vmid), user)
 
-        def start() -> None:
-            if guest.ha == "migrate":
-                guest.ha = "started"
-            if guest.node == order.source and guest.lock is None and world.nodes[order.source].online and world.nodes[order.target].online:
-                self.begin(guest, order.target, ROOT, failure, None)
+        def queued() -> None:
+            status = "OK"
+            if guest.ha == "error":
+                status = f"service '{guest.label}' in error state, must be disabled and fixed first"
+            elif guest.vmid in world.ha.services:
+                world.ha.command(guest.vmid, order.target, failure)
+            world.tasks.end(world.nodes[order.source], task, status)
 
-        guest.ha = "migrate"
-        world.timeline.after(HA_TASK_S, lambda: world.tasks.end(world.nodes[order.source], task, "OK"))
-        world.timeline.after(HA_QUEUE_S, start)
+        world.timeline.after(HA_TASK_S, queued)
         return task
 
     def begin(self, guest: SimGuest, target: str, user: str, failure: Failure | None, limit_kib_s: int | None) -> Task:
@@ -299,6 +296,7 @@ class Migrations:
         migration.state = state
         world.set_guest_lock(migration.guest, None)
         world.tasks.end(world.nodes[migration.source], migration.task, status)
+        world.ha.migration_ended(migration.guest, is_good=status == "OK")
 
     def end_stuck(self, vmid: int) -> None:
         """Somebody stops the guest's migration task: the guest stays where it was."""

@@ -112,8 +112,9 @@ class SimFiles:
         if path == ".version":
             start = int(START_WALL_S + node.booted_at_s)
             return version_text(start, world.pmxcfs.membership_version, world.vmlist_version)
-        if path == "ha/manager_status" and (world.ha_requests or world.ha_states):
-            return manager_status_text(world.ha_requests, world.ha_states, int(node.wall_s(world.now_s)))
+        if path == "ha/manager_status" and (world.ha_requests or world.ha_states or world.ha.services):
+            services = world.ha.status_of_services()
+            return manager_status_text(world.ha_requests, world.ha_states, services, int(node.wall_s(world.now_s)))
         return node.partition.files.get(path)
 
     def list(self, path: str) -> tuple[str, ...]:
@@ -179,6 +180,8 @@ class SimApi:
             pve_version=world.pve_version,
             storage_use=tuple(use for _, use in sorted(world.storage_use.items())),
             storages=world.storages,
+            registered_tags=world.registered_tags,
+            ha=world.ha.seen(),
         )
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from agent.core.cluster import GIB
+from agent.core.cluster import GIB, HaNodeAffinity
 from agent.core.codec import CodecError, from_json
 from agent.core.json_types import Json
 from agent.ports import InDoubtError, RefusedError
@@ -56,6 +56,14 @@ class _GuestLock:
 class _GuestHa:
     vmid: int
     state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeAffinity:
+    name: str
+    vmids: tuple[int, ...]
+    nodes: Mapping[str, int]
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +258,12 @@ VERBS: dict[str, Binder] = {
     "request-ha-maintenance": _verb(_Node, lambda world, a: world.request_ha_maintenance(a.node)),
     "clear-ha-maintenance": _verb(_Node, lambda world, a: world.request_ha_maintenance(a.node, wanted=False)),
     "set-ha-node-state": _verb(_NodeState, lambda world, a: world.set_ha_state(a.node, a.state)),
+    "make-ha-node-affinity": _verb(
+        _NodeAffinity,
+        lambda world, a: world.ha.add(HaNodeAffinity(a.name, tuple(sorted(a.vmids)), tuple(sorted(a.nodes.items())), a.strict)),
+    ),
+    "hang-ha-manager": _verb(_Nothing, lambda world, _: world.hang_ha_manager()),
+    "free-ha-manager": _verb(_Nothing, lambda world, _: world.hang_ha_manager(hanging=False)),
     # the API
     "cut-api": _verb(_Node, lambda world, a: world.cut_api(a.node)),
     "restore-api": _verb(_Node, lambda world, a: world.cut_api(a.node, cut=False)),

@@ -11,6 +11,7 @@ from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse
 from agent.core.journal import Record
 from agent.ports import MigrationOrder
 from agent.sim import dot_files, statistics
+from agent.sim.ha import HaManager
 from agent.sim.inventory import AgentWish, Inbox, SimGuest, SimNode
 from agent.sim.migrations import Failure, FailureKind, Migration, Migrations, MigrationState
 from agent.sim.pmxcfs import Partition, Pmxcfs
@@ -83,6 +84,8 @@ class World:
         self.guests: dict[int, SimGuest] = {}
         self.tasks = Tasks(self.timeline)
         self.migrations = Migrations(self, bandwidth_bytes_s)
+        self.ha = HaManager(self)
+        self.registered_tags: tuple[str, ...] | None = None
         self.pmxcfs = Pmxcfs(self.timeline, self.nodes)
         self.main = Partition()
         self.post_record: list[Post] = []
@@ -186,6 +189,8 @@ class World:
         self.guests[guest.vmid] = guest
         self._residents[guest.node][guest.vmid] = guest
         self._configuration_written(guest)
+        if guest.ha is not None:
+            self.ha.manage(guest, guest.ha)
 
     def remove_guest(self, vmid: int) -> None:
         """The guest is destroyed."""
@@ -193,6 +198,7 @@ class World:
         if vmid in self.migrations.under_way:
             raise ValueError(f"guest {vmid} is being migrated")
         self.settle(guest.node)
+        self.ha.manage(guest, None)
         del self.guests[vmid], self._residents[guest.node][vmid]
         self.vmlist_version += 1
 
@@ -267,7 +273,7 @@ class World:
 
     def set_ha(self, vmid: int, state: str | None) -> None:
         """The HA manager's state of the guest; None: not managed."""
-        self._guest(vmid).ha = state
+        self.ha.manage(self._guest(vmid), state)
 
     def set_guest_lock(self, guest: SimGuest, lock: str | None) -> None:
         """PVE's lock in the guest's configuration."""
@@ -357,6 +363,7 @@ class World:
             node.partition.node_rows.clear()
             node.partition.guest_rows.clear()
         self.pmxcfs.membership_changed()
+        self.ha.node_went_down(name)
 
     def power_on_node(self, name: str) -> None:
         """The node has booted and joined; its agent starts, and a little later its guests do."""
@@ -370,6 +377,7 @@ class World:
         node.log_uid = 0
         node.sampled_s = None
         self.pmxcfs.membership_changed()
+        self.ha.node_came_up(name)
         boot = node.boots
         onboot = [vmid for vmid, guest in sorted(self._residents[name].items()) if guest.onboot and not guest.template]
         if not onboot:
@@ -525,6 +533,7 @@ class World:
         else:
             self.ha_requests.discard(node)
             self.ha_states.pop(node, None)
+        self.ha.wake()
 
     def set_ha_state(self, node: str, state: str | None) -> None:
         """The HA manager's state of the node without an admin's request, as at a reboot with shutdown policy migrate."""
@@ -533,6 +542,11 @@ class World:
             self.ha_states.pop(node, None)
         else:
             self.ha_states[node] = state
+        self.ha.wake()
+
+    def hang_ha_manager(self, hanging: bool = True) -> None:
+        """The HA manager takes requests and does nothing, or works again."""
+        self.ha.hang(hanging)
 
     def request(self, node: str, request_id: str, text: str) -> None:
         """A command on the node leaves a request for its agent."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import proxmoxer
 import pytest
@@ -31,7 +31,7 @@ from cryptography.x509.oid import NameOID
 from agent.adapters.pve import hosts
 from agent.adapters.pve.api import PveApi
 from agent.adapters.pve.trust import ApiAccess, split_host
-from agent.core.cluster import GIB, GuestType, Maintenance, Storage
+from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResource, HaResourceAffinity, Maintenance, Storage
 from agent.core.needs import GuestNeeds, Volume
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
@@ -132,12 +132,14 @@ class TestLook:
         assert pve.made_up() == set()
 
     @pytest.mark.parametrize("release", ["8", "9"])
-    def test_it_takes_four_requests_and_then_three(self, pve: PveServer, api: PveApi, release: str) -> None:
+    def test_without_ha_guests_it_takes_three_requests_and_at_first_what_changes_rarely(
+        self, pve: PveServer, api: PveApi, release: str
+    ) -> None:
         pve.load(cluster(NODES, [vm(vmid, "pve1") for vmid in range(100, 200)], pve=release))
         assert len(api.look().guests) == 100
-        assert (api.requests_made, len(pve.requests())) == (4, 4)
+        assert (api.requests_made, len(pve.requests())) == (3 + 3, 6)  # version, options, HA resources
         assert api.look().pve_version.startswith(release)
-        assert (api.requests_made, len(pve.requests())) == (7, 7)
+        assert (api.requests_made, len(pve.requests())) == (9, 9)
 
     def test_numbers_as_strings_are_the_same_numbers(self, pve: PveServer, api: PveApi) -> None:
         plain = api.look()
@@ -182,6 +184,93 @@ class TestLook:
         with pytest.raises(PermanentError, match="not implemented") as caught:
             api.look()
         assert caught.value.hint
+
+
+class TestHighAvailability:
+    RULES: ClassVar = [
+        {"rule": "home", "type": "node-affinity", "resources": "vm:100", "nodes": "pve1:2,pve2", "strict": 1},
+        {"rule": "off", "type": "node-affinity", "resources": "ct:101", "nodes": "pve1", "disable": 1},
+        {"rule": "bad", "type": "node-affinity", "resources": "ct:101", "nodes": "pve1", "errors": {"resources": ["used twice"]}},
+        {"rule": "apart", "type": "resource-affinity", "affinity": "negative", "resources": "ct:101,vm:100"},
+        {"rule": "pair", "type": "resource-affinity", "affinity": "positive", "resources": "vm:102,vm:100"},
+    ]
+    GROUPS: ClassVar = [
+        {"group": "home", "nodes": "pve1:2,pve2", "restricted": 1, "nofailback": 1},
+        {"group": "empty", "nodes": "pve3"},
+    ]
+    GUESTS: ClassVar = [vm(100, "pve1", ha="started"), ct(101, "pve2", ha="started"), vm(102, "pve1", ha="started"), vm(103, "pve3")]
+
+    def test_pve_9_tells_rules(self, pve: PveServer, api: PveApi) -> None:
+        resources = {"vm:100": {"failback": 0, "auto-rebalance": 0}, "vm:103": {"state": "ignored"}}
+        pve.load(cluster(NODES, self.GUESTS, ha={"rules": self.RULES, "resources": resources}))
+        api.look()
+        before = api.requests_made
+        ha = api.look().ha
+        assert api.requests_made - before == 5
+        assert ha.node_affinity == (HaNodeAffinity("home", (100,), (("pve1", 2), ("pve2", 0)), strict=True),)
+        assert ha.resource_affinity == (HaResourceAffinity("apart", (100, 101), False), HaResourceAffinity("pair", (100, 102), True))
+        assert ha.resources == (
+            HaResource(100, "started", "started", "pve1", failback=False, auto_rebalance=False),
+            HaResource(101, "started", "started", "pve2"),
+            HaResource(102, "started", "started", "pve1"),
+            HaResource(103, "ignored"),
+        )
+        assert pve.made_up() == set()
+
+    @pytest.mark.parametrize(("release", "requests", "name"), [("8", 5, "home"), ("9", 6, "ha-group-home")])
+    def test_groups_read_as_node_affinity(self, pve: PveServer, api: PveApi, release: str, requests: int, name: str) -> None:
+        """On PVE 9 while the cluster is half-way from 8, and its groups are no rules yet."""
+        resources = {"vm:100": {"group": "home"}, "ct:101": {"group": "gone"}}
+        pve.load(cluster(NODES, self.GUESTS, pve=release, ha={"groups": self.GROUPS, "resources": resources}))
+        api.look()
+        before = api.requests_made
+        ha = api.look().ha
+        assert api.requests_made - before == requests
+        assert ha.node_affinity == (HaNodeAffinity(name, (100,), (("pve1", 2), ("pve2", 0)), strict=True),)
+        assert ha.resource_affinity == ()
+        assert [(resource.vmid, resource.failback) for resource in ha.resources] == [(100, False), (101, True), (102, True)]
+
+    def test_groups_migrated_between_two_requests_are_none(self, pve: PveServer, api: PveApi) -> None:
+        resources = {"vm:100": {"group": "home"}}
+        pve.load(cluster(NODES, self.GUESTS, ha={"groups": self.GROUPS, "resources": resources}))
+        pve.fail_call("GET", "/cluster/ha/groups", 500, "cannot index groups: ha groups have been migrated to rules")
+        assert [rule.name for rule in api.look().ha.node_affinity] == ["ha-group-home"]
+
+    def test_what_the_ha_manager_does_is_told(self, pve: PveServer, api: PveApi) -> None:
+        pve.load(cluster(NODES, self.GUESTS))
+        pve.ha_node("pve3", "maintenance")
+        pve.ha_maintenance("pve2", wanted=True)
+        ha = api.look().ha
+        assert ha.closed_nodes == ("pve2", "pve3")
+        assert [resource.state for resource in ha.resources] == ["started"] * 3
+
+    @pytest.mark.parametrize("release", ["8", "9"])
+    def test_the_clusters_options_are_read_once_in_a_while(self, pve: PveServer, api: PveApi, release: str) -> None:
+        options = {"crs": {"ha": "static", "ha-auto-rebalance": 1}, "registered-tags": ["plb_pin_pve1", "a"]}
+        pve.load(cluster(NODES, self.GUESTS, pve=release, options=options))
+        found = api.look()
+        assert (found.ha.balances, found.registered_tags) == (True, ("a", "plb_pin_pve1"))
+        api.look()
+        assert len(pve.requests("/cluster/options")) == 1
+
+    @pytest.mark.parametrize("path", ["/cluster/ha/resources", "/cluster/ha/rules", "/cluster/options"])
+    def test_after_an_error_all_is_asked_again(self, pve: PveServer, api: PveApi, path: str) -> None:
+        pve.load(cluster(NODES, self.GUESTS))
+        pve.fail_call("GET", path, 500, "got timeout")
+        with pytest.raises(TemporaryError, match="got timeout"):
+            api.look()
+        assert len(api.look().ha.resources) == 3
+        pve.fail_call("GET", "/cluster/tasks", 500, "got timeout")
+        with pytest.raises(TemporaryError, match="got timeout"):
+            api.look()
+        before = len(pve.requests("/cluster/options"))
+        api.look()
+        assert len(pve.requests("/cluster/options")) == before + 1
+
+    def test_the_first_guest_under_ha_is_seen_at_once(self, pve: PveServer, api: PveApi) -> None:
+        assert api.look().ha.resources == ()
+        pve.ha_guest(100, "started")
+        assert [resource.vmid for resource in api.look().ha.resources] == [100]
 
 
 class TestTasks:

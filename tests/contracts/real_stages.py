@@ -16,7 +16,7 @@ from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
 from agent.adapters.pve.api import PveApi
 from agent.adapters.pve.trust import ApiAccess
 from agent.adapters.system_clock import SystemClock
-from agent.core.cluster import GIB
+from agent.core.cluster import GIB, HaNodeAffinity, HaResourceAffinity
 from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
 from tests.contracts.stages import NODES
 from tests.pmxcfs.client import Pmxcfs
@@ -267,6 +267,38 @@ class RealApiStage(RealStage):
 
     def power_off(self, node: str) -> None:
         self._server.do("node_online", node=node, online=False)
+
+    def manage(self, vmid: int, state: str) -> None:
+        self._server.ha(delay_s=0.05)
+        self._server.ha_guest(vmid, "started")
+        self._server.ha_service(self._sid(vmid), state=state)
+
+    def make_ha_rules(self, *rules: HaNodeAffinity | HaResourceAffinity) -> None:
+        self._server.ha(rules=[self._rule(rule) for rule in rules])
+
+    def _rule(self, rule: HaNodeAffinity | HaResourceAffinity) -> dict[str, str | int]:
+        row: dict[str, str | int] = {"rule": rule.name, "resources": ",".join(self._sid(vmid) for vmid in rule.vmids)}
+        if isinstance(rule, HaResourceAffinity):
+            return row | {"type": "resource-affinity", "affinity": "positive" if rule.together else "negative"}
+        nodes = ",".join(f"{name}:{priority}" if priority else name for name, priority in rule.nodes)
+        return row | {"type": "node-affinity", "nodes": nodes, "strict": int(rule.strict)}
+
+    def set_options(self, *, balances: bool, registered_tags: tuple[str, ...]) -> None:
+        crs = {"ha": "dynamic", "ha-auto-rebalance": int(balances)}
+        self._server.settings(options={"crs": crs, "registered-tags": list(registered_tags)})
+
+    def hang_ha(self) -> None:
+        self._server.ha(acts=False)
+
+    def ha_begins(self, vmid: int) -> None:
+        self._server.wait_event("lock", vmid=vmid)
+
+    def ha_rests(self, vmid: int) -> None:
+        self._server.finish_migration(vmid)
+        self._server.wait_event("ha-done", sid=self._sid(vmid))
+
+    def _sid(self, vmid: int) -> str:
+        return f"{'ct' if self._server.guest(vmid)['type'] == 'lxc' else 'vm'}:{vmid}"
 
     def set_reachable(self, reachable: bool) -> None:
         self._server.endpoint(0, up=reachable)

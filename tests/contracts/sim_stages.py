@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from agent.core.cluster import GIB, GuestType
+from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResourceAffinity
 from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import ports_of
@@ -169,6 +170,33 @@ class SimApiStage(SimStage):
 
     def power_off(self, node: str) -> None:
         self.world.power_off_node(node)
+
+    def manage(self, vmid: int, state: str) -> None:
+        self.world.set_ha(vmid, state)
+
+    def make_ha_rules(self, *rules: HaNodeAffinity | HaResourceAffinity) -> None:
+        ha = self.world.ha
+        ha.node_affinity = tuple(rule for rule in rules if isinstance(rule, HaNodeAffinity))
+        ha.resource_affinity = tuple(rule for rule in rules if isinstance(rule, HaResourceAffinity))
+
+    def set_options(self, *, balances: bool, registered_tags: tuple[str, ...]) -> None:
+        self.world.ha.balances, self.world.registered_tags = balances, registered_tags
+
+    def hang_ha(self) -> None:
+        self.world.hang_ha_manager()
+
+    def ha_begins(self, vmid: int) -> None:
+        self._until(lambda: vmid in self.world.migrations.under_way)
+
+    def ha_rests(self, vmid: int) -> None:
+        self._until(lambda: self.world.guests[vmid].ha == "started" and self.world.guests[vmid].has_process)
+        self.pass_s(CACHED_S)
+
+    def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            change_s = self.world.next_change_s()
+            assert change_s is not None, "nothing happens any more"
+            self.world.advance(change_s)
 
     def set_reachable(self, reachable: bool) -> None:
         self.world.cut_api("pve1", cut=not reachable)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from agent.core.cluster import HaNodeAffinity, HaResourceAffinity
 from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
 
 NODES = ("pve1", "pve2", "pve3")
@@ -137,6 +138,24 @@ class ApiStage(Protocol):
     def add_local_disk(self, vmid: int) -> None: ...
 
     def power_off(self, node: str) -> None: ...
+
+    def manage(self, vmid: int, state: str) -> None:
+        """The guest is the HA manager's, in that state; on its own, that one does nothing here."""
+
+    def make_ha_rules(self, *rules: HaNodeAffinity | HaResourceAffinity) -> None:
+        """The HA manager has these rules."""
+
+    def set_options(self, *, balances: bool, registered_tags: tuple[str, ...]) -> None:
+        """The cluster's options, before anybody has looked at them."""
+
+    def hang_ha(self) -> None:
+        """The HA manager takes requests and does nothing any more."""
+
+    def ha_begins(self, vmid: int) -> None:
+        """Wait until the HA manager has begun to migrate the guest."""
+
+    def ha_rests(self, vmid: int) -> None:
+        """Let that migration end, and wait until the HA manager has seen that."""
 
     def set_reachable(self, reachable: bool) -> None:
         """Whether pve1's own server answers."""

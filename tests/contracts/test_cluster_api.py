@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from agent.core.cluster import GIB, GuestType, Maintenance
+from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResource, HaResourceAffinity, HighAvailability, Maintenance
 from agent.core.reasons import RefusalReason
 from agent.ports import InDoubtError, MigrationOrder, RefusedError, TemporaryError
-from tests.contracts.stages import NODES, ApiStage
+from tests.contracts.stages import NODES, ApiStage, eventually
 
 VM = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False)
 CT = MigrationOrder(200, GuestType.LXC, "pve2", "pve3", online=False, restart=True)
@@ -197,3 +197,78 @@ def test_a_server_that_does_not_answer_asks_for_patience(pve: ApiStage) -> None:
 def test_an_admins_request_for_maintenance_is_seen(pve: ApiStage) -> None:
     pve.ask_maintenance("pve3")
     assert pve.api().look().maintenance == (Maintenance("pve3", "ha-manager"),)
+
+
+def test_without_guests_of_its_own_the_ha_manager_says_nothing(pve: ApiStage) -> None:
+    assert pve.api().look().ha == HighAvailability()
+
+
+def test_the_ha_managers_guests_and_rules_are_seen(pve: ApiStage) -> None:
+    pve.hang_ha()
+    pve.manage(100, "started")
+    pve.manage(200, "error")
+    home = HaNodeAffinity("home", (100,), (("pve1", 2), ("pve2", 0)), strict=True)
+    apart = HaResourceAffinity("apart", (100, 200), together=False)
+    pve.make_ha_rules(home, apart)
+    seen = pve.api().look().ha
+    assert (seen.node_affinity, seen.resource_affinity) == ((home,), (apart,))
+    assert seen.resources == (HaResource(100, state="started", node="pve1"), HaResource(200, state="error", node="pve2"))
+    assert (seen.closed_nodes, seen.balances, seen.disarmed) == ((), False, False)
+
+
+def test_a_node_that_the_ha_manager_empties_is_closed_to_it(pve: ApiStage) -> None:
+    pve.hang_ha()
+    pve.manage(100, "started")
+    pve.ask_maintenance("pve3")
+    assert pve.api().look().ha.closed_nodes == ("pve3",)
+
+
+@pytest.mark.parametrize("balances", [True, False])
+def test_the_clusters_options_are_seen(pve: ApiStage, balances: bool) -> None:
+    pve.set_options(balances=balances, registered_tags=("a", "plb_pin_pve1"))
+    seen = pve.api().look()
+    assert (seen.ha.balances, seen.registered_tags) == (balances, ("a", "plb_pin_pve1"))
+
+
+@pytest.mark.parametrize(("order", "kind"), [(VM, "qmigrate"), (CT, "vzmigrate")], ids=["vm", "container"])
+def test_a_guest_of_the_ha_manager_moves_after_its_request_has_ended(pve: ApiStage, order: MigrationOrder, kind: str) -> None:
+    pve.manage(order.vmid, "started")
+    api = pve.api()
+    upid = api.migrate(order)
+    assert f":hamigrate:{order.vmid}:" in upid
+    assert eventually(pve, lambda: api.task(upid).exit_status == "OK")
+    queued = api.look().guest(order.vmid)
+    assert queued is not None
+    assert queued.node == order.source, "OK says that it is queued"
+    pve.ha_begins(order.vmid)
+    under_way = api.look()
+    moving = under_way.guest(order.vmid)
+    assert moving is not None
+    assert (moving.node, moving.ha) == (order.source, "migrate" if order is VM else "relocate")
+    [task] = [task for task in under_way.tasks if task.kind == kind]
+    assert (task.vmid, task.user, task.node, task.is_running) == (order.vmid, "root@pam", order.source, True)
+    pve.ha_rests(order.vmid)
+    arrived = api.look().guest(order.vmid)
+    assert arrived is not None
+    assert (arrived.node, arrived.ha, arrived.lock) == (order.target, "started", None)
+    assert api.find_migration(order.vmid, order.source, 0.0) == task.upid, "the newest is the HA manager's own"
+
+
+def test_a_request_that_the_ha_manager_does_not_take_up_looks_like_any_other(pve: ApiStage) -> None:
+    pve.manage(100, "started")
+    pve.hang_ha()
+    api = pve.api()
+    upid = api.migrate(VM)
+    assert eventually(pve, lambda: api.task(upid).exit_status == "OK")
+    seen = api.look()
+    guest = seen.guest(100)
+    assert guest is not None
+    assert (guest.node, guest.ha) == ("pve1", "started")
+    assert [task.kind for task in seen.tasks] == ["hamigrate"]
+
+
+def test_a_request_for_a_guest_in_the_ha_managers_error_state_fails_in_its_task(pve: ApiStage) -> None:
+    pve.manage(100, "error")
+    api = pve.api()
+    upid = api.migrate(VM)
+    assert eventually(pve, lambda: "error state" in (api.task(upid).exit_status or ""))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Says what is wrong in a plan, by its own reading of tags and loads: it shares no line with the planner.
+"""Says what is wrong in a plan, by its own reading of rules and loads: it shares no line with the agent, not even its types.
 
 While a batch runs nobody knows what has started and what is over, so each guest counts on both of its nodes: what a
 target holds then is what it held before the batch plus everything that comes. No order and no subset of the batch holds
-more, and each instant holds a part of that.
+more, and each instant holds a part of that (`test_checker.py` goes through all of them).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
+from typing import Any
 
-from agent.core.cluster import Guest, Node, Snapshot
-from agent.core.needs import GuestNeeds
-from agent.core.plan_types import Balance, Move, Plan
 from tests.core.unfit import unfit
 
+Snapshot = Node = Guest = GuestNeeds = Any  # as a snapshot's file names their fields
+Plan = Move = Refusal = Balance = Any  # as the schema of a plan names theirs
+
 LOAD = {"overload", "spread", "manual"}
-RULE = {"pin", "affinity", "anti-affinity"}
+RULE = {"pin", "affinity", "anti-affinity", "pool-rule"}
 DRAIN = {"maintenance"}
 HOME = {"return-home"}
 ROUNDING = 1e-9
@@ -40,6 +41,16 @@ class Flight:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """What is asked of the guests of a pool."""
+
+    name: str
+    rule: str | None
+    pin: frozenset[str]
+    strict: bool
+
+
+@dataclass(frozen=True)
 class Facts:
     """What must be known beside the snapshot, in plain values; node names in lower case."""
 
@@ -51,6 +62,8 @@ class Facts:
     cpu_weight: float = 1.0
     memory_weight: float = 1.0
     tags_are_rules: bool = True
+    registered_tags_only: bool = False
+    pools: tuple[Pool, ...] = ()
     containers: str = "maintenance"
     ignored_guests: Callable[[int], bool] = lambda vmid: False
     ignored_nodes: frozenset[str] = frozenset()
@@ -60,10 +73,22 @@ class Facts:
     learned: Mapping[int, Load] = field(default_factory=dict)
     in_flight: tuple[Flight, ...] = ()
     landed: frozenset[int] = frozenset()
+    unsampled: frozenset[int] = frozenset()
     refused_guests: frozenset[int] = frozenset()
     refused_nodes: frozenset[tuple[int, str]] = frozenset()
     needs: Mapping[int, GuestNeeds] = field(default_factory=dict)
-    most_first: int = 1 << 30
+    per_pass: int = 1 << 30
+    left: int = 1 << 30
+    homes: Mapping[int, str] = field(default_factory=dict)
+    scope_nodes: frozenset[str] | None = None
+    scope_guests: frozenset[int] = frozenset()
+    held: frozenset[str] | None = None
+    repairs_rules: bool = True
+    evens_out: bool = True
+    has_begun: bool = False
+    is_forced: bool = False
+    spread_limit: float | None = 0.2
+    least_gain: float = 0.01
 
 
 # loads
@@ -87,7 +112,7 @@ def expected(guest: Guest, facts: Facts) -> Load:
     if guest.status != "running":
         return 0.0, 0.0
     now = measured(guest)
-    if now is not None and guest.uptime_s is not None and guest.uptime_s >= 25 and guest.vmid not in facts.landed:
+    if now is not None and guest.uptime_s is not None and not guest.uptime_s < 25 and guest.vmid not in facts.landed:
         return now
     cpu, memory = facts.learned.get(guest.vmid, (_size(guest.cpu_cores) / 4, _size(guest.memory_bytes) * 7 / 10))
     return (cpu, memory) if now is None else (max(cpu, now[0]), max(memory, now[1]))
@@ -108,7 +133,7 @@ def why_no_load(node: Node) -> str | None:
     """Why a node's load is unknown."""
     if not node.online:
         return "it is offline"
-    if _size(node.cpu_cores) == 0 or _size(node.memory_bytes) == 0:
+    if not (0.01 <= node.cpu_cores <= 1e18 and 2**20 <= node.memory_bytes <= 1e18):
         return "it has no size"
     if number(node.cpu_used_cores, node.cpu_cores) is None or number(node.memory_used_bytes, node.memory_bytes) is None:
         return "its load is unknown"
@@ -121,7 +146,9 @@ class State:
     def __init__(self, snapshot: Snapshot, facts: Facts) -> None:
         self.nodes = {node.name: node for node in snapshot.nodes if why_no_load(node) is None}
         self.cpu = {name: node.cpu_used_cores or 0.0 for name, node in self.nodes.items()}
-        self.memory = {name: reported_memory(node, snapshot.guests) for name, node in self.nodes.items()}
+        unsampled = facts.unsampled - {flight.vmid for flight in facts.in_flight}
+        sampled = [guest for guest in snapshot.guests if guest.vmid not in unsampled]
+        self.memory = {name: reported_memory(node, sampled) for name, node in self.nodes.items()}
         self.leaving: dict[str, Load] = defaultdict(lambda: (0.0, 0.0))
         self.at = {guest.vmid: guest.node for guest in snapshot.guests}
         self.also_at: dict[int, set[str]] = defaultdict(set)
@@ -130,6 +157,9 @@ class State:
         for guest in snapshot.guests:
             now = measured(guest) or (0.0, 0.0)
             flight = flights.get(guest.vmid)
+            if flight is None and guest.vmid in facts.unsampled:
+                self._add(guest.node, facts.learned.get(guest.vmid, self.load[guest.vmid]), (0.0, 0.0))
+                continue
             if flight is not None and guest.node not in (flight.source, flight.target):
                 flight = None
             if flight is None or (guest.node == flight.target and guest.status == "running"):
@@ -191,7 +221,7 @@ def _deviation(values: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Tags:
-    """What the guests' tags ask for: groups by tag, pins by guest, guests that stay."""
+    """What tags, pools and HA rules ask for: groups by name, pins by guest, guests that stay."""
 
     together: Mapping[str, tuple[int, ...]]
     apart: Mapping[str, tuple[int, ...]]
@@ -199,34 +229,96 @@ class Tags:
     ignored: frozenset[int]
 
 
+class _Wishes:
+    """The rules while they are read; a pin that is not strict waits until all that are strict are known."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.guests = [guest for guest in snapshot.guests if not guest.template]
+        self.names = {node.name.lower(): node.name for node in snapshot.nodes}
+        self.together: dict[str, list[int]] = defaultdict(list)
+        self.apart: dict[str, list[int]] = defaultdict(list)
+        self.strict: dict[int, list[set[str]]] = defaultdict(list)
+        self.loose: dict[int, list[set[str]]] = defaultdict(list)
+        self.ignored: set[int] = set()
+
+    def group(self, kind: str | None, name: str, guest: Guest) -> None:
+        """Only running guests are kept together; a stopped one keeps its place among those apart."""
+        members = self.together if kind == "affinity" else self.apart
+        if (kind == "affinity" and guest.status == "running") or kind == "anti-affinity":
+            members[name] += [guest.vmid] if guest.vmid not in members[name] else []
+
+    def tags(self, registered: tuple[str, ...] | None) -> None:
+        """`registered` None: all tags count."""
+        for guest in self.guests:
+            chosen: set[str] = set()
+            for tag in re.split(r"[;,\s]", ";".join(guest.tags)):
+                found = re.fullmatch(r"plb_(anti_affinity|affinity|pin)_(.+)|plb_ignore(_.*)?", tag, re.IGNORECASE | re.DOTALL)
+                if found is None or (registered is not None and tag not in registered):
+                    continue
+                kind = (found[1] or "ignore").lower()
+                if kind == "ignore":
+                    self.ignored.add(guest.vmid)
+                elif kind == "pin":
+                    chosen |= {self.names[found[2].lower()]} if found[2].lower() in self.names else set()
+                else:
+                    self.group(kind.replace("_", "-"), tag.lower(), guest)
+            self.strict[guest.vmid] += [chosen] if chosen else []
+
+    def pools(self, pools: tuple[Pool, ...]) -> None:
+        for pool in pools:
+            for guest in self.guests:
+                if guest.pool == pool.name:
+                    self.group(pool.rule, f"pool {pool.name}", guest)
+                    nodes = {self.names[name] for name in pool.pin if name in self.names}
+                    if nodes:
+                        (self.strict if pool.strict else self.loose)[guest.vmid].append(nodes)
+
+    def ha(self, snapshot: Snapshot) -> None:
+        """A guest that fails back is kept on its best nodes that are there, another on any of its nodes."""
+        known = {resource.vmid: resource for resource in snapshot.ha.resources if resource.requested != "ignored"}
+        there = {node.name for node in snapshot.nodes if node.online and node.name not in snapshot.ha.closed_nodes}
+        for guest in self.guests:
+            if guest.vmid not in known:
+                continue
+            for rule in snapshot.ha.resource_affinity:
+                if guest.vmid in rule.vmids:
+                    self.group("affinity" if rule.together else "anti-affinity", f"ha {rule.name}", guest)
+            for where in snapshot.ha.node_affinity:
+                if guest.vmid not in where.vmids:
+                    continue
+                all_of_them = {name for name, _ in where.nodes}
+                present = [priority for name, priority in where.nodes if name in there]
+                best = {name for name, priority in where.nodes if name in there and priority == max(present)}
+                if not known[guest.vmid].failback:
+                    (self.strict if where.strict else self.loose)[guest.vmid].append(all_of_them)
+                elif best or where.strict:
+                    self.strict[guest.vmid].append(best)
+
+
 def read_tags(snapshot: Snapshot, facts: Facts) -> Tags:
     """Read them anew."""
-    names = {node.name.lower(): node.name for node in snapshot.nodes}
-    together: dict[str, list[int]] = defaultdict(list)
-    apart: dict[str, list[int]] = defaultdict(list)
-    pins: dict[int, set[str]] = defaultdict(set)
-    ignored = set()
-    for guest in snapshot.guests:
-        if guest.template or not facts.tags_are_rules:
-            continue
-        for tag in re.split(r"[;,\s]", ";".join(guest.tags)):
-            found = re.fullmatch(r"plb_(anti_affinity|affinity|pin)_(.+)|plb_ignore(_.*)?", tag, re.IGNORECASE | re.DOTALL)
-            if found is None:
-                continue
-            kind = (found[1] or "ignore").lower()
-            if kind == "ignore":
-                ignored.add(guest.vmid)
-            elif kind == "pin" and found[2].lower() in names:
-                pins[guest.vmid].add(names[found[2].lower()])
-            elif kind == "affinity" and guest.status == "running" and guest.vmid not in together[tag.lower()]:
-                together[tag.lower()].append(guest.vmid)
-            elif kind == "anti_affinity" and guest.vmid not in apart[tag.lower()]:
-                apart[tag.lower()].append(guest.vmid)
+    wishes = _Wishes(snapshot)
+    if facts.tags_are_rules:
+        wishes.tags((snapshot.registered_tags or ()) if facts.registered_tags_only else None)
+    wishes.pools(facts.pools)
+    wishes.ha(snapshot)
+    away = {entry.node for entry in snapshot.maintenance} | set(snapshot.no_target)
+    there = {node.name for node in snapshot.nodes if node.online and node.name not in away and node.name.lower() not in facts.drained_nodes}
+    pins: dict[int, frozenset[str]] = {}
+    for guest in wishes.guests:
+        allowed: set[str] | None = None
+        for nodes in wishes.strict[guest.vmid]:
+            allowed = nodes if allowed is None else allowed & nodes
+        for nodes in wishes.loose[guest.vmid]:
+            if nodes & there and (allowed is None or allowed & nodes):
+                allowed = nodes if allowed is None else allowed & nodes
+        if allowed is not None:
+            pins[guest.vmid] = frozenset(allowed)
     return Tags(
-        {tag: tuple(vmids) for tag, vmids in together.items()},
-        {tag: tuple(vmids) for tag, vmids in apart.items()},
-        {vmid: frozenset(nodes) for vmid, nodes in pins.items()},
-        frozenset(ignored),
+        {tag: tuple(vmids) for tag, vmids in wishes.together.items()},
+        {tag: tuple(vmids) for tag, vmids in wishes.apart.items()},
+        pins,
+        frozenset(wishes.ignored),
     )
 
 
@@ -256,6 +348,11 @@ def wrong_in(snapshot: Snapshot, plan: Plan, facts: Facts) -> list[str]:
     return list(_Check(snapshot, plan, facts).findings())
 
 
+def left_undone(snapshot: Snapshot, plan: Plan, facts: Facts) -> list[str]:
+    """Guests that should move and neither do so nor are named, or are refused although they could; as `wrong_in` tells it."""
+    return list(_Check(snapshot, plan, facts).undone())
+
+
 def _memory_limit(node: Node, facts: Facts) -> float:
     return node.memory_bytes - max(facts.reserve_fraction * node.memory_bytes, facts.reserve_bytes)
 
@@ -265,6 +362,9 @@ class _Check:
         self.snapshot, self.plan, self.facts = snapshot, plan, facts
         self.guests = {guest.vmid: guest for guest in snapshot.guests}
         self.tags = read_tags(snapshot, facts)
+        self.flying = {flight.vmid for flight in facts.in_flight}
+        self.contradicted = self._contradicted()
+        self.nodes = {node.name: node for node in snapshot.nodes}
         self.drained = {entry.node for entry in snapshot.maintenance} | {
             node.name for node in snapshot.nodes if node.name.lower() in facts.drained_nodes
         }
@@ -284,9 +384,13 @@ class _Check:
             yield from self._ends(move)
         state = State(self.snapshot, self.facts)
         yield from self._balance("before", self.plan.before, state)
+        yield from self._gate(state)
         for _, batch in groupby(moves, key=lambda move: move.batch):
             yield from self._batch(list(batch), state)
         yield from self._balance("after", self.plan.after, state)
+        for refusal in self.plan.refused:
+            if refusal.vmid in self.guests and not self._is_true(refusal):
+                yield f"refusal: it is not true that guest {refusal.vmid} stays for {refusal.reason.value} ({refusal.detail})"
 
     # the plan's form
 
@@ -308,34 +412,43 @@ class _Check:
         numbers = [move.batch for move in moves]
         if numbers != sorted(numbers) or set(numbers) != set(range(1, len(set(numbers)) + 1)):
             yield f"batches: numbered {numbers}"
-        if sum(move.first_pass for move in moves if move.reason.value not in DRAIN) > max(0, self.facts.most_first):
-            yield "brakes: too many moves in the first pass"
+        yield from self._brakes()
         refused = [refusal.vmid for refusal in self.plan.refused]
         if refused != sorted(set(refused)) or set(refused) & set(vmids) or not set(refused) <= guests.keys():
             yield f"refused: {refused}"
         if moves and self.snapshot.unseen:
             yield "unseen: nobody may move while guests are hidden"
 
+    def _brakes(self) -> Iterator[str]:
+        braked = [move for move in self.plan.moves if move.reason.value not in DRAIN]
+        first = [move for move in braked if move.first_pass]
+        if len(first) > max(0, self.facts.left):
+            yield f"brakes: {len(first)} moves in the first pass, {self.facts.left} are left for this hour"
+        is_one_unit = self.facts.per_pass > 0 and {move.vmid for move in first} <= set(self._partners(first[0].vmid)) if first else True
+        if len(first) > max(0, self.facts.per_pass) and not is_one_unit:
+            yield f"brakes: {len(first)} moves in the first pass"
+        for move, other in combinations(braked, 2):
+            is_step = (move.source, move.target, move.batch) == (other.source, other.target, other.batch)
+            if is_step and other.vmid in self._partners(move.vmid) and move.first_pass != other.first_pass:
+                yield f"brakes: guests {move.vmid} and {other.vmid} stay together, and one of them goes in the first pass"
+
+    def _partners(self, vmid: int) -> list[int]:
+        """The guests that must be where this one is, itself included, through however many groups."""
+        found, new = [vmid], [vmid]
+        while new:
+            one = new.pop()
+            others = {other for vmids in self.tags.together.values() if one in vmids for other in vmids} - set(found)
+            found += sorted(others)
+            new += sorted(others)
+        return sorted(found)
+
     # guests and nodes
 
     def _guest(self, move: Move) -> Iterator[str]:
-        guest, vmid, why = self.guests[move.vmid], move.vmid, move.reason.value
-        must_stay = {
-            "template": guest.template,
-            "ha": guest.ha is not None,
-            "ignored": vmid in self.tags.ignored or self.facts.ignored_guests(vmid),
-            "state": guest.status in ("paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"),
-            "running": guest.status != "running",
-            "lock": bool(guest.lock),
-            "busy": str(vmid) in self.busy or any(flight.vmid == vmid for flight in self.facts.in_flight),
-            "containers": guest.type.value == "lxc"
-            and (self.facts.containers == "never" or (self.facts.containers == "maintenance" and why not in DRAIN | HOME)),
-            "set-aside": vmid in self.facts.set_aside,
-            "verdict": vmid in self.facts.refused_guests or (vmid, move.target) in self.facts.refused_nodes,
-            "cooldown": why in LOAD and vmid in self.facts.cooling,
-            "unmeasured": why in LOAD and measured(guest) is None,
-        }
-        yield from (f"{what}: guest {vmid} must stay, and goes to {move.target}" for what, stays in must_stay.items() if stays)
+        guest, vmid = self.guests[move.vmid], move.vmid
+        yield from (f"{what}: guest {vmid} must stay, and goes to {move.target}" for what in self._why_stays(guest, move.reason.value))
+        if (vmid, move.target) in self.facts.refused_nodes:
+            yield f"verdict: PVE does not allow guest {vmid} on {move.target}"
         if (needs := self.facts.needs.get(vmid)) is not None:
             yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in unfit(self.snapshot, guest, needs, move.target))
         pins = self.tags.pins.get(vmid)
@@ -344,6 +457,38 @@ class _Check:
         load = expected(guest, self.facts)
         if abs(move.memory_bytes - load[1]) > 1 or not math.isclose(move.cpu_cores, load[0], rel_tol=1e-6, abs_tol=ROUNDING):
             yield f"load: guest {vmid} takes {load}, not {(move.cpu_cores, move.memory_bytes)}"
+
+    def _why_stays(self, guest: Guest, reason: str) -> list[str]:
+        """What keeps the guest where it is, whatever the nodes: every cause that applies to a move made for that reason."""
+        vmid = guest.vmid
+        causes = {
+            "template": guest.template,
+            "ha": not self._ha_lets_go(guest),
+            "ignored": vmid in self.tags.ignored or self.facts.ignored_guests(vmid),
+            "state": guest.status in ("paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"),
+            "running": guest.status != "running",
+            "lock": bool(guest.lock),
+            "busy": str(vmid) in self.busy or vmid in self.flying,
+            "containers": guest.type.value == "lxc"
+            and (self.facts.containers == "never" or (self.facts.containers == "maintenance" and reason not in DRAIN | HOME)),
+            "conflict": vmid in self.contradicted,
+            "set-aside": vmid in self.facts.set_aside,
+            "verdict": vmid in self.facts.refused_guests,
+            "cooldown": reason in LOAD and vmid in self.facts.cooling,
+            "unmeasured": reason in LOAD and measured(guest) is None,
+        }
+        return [cause for cause, applies in causes.items() if applies]
+
+    def _contradicted(self) -> set[int]:
+        """Guests that must be on one node and cannot: two of them are to be kept apart, or no node is allowed for all."""
+        found: set[int] = set()
+        for vmid in {vmid for vmids in self.tags.together.values() for vmid in vmids}:
+            unit = self._partners(vmid)
+            is_split = any(len(set(unit) & set(vmids)) > 1 for vmids in self.tags.apart.values())
+            allowed = [self.tags.pins[member] for member in unit if member in self.tags.pins]
+            if is_split or (allowed and not frozenset.intersection(*allowed)):
+                found |= set(unit)
+        return found
 
     def _why_not_usable(self, node: Node) -> str | None:
         if (unknown := why_no_load(node)) is not None:
@@ -357,6 +502,17 @@ class _Check:
         if node.reports is False:
             return "silent"
         return None if _memory_limit(node, self.facts) > 0 else "witness"
+
+    def _ha_lets_go(self, guest: Guest) -> bool:
+        """Whether the HA manager, if the guest is its, leaves it to others and is not at work on it."""
+        ha = self.snapshot.ha
+        resource = next((one for one in ha.resources if one.vmid == guest.vmid), None)
+        if resource is None:
+            return guest.ha is None
+        at_rest = (resource.requested, resource.state, resource.target, resource.maintenance_node) == ("started", "started", None, None)
+        is_there = resource.node in (None, guest.node) and guest.node not in ha.closed_nodes
+        left_to_us = not ha.disarmed and not (ha.balances and resource.auto_rebalance)
+        return resource.requested == "ignored" or (at_rest and is_there and left_to_us)
 
     def _ends(self, move: Move) -> Iterator[str]:
         nodes = {node.name: node for node in self.snapshot.nodes}
@@ -440,3 +596,185 @@ class _Check:
             not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-7) for name in mine for a, b in zip(mine[name], fractions[name], strict=True)
         ):
             yield f"balance: loads {when} are {mine}, not {fractions}"
+
+    # gates
+
+    def _gate(self, state: State) -> Iterator[str]:
+        """Load balancing begins past a gate only, and does not move anybody for less than the whole plan must gain."""
+        facts, shares = self.facts, state.fractions()
+        for_load = [move for move in self.plan.moves if move.reason.value in LOAD]
+        if for_load and not facts.evens_out:
+            yield "gate: load is not to be evened out"
+        for name in sorted({move.source for move in for_load}):
+            if facts.scope_nodes is not None and name not in facts.scope_nodes:
+                yield f"scope: load leaves {name}"
+        if not for_load or facts.is_forced or len(for_load) < len(self.plan.moves) or self._has_stuck():
+            return  # who moves for other reasons may open the gate, and what has no order leaves a part of the plan
+        if not facts.has_begun and not self._is_open(shares):
+            yield f"gate: closed, and {len(for_load)} guests move for load"
+        after = State(self.snapshot, facts)
+        for move in for_load:
+            after.move(move.vmid, move.target)
+        gain = self._goal(state) - self._goal(after)
+        if gain < facts.least_gain * (0.25 if facts.has_begun else 1.0) - ROUNDING:
+            yield f"gain: the whole plan gains {gain}"
+
+    def _is_open(self, shares: Mapping[str, tuple[float, float]]) -> bool:
+        facts = self.facts
+        inside = {name: shares[name] for name in self.usable}
+        sources = {name for name in self.usable if (facts.scope_nodes is None or name in facts.scope_nodes) and name not in self.backups}
+        tops = (facts.cpu_threshold, facts.memory_threshold)
+        for name in sources if facts.held is None else sources & facts.held:
+            if any(top is not None and share > top for share, top in zip(inside[name], tops, strict=True)):
+                return True
+        if facts.spread_limit is None or len(inside) < 2:
+            return False
+        weights = (facts.cpu_weight, facts.memory_weight)
+        return any(
+            weight > 0
+            and max(share[i] for share in inside.values()) - min(share[i] for share in inside.values()) > facts.spread_limit - ROUNDING
+            for i, weight in enumerate(weights)
+        )
+
+    def _goal(self, state: State) -> float:
+        """Imbalance, and the mean over the nodes of the weighted mean of what stands above a threshold."""
+        facts, shares = self.facts, [share for name, share in state.fractions().items() if name in self.usable]
+        weights = (facts.cpu_weight, facts.memory_weight)
+        if not shares or sum(weights) == 0:
+            return 0.0
+        tops = [math.inf if top is None else top for top in (facts.cpu_threshold, facts.memory_threshold)]
+        over = sum(weights[i] * max(0.0, share[i] - tops[i]) for share in shares for i in (0, 1)) / sum(weights)
+        return state.imbalance(self.usable, facts) + over / len(shares)
+
+    # refusals
+
+    def _has_stuck(self) -> bool:
+        return any(refusal.reason.value == "no-order" for refusal in self.plan.refused)
+
+    def undone(self) -> Iterator[str]:
+        if self.snapshot.unseen:
+            return
+        state = State(self.snapshot, self.facts)
+        for move in self.plan.moves:
+            state.move(move.vmid, move.target)
+        moved, conflicts = {move.vmid for move in self.plan.moves}, [set(conflict.vmids) for conflict in self.plan.conflicts]
+        excused = self.flying | self.contradicted
+        named = moved | {refusal.vmid for refusal in self.plan.refused} | excused.union(*conflicts)
+        for vmids, reason, targets in self._wanted(state):
+            if not named & set(vmids):
+                yield f"unnamed: of the guests {sorted(vmids)} somebody should move for {reason}, and nobody says why not"
+            elif not self._has_stuck() and not (moved | excused) & set(vmids) and not any(set(vmids) <= conflict for conflict in conflicts):
+                ways = (way for vmid in vmids for way in targets if self._may_go(vmid, way, reason, state))
+                yield from (f"refusal: one of the guests {sorted(vmids)} could go to {way} for {reason}" for way in list(ways)[:1])
+
+    def _wanted(self, state: State) -> Iterator[tuple[tuple[int, ...], str, list[str]]]:
+        """Guests of which one at least should move after the plan: for what, and where to any of them might."""
+        usable = sorted(self.usable)
+        for vmid, guest in self.guests.items():
+            if state.at[vmid] in self.drained and not guest.template:
+                yield (vmid,), "maintenance", usable
+        if self.facts.repairs_rules:
+            yield from self._wanted_by_rules(state, usable)
+        if self.drained & {node.name for node in self.snapshot.nodes}:
+            return
+        for vmid, home in self.facts.homes.items():
+            if vmid in self.guests and state.at[vmid] != home:
+                partners = [other for other in self._partners(vmid) if state.at[other] == state.at[vmid]]
+                if all(self.facts.homes.get(other) == home for other in partners):
+                    yield tuple(partners), "return-home", [home] if home in self.usable and not self._moved_with(partners) else []
+
+    def _moved_with(self, vmids: Iterable[int]) -> bool:
+        return any(move.vmid in set(vmids) for move in self.plan.moves)
+
+    def _wanted_by_rules(self, state: State, usable: list[str]) -> Iterator[tuple[tuple[int, ...], str, list[str]]]:
+        for vmid, allowed in self.tags.pins.items():
+            if self._is_in_scope([vmid]) and self.guests[vmid].status == "running" and state.at[vmid] not in allowed | self.drained:
+                unit = tuple(self._partners(vmid))
+                yield unit, "pin", sorted(self.usable & allowed) if len(unit) == 1 else []
+        for vmids in self.tags.apart.values():
+            if not self._is_in_scope(vmids):
+                continue
+            for one, other in combinations(sorted(vmids), 2):
+                if state.at[one] == state.at[other] and state.at[one] not in self.drained:
+                    alone = len(self._partners(one)) == len(self._partners(other)) == 1
+                    crowd = tuple(vmid for vmid in vmids if state.at[vmid] == state.at[one])
+                    yield (*self._partners(one), *self._partners(other)), "anti-affinity", usable if alone and len(crowd) == 2 else []
+        for vmids in self.tags.together.values():
+            if len({state.at[vmid] for vmid in vmids}) > 1 and self._is_in_scope(self._partners(vmids[0])):
+                yield tuple(self._partners(vmids[0])), "affinity", []
+
+    def _is_in_scope(self, vmids: Iterable[int]) -> bool:
+        return self.facts.scope_nodes is None or bool(self.facts.scope_guests & set(vmids))
+
+    def _may_go(self, vmid: int, target: str, reason: str, state: State) -> bool:
+        """Whether the guest, with those that must be with it and are, may go there after the plan."""
+        source = state.at[vmid]
+        unit = [other for other in self._partners(vmid) if state.at[other] == source]
+        node = self.nodes.get(source)
+        if target == source or target not in self.usable or node is None or not node.online:
+            return False
+        if node.name.lower() in self.facts.ignored_nodes and node.name not in self.drained:
+            return False
+        if reason in LOAD | HOME and target in self.backups:
+            return False
+        for member in unit:
+            if self._why_stays(self.guests[member], reason) or (member, target) in self.facts.refused_nodes:
+                return False
+            if target not in self.tags.pins.get(member, {target}):
+                return False
+        if any(state.at[other] != target for other in self._partners(vmid) if other not in unit):
+            return False
+        arriving = [_Arrival(member, reason, target) for member in unit]
+        return not any(self._room(target, arriving, state)) and not any(self._apart(target, arriving, state))
+
+    def _is_true(self, refusal: Refusal) -> bool:
+        """Whether what a refusal says of the guest itself is so; of a node, whether there is a node of which it is."""
+        guest, reason = self.guests[refusal.vmid], refusal.reason.value
+        cause = _CAUSES.get(reason)
+        if cause is not None:
+            return cause in self._why_stays(guest, "spread") or (reason == "locked" and refusal.vmid in self.facts.refused_guests)
+        if reason in ("local-disk", "local-device", "precondition"):
+            return refusal.vmid in self.facts.refused_guests
+        closed = {self._why_not_usable(node) for node in self.snapshot.nodes}
+        return {
+            "node-offline": lambda: "offline" in closed or guest.node not in self.nodes or refusal.vmid in self.facts.homes,
+            "node-maintenance": lambda: "maintenance" in closed,
+            "node-ignored": lambda: bool(self.facts.ignored_nodes & {name.lower() for name in self.nodes}),
+            "node-starting": lambda: "starting" in closed,
+            "node-silent": lambda: "silent" in closed,
+            "node-stale": lambda: any(why is not None and why.startswith("stale") for why in closed),
+            "node-backup": lambda: bool(self.backups),
+            "node-refused": lambda: any(vmid in self._partners(refusal.vmid) for vmid, _ in self.facts.refused_nodes),
+            "pinned": lambda: any(vmid in self.tags.pins for vmid in self._partners(refusal.vmid)),
+            "affinity": lambda: len(self._partners(refusal.vmid)) > 1,
+            "anti-affinity": lambda: any(vmid in vmids for vmids in self.tags.apart.values() for vmid in self._partners(refusal.vmid)),
+        }.get(reason, lambda: True)()  # what depends on room is judged by where the guest might go after all
+
+
+@dataclass(frozen=True)
+class _Reason:
+    value: str
+
+
+class _Arrival:
+    """A move that is not in the plan, for what a node would hold with it."""
+
+    def __init__(self, vmid: int, reason: str, target: str) -> None:
+        self.vmid, self.reason, self.target = vmid, _Reason(reason), target
+
+
+_CAUSES = {
+    "ignored": "ignored",
+    "ha-balanced": "ha",
+    "ha-busy": "ha",
+    "template": "template",
+    "not-running": "running",
+    "state": "state",
+    "locked": "lock",
+    "busy": "busy",
+    "container": "containers",
+    "cooldown": "cooldown",
+    "set-aside": "set-aside",
+    "load-unknown": "unmeasured",
+    "conflict": "conflict",
+}

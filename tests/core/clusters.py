@@ -134,7 +134,12 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         assigned_cap=balance.assigned_memory_cap_percent / 100 if balance.assigned_memory_cap_percent > 0 else None,
         cpu_weight=balance.cpu.weight,
         memory_weight=balance.memory.weight,
-        tags_are_rules=settings.rules.tags == "all",
+        tags_are_rules=settings.rules.tags != "off",
+        registered_tags_only=settings.rules.tags == "registered",
+        pools=tuple(
+            checker.Pool(pool.name, pool.rule and pool.rule.value, frozenset(name.lower() for name in pool.pin), pool.strict)
+            for pool in settings.pools
+        ),
         containers=settings.guests.containers.value,
         ignored_guests=settings.guests.is_ignored,
         ignored_nodes=frozenset(name.lower() for name in settings.nodes.ignore),
@@ -146,16 +151,33 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
             checker.Flight(one.vmid, one.source, one.target, one.load.cpu_cores, one.load.memory_bytes) for one in question.ledger.in_flight
         ),
         landed=question.ledger.landed,
+        unsampled=question.ledger.unsampled,
         refused_guests=frozenset(vmid for vmid, verdict in question.verdicts.items() if verdict.refusal is not None),
         refused_nodes=frozenset((vmid, name) for vmid, verdict in question.verdicts.items() for name, _ in verdict.refused_nodes),
         needs={vmid: verdict.needs for vmid, verdict in question.verdicts.items() if verdict.needs is not None},
-        most_first=min(question.moves_per_pass, question.moves_left),
+        per_pass=question.moves_per_pass,
+        left=question.moves_left,
+        homes=dict(question.homes),
+        scope_nodes=question.scope.nodes,
+        scope_guests=question.scope.vmids,
+        held=question.held,
+        repairs_rules=question.repair_rules,
+        evens_out=question.balance_load,
+        has_begun=question.opened_by is not None,
+        is_forced=question.force,
+        spread_limit=balance.spread_percent / 100 or None,
+        least_gain=balance.min_gain_percent / 100,
     )
 
 
 def wrong_in(snapshot: Snapshot, plan: Plan, settings: Settings, question: Question | None = None) -> list[str]:
     """What the checker finds wrong in a plan."""
     return checker.wrong_in(snapshot, plan, facts(settings, question))
+
+
+def left_undone(snapshot: Snapshot, plan: Plan, settings: Settings, question: Question | None = None) -> list[str]:
+    """Whom the checker misses in a plan."""
+    return checker.left_undone(snapshot, plan, facts(settings, question))
 
 
 @dataclass(frozen=True)
@@ -239,7 +261,7 @@ def _with_rules(guests: list[Guest], names: list[str], share: float, dice: rando
         group += 1
         kind = dice.choice(("affinity", "anti_affinity", "anti_affinity", "pin"))
         if kind == "pin":
-            tags[waiting.pop()] += [f"plb_pin_{name}" for name in dice.sample(names, dice.choice((1, 2, 2)))]
+            tags[waiting.pop()] += [f"plb_pin_{name}" for name in dice.sample(names, min(dice.choice((1, 2, 2)), len(names)))]
             continue
         for _ in range(min(len(waiting), dice.choice((2, 2, 3)))):
             vmid = waiting.pop()

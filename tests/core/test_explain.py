@@ -71,7 +71,7 @@ def test_a_move_that_does_not_pay_has_no_net_gain() -> None:
         ({"lock": "backup"}, RefusalReason.LOCKED),
         ({"type": GuestType.LXC}, RefusalReason.CONTAINER),
         ({"template": True, "status": "stopped"}, RefusalReason.TEMPLATE),
-        ({"ha": "started"}, RefusalReason.HA_MANAGED),
+        ({"ha": "started"}, RefusalReason.HA_BUSY),
     ],
 )
 def test_what_keeps_the_guest_is_named_and_the_nodes_still_shown(more: dict[str, object], reason: RefusalReason) -> None:

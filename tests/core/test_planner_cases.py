@@ -12,7 +12,17 @@ from dataclasses import replace
 import pytest
 
 from agent.core import planner
-from agent.core.cluster import GIB, Guest, NodeFacts, Snapshot
+from agent.core.cluster import (
+    GIB,
+    Guest,
+    HaNodeAffinity,
+    HaResource,
+    HaResourceAffinity,
+    HighAvailability,
+    Maintenance,
+    NodeFacts,
+    Snapshot,
+)
 from agent.core.codec import to_json
 from agent.core.load import GuestLoad, InFlight, Ledger, Weights, node_loads, over_threshold
 from agent.core.plan_types import Gate, Plan, Refusal, Verdict
@@ -144,8 +154,8 @@ def test_a_drained_node_keeps_the_rules_and_names_who_cannot_leave() -> None:
     assert {move.vmid: move.target for move in result.moves}[107] == "pve3"
     assert len({move.target for move in result.moves if move.vmid in (105, 106)}) == 1
     assert [(refusal.vmid, refusal.reason.value) for refusal in result.refused] == [(101, "no-target"), (102, "no-target")]
-    assert result.refused[0].detail == "pinned on pve2, pve3 (pinned to pve1)"
-    assert result.refused[1].detail == "anti-affinity on pve2 (guest 103 is there), pve3 (guest 104 is there)"
+    assert result.refused[0].detail == "pinned on pve2, pve3 (plb_pin_pve1)"
+    assert "anti-affinity on pve2 (guest 103 is there; plb_anti_affinity_a)" in result.refused[1].detail
 
 
 @pytest.mark.parametrize(
@@ -488,7 +498,7 @@ def test_what_cannot_be_kept_is_reported_and_left_alone() -> None:
     guests = [vm(101, "pve1", 4, 0.5, both), vm(102, "pve1", 4, 0.5, both), vm(103, "pve2", 4, 0.5, "plb_pin_pve3")]
     result = planned(cluster(*THREE, *guests))
     assert moves_of(result) == [(103, "pve3", "pin")]
-    assert [(conflict.rule, conflict.vmids) for conflict in result.conflicts] == [("plb_affinity_a", (101, 102))]
+    assert [(conflict.rule, conflict.vmids) for conflict in result.conflicts] == [("plb_affinity_a, plb_anti_affinity_b", (101, 102))]
 
 
 def test_more_anti_affine_guests_than_nodes_are_a_conflict() -> None:
@@ -561,6 +571,116 @@ def test_containers_move_as_far_as_the_setting_allows(policy: str, drained: bool
     assert bool(planned(cluster(*THREE, *[ct(101 + i, "pve1", 12, 2) for i in range(8)]), how).moves) == balanced
 
 
+def under_rules(
+    *guests: Guest, homes: tuple[HaNodeAffinity, ...] = (), bonds: tuple[HaResourceAffinity, ...] = (), **of_all: object
+) -> Snapshot:
+    """A cluster of three nodes whose guests are the HA manager's."""
+    resources = tuple(replace(HaResource(guest.vmid, state="started", node=guest.node), **of_all) for guest in guests)
+    return replace(cluster(*THREE, *(replace(guest, ha="started") for guest in guests)), ha=HighAvailability(resources, homes, bonds))
+
+
+def pool_of(*guests: Guest, name: str = "p") -> list[Guest]:
+    return [replace(guest, pool=name) for guest in guests]
+
+
+def test_a_pools_rules_are_put_right_with_the_fewest_moves_and_say_so() -> None:
+    guests = pool_of(vm(101, "pve1", 8, 1), vm(102, "pve1", 4, 1), vm(103, "pve2", 4, 1))
+    apart = settings({"pools": {"p": {"rule": "anti-affinity"}}})
+    assert moves_of(planned(cluster(*THREE, *guests), apart)) == [(102, "pve3", "pool-rule")]
+    together = settings({"pools": {"p": {"rule": "affinity"}}})
+    assert moves_of(planned(cluster(*THREE, *guests), together)) == [(103, "pve1", "pool-rule")]
+    pinned = settings({"pools": {"p": {"pin": ["PVE1", "pve3"]}}})
+    assert moves_of(planned(cluster(*THREE, *guests), pinned)) == [(103, "pve3", "pool-rule")]
+
+
+def test_a_repair_says_tag_where_a_tag_asks_for_it_too() -> None:
+    how = settings({"pools": {"p": {"pin": ["pve2"]}}})
+    guests = pool_of(vm(101, "pve1", 4, 1, "plb_pin_pve2"), vm(102, "pve1", 4, 1, "plb_pin_pve1", "plb_pin_pve2"))
+    assert moves_of(planned(cluster(*THREE, *guests), how)) == [(101, "pve2", "pin"), (102, "pve2", "pool-rule")]
+
+
+def test_a_pool_pin_that_is_not_strict_gives_way_to_a_maintenance_and_brings_back_after_it() -> None:
+    how = settings({"pools": {"p": {"pin": ["pve1"], "strict": False}}})
+    snapshot = cluster(*THREE, *pool_of(vm(101, "pve1")), drain=["pve1"])
+    [move] = planned(snapshot, how).moves
+    assert move.reason is MoveReason.MAINTENANCE
+    after = replace(after_moves(snapshot, [move]), maintenance=())
+    assert moves_of(planned(after, how)) == [(101, "pve1", "pool-rule")]
+    strict = settings({"pools": {"p": {"pin": ["pve1"]}}})
+    result = planned(snapshot, strict)
+    assert result.moves == ()
+    assert "pve2: pinned (pool p: pve1)" in result.refused[0].detail
+
+
+def test_a_stopped_guest_of_a_pool_holds_its_place() -> None:
+    how = settings({"pools": {"p": {"rule": "anti-affinity"}}})
+    guests = pool_of(stopped(vm(101, "pve2", 8, 1)), vm(102, "pve1", 4, 1), vm(103, "pve1", 6, 1))
+    assert moves_of(planned(cluster(*THREE, *guests), how)) == [(102, "pve3", "pool-rule")]
+
+
+def test_what_a_broken_rule_of_the_ha_manager_needs_is_left_to_it() -> None:
+    home = HaNodeAffinity("home", (101,), (("pve2", 1),))
+    bonds = (HaResourceAffinity("apart", (102, 103), together=False), HaResourceAffinity("pair", (104, 105), together=True))
+    guests = [vm(101, "pve1"), vm(102, "pve1"), vm(103, "pve1"), vm(104, "pve1"), vm(105, "pve2")]
+    result = planned(under_rules(*guests, homes=(home,), bonds=bonds))
+    assert (result.moves, result.conflicts) == ((), ())
+
+
+@pytest.mark.parametrize("failback", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+def test_nobody_is_moved_off_the_nodes_of_its_node_affinity(strict: bool, failback: bool) -> None:
+    home = HaNodeAffinity("home", tuple(range(101, 113)), (("pve1", 2), ("pve2", 1 if failback else 0)), strict)
+    snapshot = under_rules(*[vm(101 + i, "pve1", 10, 1) for i in range(12)], homes=(home,), failback=failback)
+    result = planned(snapshot, PLAIN, FORCE)
+    assert {move.target for move in result.moves} == (set() if failback else {"pve2"}), "with failback it would be brought back"
+    if failback:
+        assert {refusal.detail for refusal in result.refused} == {"pve2: pinned (HA rule home: pve1); pve3: pinned (HA rule home: pve1)"}
+
+
+def test_guests_that_the_ha_manager_keeps_apart_are_not_brought_together() -> None:
+    apart = HaResourceAffinity("apart", (101, 102, 103), together=False)
+    guests = [vm(101, "pve1", 30, 2), vm(102, "pve2", 4, 1), vm(103, "pve3", 4, 1), *[vm(111 + i, "pve1", 12, 1) for i in range(6)]]
+    result = planned(under_rules(*guests, bonds=(apart,)), PLAIN, FORCE)
+    assert result.moves
+    assert 101 not in {move.vmid for move in result.moves}
+
+
+def test_guests_that_the_ha_manager_keeps_together_move_as_one() -> None:
+    pairs = tuple(HaResourceAffinity(f"pair{i}", (101 + 2 * i, 102 + 2 * i), together=True) for i in range(4))
+    result = planned(under_rules(*[vm(101 + i, "pve1", 12, 1) for i in range(8)], bonds=pairs), PLAIN, FORCE)
+    assert result.moves
+    for pair in pairs:
+        assert len({(move.target, move.batch) for move in result.moves if move.vmid in pair.vmids}) <= 1
+        assert sum(move.vmid in pair.vmids for move in result.moves) in (0, 2)
+
+
+def test_a_flag_drains_guests_of_the_ha_manager_one_by_one_but_not_against_its_rules() -> None:
+    home = HaNodeAffinity("home", (101,), (("pve1", 1),))
+    snapshot = replace(under_rules(vm(101, "pve1"), vm(102, "pve1"), homes=(home,)), maintenance=(Maintenance("pve1", "flag"),))
+    result = planned(snapshot)
+    assert [(move.vmid, move.reason.value) for move in result.moves] == [(102, "maintenance")]
+    assert "pinned (HA rule home: pve1)" in result.refused[0].detail, "it would be back at once; its own maintenance is the way"
+
+
+def test_a_rule_that_is_impossible_keeps_no_other_from_being_put_right() -> None:
+    how = settings({"pools": {"p": {"rule": "anti-affinity", "pin": ["pve1", "pve2", "pve9"]}}})
+    many = pool_of(*[vm(101 + i, "pve1", 2, 0.5) for i in range(3)])
+    other = [vm(111, "pve3", 4, 0.5, "plb_anti_affinity_a"), vm(112, "pve3", 2, 0.5, "plb_anti_affinity_a")]
+    result = planned(cluster(*THREE, *many, *other), how)
+    assert [(move.vmid, move.reason.value) for move in result.moves] == [(112, "anti-affinity")]
+    assert {conflict.detail for conflict in result.conflicts} == {
+        "guests 101, 102, 103 may only be on pve1, pve2",
+        "there is no node pve9; the pin is to the others",
+    }
+
+
+def test_a_pool_with_a_node_that_does_not_exist_is_still_kept_apart() -> None:
+    how = settings({"pools": {"p": {"rule": "anti-affinity", "pin": ["pve1", "pve2", "pve9"]}}})
+    result = planned(cluster(*THREE, *pool_of(vm(101, "pve1", 4), vm(102, "pve1", 2))), how)
+    assert moves_of(result) == [(102, "pve2", "pool-rule")]
+    assert len(result.conflicts) == 1
+
+
 def test_a_container_moves_for_load_only_for_more_than_its_restart_costs() -> None:
     how = settings({"guests": {"containers": "always"}})
     for make, moves in ((vm, True), (ct, False)):
@@ -577,6 +697,14 @@ HOME = Question(homes={101: "pve2"})
 def pinned_away(guest: Guest, question: Question | None = None, how: Settings = PLAIN, **nodes: object) -> Scene:
     """The guest is on pve1 and must be on pve2."""
     return cluster(*THREE, replace(guest, tags=(*guest.tags, "plb_pin_pve2"))), how, question or Question(), guest.vmid
+
+
+def under_ha(balances: bool = False, disarmed: bool = False, closed_nodes: tuple[str, ...] = (), **of_guest: object) -> Scene:
+    """The guest is the HA manager's, and would go to pve2 if it might."""
+    snapshot, *rest = pinned_away(vm(101, "pve1", ha="started"))
+    resource = replace(HaResource(101, state="started", node="pve1"), **of_guest)
+    ha = HighAvailability(resources=(resource,), balances=balances, disarmed=disarmed, closed_nodes=closed_nodes)
+    return replace(snapshot, ha=ha), *rest
 
 
 def homeward(snapshot: Snapshot, how: Settings = PLAIN) -> Scene:
@@ -598,7 +726,8 @@ ONE = cluster(*THREE, vm(101, "pve1"))
 # 101 and 103 would change places by way of a third node, which as one move each nobody can
 SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.IGNORED: lambda: pinned_away(vm(101, "pve1", 4, 0.5, "plb_ignore")),
-    RefusalReason.HA_MANAGED: lambda: pinned_away(vm(101, "pve1", ha="started")),
+    RefusalReason.HA_BALANCED: lambda: under_ha(balances=True),
+    RefusalReason.HA_BUSY: lambda: under_ha(state="error"),
     RefusalReason.TEMPLATE: lambda: homeward(cluster(*THREE, vm(101, "pve1", template=True))),
     RefusalReason.NOT_RUNNING: lambda: homeward(cluster(*THREE, stopped(vm(101, "pve1")))),
     RefusalReason.STATE: lambda: (cluster(*THREE, vm(101, "pve1", status="paused"), drain=["pve1"]), PLAIN, Question(), 101),
@@ -680,6 +809,47 @@ def test_who_stays_is_told_why(reason: RefusalReason) -> None:
 
 def test_every_reason_of_the_planner_has_its_scene() -> None:
     assert set(SCENES) == set(RefusalReason) - NEVER_OF_A_GUEST - BY_ITSELF
+
+
+@pytest.mark.parametrize(
+    ("scene", "detail"),
+    [
+        (pinned_away(vm(101, "pve1", ha="started")), "the HA manager has not said how it keeps it"),
+        (under_ha(disarmed=True), "the HA manager is disarmed"),
+        (under_ha(requested="stopped"), "it is to be stopped"),
+        (under_ha(requested="disabled"), "it is to be disabled"),
+        (under_ha(state=""), "not taken on yet"),
+        *[(under_ha(state=state), state) for state in ("migrate", "relocate", "error", "fence", "recovery", "freeze", "request_stop")],
+        (under_ha(target="pve3"), "on its way to pve3"),
+        (under_ha(node="pve3"), "the HA manager has it on pve3"),
+        (under_ha(closed_nodes=("pve1",)), "the HA manager empties pve1 itself"),
+        (under_ha(maintenance_node="pve3"), "it goes back to pve3 after the maintenance"),
+    ],
+)
+def test_a_guest_that_the_ha_manager_is_at_work_on_stays(scene: Scene, detail: str) -> None:
+    snapshot, how, question, _ = scene
+    for asked in (snapshot, replace(snapshot, maintenance=(Maintenance("pve1", "flag"),))):
+        result = planned(asked, how, question)
+        assert result.moves == ()
+        assert [(refusal.reason.value, refusal.detail) for refusal in result.refused] == [("ha-busy", detail)]
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        under_ha(),
+        under_ha(balances=True, auto_rebalance=False),
+        under_ha(requested="ignored", state="error", target="pve3"),
+        under_ha(failback=False),
+        under_ha(closed_nodes=("pve3",)),
+    ],
+    ids=["started", "opted out of balancing", "ignored", "without failback", "another node is in maintenance"],
+)
+def test_a_guest_of_the_ha_manager_moves_like_others(scene: Scene) -> None:
+    snapshot, how, question, _ = scene
+    assert moves_of(planned(snapshot, how, question)) == [(101, "pve2", "pin")]
+    drained = planned(replace(snapshot, maintenance=(Maintenance("pve1", "flag"),)), how, question)
+    assert moves_of(drained) == [(101, "pve2", "maintenance")]
 
 
 def test_a_task_of_a_whole_node_makes_no_guest_busy() -> None:

@@ -11,93 +11,84 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import settings as profile
-from hypothesis import strategies as st
 
-from agent.core.cluster import GIB, Snapshot
+from agent.core.cluster import HaNodeAffinity, HaResource, HaResourceAffinity, HighAvailability, Snapshot
 from agent.core.codec import to_json
-from agent.core.load import GuestLoad, InFlight, Ledger
-from agent.core.plan_types import Gate, Plan, Refusal, Verdict
+from agent.core.plan_types import Gate, Plan
 from agent.core.planner import plan
-from agent.core.question import NO_LIMIT, Question, Scope
+from agent.core.question import Question, Scope
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.settings import Settings
 from tests.core.checker import broken_rules, overfull_nodes
-from tests.core.clusters import NOW, Draw, after_moves, facts, random_cluster, settings, wrong_in
+from tests.core.clusters import Draw, after_moves, facts, random_cluster, settings, wrong_in
+from tests.core.random_clusters import HOW, draws, examples, remembered
 
 PLAIN = settings()
 FORCE = Question(force=True)
-HOW = [
-    PLAIN,
-    settings({"guests": {"containers": "always"}}),
-    settings({"balance": {"spread_percent": 0, "cpu": {"threshold_percent": 60}, "memory": {"threshold_percent": 50}}}),
-    settings(
-        {
-            "balance": {"cpu": {"weight": 0}, "node_reserve": {"memory_percent": 20}},
-            "guests": {"containers": "never", "ignore": ["100-109"]},
-        }
-    ),
-    settings({"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}}),
-]
 
 
-def draws(guests: int = 200) -> st.SearchStrategy[Draw]:
-    """Clusters of 5 to 12 nodes; hypothesis draws their shape, the dice inside their guests."""
-    return st.builds(
-        Draw,
-        seed=st.integers(0, 2**32),
-        nodes=st.integers(5, 12),
-        guests=st.integers(20, guests),
-        skew=st.sampled_from((0.0, 0.5, 1.0, 2.0)),
-        fill=st.floats(0.25, 0.85),
-        rules=st.sampled_from((0.0, 0.2, 0.5)),
-        oddities=st.sampled_from((0.0, 0.1, 0.3)),
-    )
-
-
-def remembered(snapshot: Snapshot, seed: int) -> Question:
-    """A question with something of everything that can be remembered."""
+def with_pools_and_ha(snapshot: Snapshot, seed: int) -> tuple[Snapshot, Settings]:
+    """The cluster with a third of its guests in pools and a third under the HA manager, and with rules for both."""
     dice = random.Random(seed)
-    vmids = [guest.vmid for guest in snapshot.guests]
     names = [node.name for node in snapshot.nodes]
-
-    def some(share: float) -> list[int]:
-        return [vmid for vmid in vmids if dice.random() < share]
-
-    flights = [guest for guest in snapshot.guests if guest.is_running and not guest.template and dice.random() < 0.04]
-    return Question(
-        scope=dice.choice((Scope(), Scope(), Scope(frozenset(dice.sample(names, 3)), frozenset(some(0.3))))),
-        force=dice.random() < 0.3,
-        held=dice.choice((None, frozenset(names[:2]))),
-        ledger=Ledger(
-            {vmid: GuestLoad(dice.uniform(0, 4), dice.uniform(0.1, 8) * GIB) for vmid in some(0.1)},
-            tuple(
-                InFlight(one.vmid, one.node, dice.choice([name for name in names if name != one.node]), GuestLoad(0.5, 2.0 * GIB))
-                for one in flights
-            ),
-            frozenset(some(0.05)),
-        ),
-        cooling=dict.fromkeys(some(0.1), "now"),
-        set_aside=dict.fromkeys(some(0.05), "it failed"),
-        homes={vmid: dice.choice(names) for vmid in some(0.1)},
-        verdicts={vmid: Verdict(vmid, NOW, Refusal(vmid, RefusalReason.LOCAL_DISK)) for vmid in some(0.05)}
-        | {vmid: Verdict(vmid, NOW, None, ((dice.choice(names), "no such bridge"),)) for vmid in some(0.1)},
-        moves_per_pass=dice.choice((4, NO_LIMIT)),
-        moves_left=dice.choice((0, 3, 20, NO_LIMIT)),
+    guests = tuple(
+        replace(
+            guest, pool=dice.choice(("a", "b", "c", "d")) if dice.random() < 0.3 else None, ha="started" if dice.random() < 0.3 else None
+        )
+        for guest in snapshot.guests
     )
+    managed = [guest for guest in guests if guest.ha]
+    resources = tuple(
+        HaResource(
+            guest.vmid,
+            requested=dice.choices(("started", "ignored", "stopped"), (8, 1, 1))[0],
+            state=dice.choices(("started", "error", ""), (8, 1, 1))[0],
+            node=guest.node,
+            maintenance_node=dice.choices((None, names[0]), (9, 1))[0],
+            failback=dice.random() < 0.5,
+            auto_rebalance=dice.random() < 0.5,
+        )
+        for guest in managed
+    )
+    free = [guest.vmid for guest in managed]
+    dice.shuffle(free)
+    sets = [tuple(sorted(free[i : i + 3])) for i in range(0, len(free) - 2, 3)]
+    ha = HighAvailability(
+        resources,
+        tuple(
+            HaNodeAffinity(f"n{i}", vmids, tuple(sorted((name, dice.randrange(2)) for name in dice.sample(names, 3))), dice.random() < 0.5)
+            for i, vmids in enumerate(sets[::2])
+        ),
+        tuple(HaResourceAffinity(f"r{i}", vmids, dice.random() < 0.3) for i, vmids in enumerate(sets[: len(sets) // 2])),
+        tuple(dice.sample(names, dice.choice((0, 0, 1)))),
+        balances=dice.random() < 0.2,
+    )
+    how = settings(
+        {
+            "pools": {
+                "a": {"rule": "affinity", "strict": False},
+                "b": {"rule": "anti-affinity"},
+                "c": {"pin": dice.sample(names, 2)},
+                "d": {"pin": dice.sample(names, 1), "strict": False},
+            },
+            "rules": {"tags": dice.choice(("all", "all", "registered", "off"))},
+        }
+    )
+    return replace(snapshot, guests=guests, ha=ha, registered_tags=("plb_affinity_g1", "plb_anti_affinity_g2", "plb_ignore")), how
 
 
-def on_clusters(examples: int, look: Callable[[Draw, Snapshot], Plan], *, guests: int = 200) -> None:
+def on_clusters(usual: int, look: Callable[[Draw, Snapshot], Plan], *, guests: int = 200) -> None:
     """Look at so many random clusters; more than half of the plans must have moves, else the look showed nothing."""
     seen: Counter[bool] = Counter()
 
-    @profile(max_examples=examples)
+    @profile(max_examples=examples(usual))
     @given(draws(guests))
     def each(draw: Draw) -> None:
         seen[bool(look(draw, random_cluster(draw)).moves)] += 1
 
     each()
     print(f"{seen[True]} of {seen.total()} examples have moves")
-    assert seen.total() >= examples
+    assert seen.total() >= examples(usual)
     assert seen[True] > seen.total() / 2
 
 
@@ -116,6 +107,25 @@ def test_no_plan_breaks_a_limit_or_a_rule_at_any_instant() -> None:
         return result
 
     on_clusters(60, look)
+
+
+def test_no_plan_breaks_a_rule_of_pools_or_of_the_ha_manager() -> None:
+    def look(draw: Draw, plain: Snapshot) -> Plan:
+        snapshot, how = with_pools_and_ha(plain, draw.seed)
+        result = plan(snapshot, how, FORCE)
+        assert wrong_in(snapshot, result, how, FORCE) == []
+        if not has_stuck(result):
+            after = replace(after_moves(snapshot, result.moves), ha=arrived(snapshot.ha, result))
+            assert broken_rules(after, facts(how)) <= broken_rules(snapshot, facts(how))
+        return result
+
+    on_clusters(60, look)
+
+
+def arrived(ha: HighAvailability, result: Plan) -> HighAvailability:
+    """The HA manager once it has brought everybody where the plan wants."""
+    place = {move.vmid: move.target for move in result.moves}
+    return replace(ha, resources=tuple(replace(one, node=place.get(one.vmid, one.node)) for one in ha.resources))
 
 
 def test_no_plan_does_so_whatever_is_remembered_and_however_it_is_set() -> None:
@@ -144,7 +154,7 @@ def test_with_gates_open_a_plan_leaves_nothing_to_do() -> None:
 
     on_clusters(100, look)
     print(f"{len(exceptions)} exceptions")
-    assert len(exceptions) <= 5
+    assert len(exceptions) <= examples(5)
 
 
 def test_a_static_load_never_moves_a_guest_twice_for_load() -> None:
@@ -258,7 +268,7 @@ def test_planning_anew_after_the_first_batch_is_safe_and_hardly_ever_worse() -> 
 
     on_clusters(40, look, guests=120)
     print(f"{len(worse)} are worse")
-    assert len(worse) <= 2
+    assert len(worse) <= examples(2)
 
 
 def test_a_scoped_plan_takes_load_from_its_nodes_alone() -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,13 +16,28 @@ from agent.core.cluster import GIB, Guest, Node, Snapshot
 from agent.core.conditions import Conditions
 from agent.core.load import GuestLoad, InFlight, Ledger, NodeLoad
 from agent.core.placement import NodeState, Placement
-from agent.core.plan_types import Refusal, Verdict
-from agent.core.question import Question
+from agent.core.plan_types import Plan, Refusal, Verdict
+from agent.core.question import EVERYWHERE, NO_LIMIT, Question
 from agent.core.reasons import RefusalReason
 from agent.core.repairs import Repairs
-from agent.core.settings import Settings
+from agent.core.settings import ContainerPolicy, ReserveSettings, Settings
 from agent.core.steps import Step
-from tests.core.clusters import NOW, changed, cluster, ct, node, settings, stopped, task, vm, wrong_in
+from tests.core.clusters import (
+    NOW,
+    Draw,
+    changed,
+    cluster,
+    ct,
+    left_undone,
+    node,
+    random_cluster,
+    settings,
+    stopped,
+    task,
+    vm,
+    wrong_in,
+)
+from tests.core.random_clusters import HOW, remembered
 
 PLAIN = settings()
 TWO = (node("pve1"), node("pve2"))
@@ -200,7 +217,7 @@ SCENES = {
     "ignored by setting": Scene(
         guest_check(R.IGNORED), "ignored", pinned_to("pve2", vm(101, "pve1")), settings({"guests": {"ignore": ["100-110"]}}),
     ),
-    "HA": Scene(guest_check(R.HA_MANAGED), "ha", pinned_to("pve2", vm(101, "pve1", ha="started"))),
+    "HA": Scene(guest_check(R.HA_BUSY), "ha", pinned_to("pve2", vm(101, "pve1", ha="started"))),
     "template": Scene(guest_check(R.TEMPLATE), "template", *homeward(cluster(*TWO, vm(101, "pve1", template=True)))),
     "lock": Scene(guest_check(R.LOCKED), "lock", pinned_to("pve2", vm(101, "pve1", lock="snapshot"))),
     "state": Scene(guest_check(R.STATE), "state", cluster(*TWO, vm(101, "pve1", status="paused"), drain=["pve1"])),
@@ -336,3 +353,214 @@ def test_a_plan_that_says_something_wrong_is_seen() -> None:
         assert says in {finding.split(":")[0] for finding in wrong_in(snapshot, bad, PLAIN)}
     assert {finding.split(":")[0] for finding in wrong_in(snapshot, good, PLAIN, Question(moves_left=0))} == {"brakes"}
     assert {finding.split(":")[0] for finding in wrong_in(replace(snapshot, unseen=(1,)), good, PLAIN)} == {"unseen"}
+
+
+# --- On random clusters --------------------------------------------------------------------------------------------------------------
+#
+# Faults of any planner, whatever it is made of: it is not told something (`blind_to`), or what it says is spoilt (`spoilt`).
+
+Asked = tuple[Snapshot, Settings, Question]
+
+
+def blind_to(change: Callable[[Snapshot, Settings, Question], Asked]) -> Off:
+    """The planner plans for what it is told, and is not told all."""
+
+    def switch(patch: pytest.MonkeyPatch) -> None:
+        real = planner.plan
+        patch.setattr(planner, "plan", lambda snapshot, how, question: real(*change(snapshot, how, question)))
+
+    return switch
+
+
+def spoilt(change: Callable[[Plan], Plan]) -> Off:
+    """What the planner says is spoilt."""
+
+    def switch(patch: pytest.MonkeyPatch) -> None:
+        real = planner.plan
+        patch.setattr(planner, "plan", lambda snapshot, how, question: change(real(snapshot, how, question)))
+
+    return switch
+
+
+def question_without(**fields: object) -> Off:
+    return blind_to(lambda snapshot, how, question: (snapshot, how, replace(question, **fields)))  # type: ignore[arg-type]
+
+
+def snapshot_without(**fields: object) -> Off:
+    return blind_to(lambda snapshot, how, question: (replace(snapshot, **fields), how, question))  # type: ignore[arg-type]
+
+
+def settings_without(section: str, **fields: object) -> Off:
+    def change(snapshot: Snapshot, how: Settings, question: Question) -> Asked:
+        return snapshot, replace(how, **{section: replace(getattr(how, section), **fields)}), question
+
+    return blind_to(change)
+
+
+def tags_without(prefix: str) -> Off:
+    def change(snapshot: Snapshot, how: Settings, question: Question) -> Asked:
+        guests = (replace(guest, tags=tuple(tag for tag in guest.tags if not tag.startswith(prefix))) for guest in snapshot.guests)
+        return replace(snapshot, guests=tuple(guests)), how, question
+
+    return blind_to(change)
+
+
+def no_thresholds(snapshot: Snapshot, how: Settings, question: Question) -> Asked:
+    balance = replace(
+        how.balance, cpu=replace(how.balance.cpu, threshold_percent=0), memory=replace(how.balance.memory, threshold_percent=0)
+    )
+    return snapshot, replace(how, balance=balance), question
+
+
+def cores_without_end(snapshot: Snapshot, how: Settings, question: Question) -> Asked:
+    return replace(snapshot, nodes=tuple(replace(one, cpu_cores=one.cpu_cores * 8) for one in snapshot.nodes)), how, question
+
+
+def ledger_without_loads(snapshot: Snapshot, how: Settings, question: Question) -> Asked:
+    return snapshot, how, replace(question, ledger=Ledger(in_flight=question.ledger.in_flight))
+
+
+def in_batches(number: Callable[[int, int], int]) -> Callable[[Plan], Plan]:
+    """The moves in other batches: a function of a batch's number and how many there are."""
+
+    def change(plan: Plan) -> Plan:
+        most = max((move.batch for move in plan.moves), default=0)
+        moves = [replace(move, batch=number(move.batch, most)) for move in plan.moves]
+        return replace(plan, moves=tuple(sorted(moves, key=lambda move: move.batch)))
+
+    return change
+
+
+def one_lags_behind(plan: Plan) -> Plan:
+    """Of guests that go from one node to another in one batch, one goes after all others."""
+    steps = Counter((move.source, move.target, move.batch) for move in plan.moves if move.reason.value == "affinity" or move.gain)
+    late = [move for move in plan.moves if steps[move.source, move.target, move.batch] > 1][:1]
+    after_all = max((move.batch for move in plan.moves), default=0) + 1
+    return replace(plan, moves=(*(move for move in plan.moves if move not in late), *(replace(move, batch=after_all) for move in late)))
+
+
+def gains_of_the_first_look(patch: pytest.MonkeyPatch) -> None:
+    """Each move's gain is what it would be by PVE's own numbers, before the ledger."""
+    real = planner.plan
+
+    def change(snapshot: Snapshot, how: Settings, question: Question) -> Plan:
+        told = {move.vmid: move.gain for move in real(snapshot, how, replace(question, ledger=Ledger())).moves}
+        plan = real(snapshot, how, question)
+        return replace(plan, moves=tuple(replace(move, gain=told.get(move.vmid, move.gain)) for move in plan.moves))
+
+    patch.setattr(planner, "plan", change)
+
+
+def gives_up_too_soon(plan: Plan) -> Plan:
+    """The last move is refused instead."""
+    if not plan.moves:
+        return plan
+    lost = plan.moves[-1]
+    refused = sorted([*plan.refused, Refusal(lost.vmid, R.NO_TARGET, "none")], key=lambda refusal: refusal.vmid)
+    return replace(plan, moves=plan.moves[:-1], refused=tuple(refused))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and the words of which the checker must say one.
+
+    With `calm` settings the clusters are even ones without rules, and nothing is remembered.
+    """
+
+    off: Off
+    says: frozenset[str]
+    calm: Settings | None = None
+
+
+def fault(off: Off, *says: str, calm: Settings | None = None) -> Fault:
+    return Fault(off, frozenset(says), calm)
+
+
+CHOOSY = settings({"balance": {"spread_percent": 5, "min_gain_percent": 5}})
+FAULTS = {
+    "no memory limit": fault(no_memory_limit, "memory"),
+    "no reserve": fault(
+        blind_to(lambda s, how, q: (s, replace(how, balance=replace(how.balance, node_reserve=ReserveSettings(0, 0))), q)), "memory"
+    ),
+    "no cpu limit": fault(blind_to(cores_without_end), "cpu"),
+    "no thresholds": fault(blind_to(no_thresholds), "threshold"),
+    "pins skipped": fault(tags_without("plb_pin"), "pin"),
+    "affinity skipped": fault(tags_without("plb_affinity"), "affinity"),
+    "anti-affinity skipped": fault(tags_without("plb_anti_affinity"), "anti-affinity"),
+    "ignored guests move": fault(tags_without("plb_ignore"), "ignored"),
+    "guests.ignore skipped": fault(settings_without("guests", ignore=()), "ignored"),
+    "containers always move": fault(settings_without("guests", containers=ContainerPolicy.ALWAYS), "containers"),
+    "ignored nodes take guests": fault(settings_without("nodes", ignore=()), "ignored-node"),
+    "nodes.maintenance skipped": fault(settings_without("nodes", maintenance=()), "maintenance"),
+    "drains forgotten": fault(snapshot_without(maintenance=()), "maintenance"),
+    "no_target forgotten": fault(snapshot_without(no_target=()), "maintenance"),
+    "backups forgotten": fault(snapshot_without(tasks=()), "backup"),
+    "in flight, gone from the source": fault(who_leaves_is_gone, "memory", "cpu", "threshold"),
+    "in flight, not yet on the target": fault(who_comes_is_not_there, "memory", "cpu", "threshold"),
+    "in flight, forgotten altogether": fault(
+        blind_to(lambda s, how, q: (s, how, replace(q, ledger=replace(q.ledger, in_flight=())))), "busy"
+    ),
+    "loads without the ledger": fault(blind_to(ledger_without_loads), "load"),
+    "gain before the ledger": fault(gains_of_the_first_look, "gain"),
+    "cooldown ignored": fault(question_without(cooling={}), "cooldown"),
+    "set aside ignored": fault(question_without(set_aside={}), "set-aside"),
+    "verdicts ignored": fault(question_without(verdicts={}), "verdict"),
+    "hourly brake ignored": fault(question_without(moves_left=NO_LIMIT), "brakes"),
+    "brake of a pass ignored": fault(question_without(moves_per_pass=NO_LIMIT), "brakes"),
+    "scope ignored": fault(question_without(scope=EVERYWHERE), "scope"),
+    "gate ignored": fault(settings_without("balance", spread_percent=0.01), "gate", calm=PLAIN),
+    "least gain ignored": fault(settings_without("balance", min_gain_percent=0), "gain", calm=CHOOSY),
+    "all in one batch": fault(spoilt(in_batches(lambda number, most: 1)), "memory", "cpu", "threshold", "anti-affinity"),
+    "batches in the wrong order": fault(
+        spoilt(in_batches(lambda number, most: most + 1 - number)), "memory", "cpu", "threshold", "anti-affinity"
+    ),
+    "a unit split": fault(spoilt(one_lags_behind), "affinity"),
+    "refusals missing": fault(spoilt(lambda plan: replace(plan, refused=())), "unnamed"),
+    "a refusal that is not true": fault(
+        spoilt(lambda plan: replace(plan, refused=tuple(replace(one, reason=R.TEMPLATE) for one in plan.refused))), "refusal"
+    ),
+    "a refusal of a guest that could go": fault(spoilt(gives_up_too_soon), "refusal"),
+}
+BUDGET = 100  # random clusters, as hypothesis looks at for each property
+
+
+def under_way(snapshot: Snapshot, question: Question, seed: int) -> Question:
+    """The question while a quarter of the guests that run are on their way somewhere."""
+    dice = random.Random(seed)
+    names = [node.name for node in snapshot.nodes]
+    flying = [guest for guest in snapshot.guests if guest.is_running and not guest.template and dice.random() < 0.25]
+    flights = tuple(
+        InFlight(one.vmid, one.node, dice.choice([name for name in names if name != one.node]), GuestLoad(1.0, float(one.memory_bytes)))
+        for one in flying
+    )
+    return replace(question, ledger=replace(question.ledger, in_flight=flights))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_on_random_clusters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    this = FAULTS[name]
+    this.off(monkeypatch)
+    dice = random.Random(name)
+    found: Counter[str] = Counter()
+    for example in range(BUDGET):
+        draw = Draw(
+            seed=dice.randrange(2**32),
+            nodes=dice.randrange(3, 10),
+            guests=dice.randrange(20, 120),
+            skew=dice.choice((0.0, 0.5, 1.0, 2.0)) if this.calm is None else 0.0,
+            fill=dice.uniform(0.25, 0.85) if this.calm is None else 0.3,
+            rules=dice.choice((0.2, 0.5)) if this.calm is None else 0.0,
+            oddities=dice.choice((0.0, 0.1, 0.3)) if this.calm is None else 0.0,
+        )
+        snapshot = random_cluster(draw)
+        question = remembered(snapshot, draw.seed) if this.calm is None else Question()
+        if "in flight" in name and example % 2:
+            question = under_way(snapshot, question, draw.seed)
+        how = HOW[draw.seed % len(HOW)] if this.calm is None else this.calm
+        result = planner.plan(snapshot, how, question)
+        said = wrong_in(snapshot, result, how, question) + left_undone(snapshot, result, how, question)
+        found.update({finding.split(":")[0].split(" ")[0] for finding in said})
+        if found.keys() & this.says:
+            print(f"found in example {example + 1}")
+            return
+    pytest.fail(f"not found in {BUDGET} clusters; found was {found}")

@@ -18,6 +18,7 @@ from agent.core.journal import Level
 from agent.core.json_types import Json, JsonObject
 from agent.core.settings import (
     PATTERNS,
+    POOL_SPECS,
     ContainerPolicy,
     File,
     GuestSettings,
@@ -25,9 +26,12 @@ from agent.core.settings import (
     LogLevel,
     Measure,
     Mode,
+    PoolRule,
+    PoolSettings,
     Problem,
     Row,
     Settings,
+    TagTrust,
     as_document,
     check,
     combine,
@@ -66,6 +70,7 @@ DEFAULTS: JsonObject = {
     "nodes": {"ignore": [], "maintenance": []},
     "migration": {"parallel_per_node": 1, "parallel_total": 2, "bandwidth_limit_kib_s": None, "timeout_s": 7200},
     "drain": {"parallel_per_node": 2, "parallel_total": 4, "return_home": True},
+    "pools": {},
     "log": {"level": "info"},
     "paths": {"pmxcfs": "/etc/pve", "run": "/run/proxlb-agent", "state": "/var/lib/proxlb-agent"},
 }
@@ -164,6 +169,18 @@ def test_what_is_not_said_keeps_its_default_however_deep() -> None:
             {"guests": {"ignore": [101, 99]}},
             'guests.ignore[1]: must be a VMID from 100 to 999999999 or a range of them as "200-299", not 99',
         ),
+        ({"pools": []}, "pools: must be a mapping of pools to their rules, not a list"),
+        ({"pools": {"web": []}}, "pools.web: must be a mapping of settings, not a list"),
+        ({"pools": {"a b": {}}}, "pools.a b: is not the name of a pool (letters, digits, -, _, ., and / between a pool and one within it)"),
+        ({"pools": {"web": {"role": None}}}, "pools.web.role: unknown, did you mean pools.web.rule?"),
+        ({"pools": {"web": {"nodes": []}}}, "pools.web.nodes: unknown; known here: rule, pin, strict"),
+        (
+            {"pools": {"web": {"rule": "anti_affinity"}}},
+            'pools.web.rule: must be one of affinity, anti-affinity, or null, not "anti_affinity"; did you mean anti-affinity?',
+        ),
+        ({"pools": {"web": {"pin": "pve1"}}}, 'pools.web.pin: must be a list of node names, not "pve1"; for a single one write [pve1]'),
+        ({"pools": {"web": {"pin": ["a_b"]}}}, 'pools.web.pin[0]: must be a node\'s name (letters, digits, -), not "a_b"'),
+        ({"pools": {"web": {"strict": 1}}}, "pools.web.strict: must be true or false, not 1"),
         ({"triggers": {"settle_s": 90}}, "triggers.settle_max_s: 60 is less than triggers.settle_s, 90"),
         (
             {"balance": {"cpu": {"weight": 0}, "memory": {"weight": 0}}},
@@ -184,9 +201,9 @@ def test_a_mistake_is_named_with_its_path_and_what_would_be_right(document: Json
 
 
 def test_all_mistakes_are_named_at_once_and_in_order() -> None:
-    document: Json = {"mode": 3, "nodes": {"ignore": ["a_b", "c", "d_e"]}, "api": {"timeout_s": 0, "backend": "x"}, "pools": {}}
+    document: Json = {"mode": 3, "nodes": {"ignore": ["a_b", "c", "d_e"]}, "api": {"timeout_s": 0, "backend": "x"}, "quiet_hours": []}
     assert [line.split(":")[0] for line in lines_of(check(document))] == [
-        "mode", "nodes.ignore[0]", "nodes.ignore[2]", "api.timeout_s", "api.backend", "pools",
+        "mode", "nodes.ignore[0]", "nodes.ignore[2]", "api.timeout_s", "api.backend", "quiet_hours",
     ]  # fmt: skip
 
 
@@ -194,7 +211,7 @@ def test_all_mistakes_are_named_at_once_and_in_order() -> None:
     "path",
     [
         "api.backend", "api.user", "api.password_file", "api.auto_setup", "guests.local_disks", "guests.storage_map", "drain.stopped",
-        "quiet_hours", "pools",
+        "quiet_hours",
     ],
 )  # fmt: skip
 def test_what_is_planned_but_not_built_is_unknown(path: str) -> None:
@@ -298,6 +315,7 @@ def test_the_table_and_the_types_of_the_fields_agree() -> None:
         Kind.HOSTS: tuple[str, ...],
         Kind.NODES: tuple[str, ...],
         Kind.GUESTS: tuple[int | str, ...],
+        Kind.POOLS: tuple[PoolSettings, ...],
     }
     for setting in rows():
         *sections, name = setting.path.split(".")
@@ -345,11 +363,24 @@ def schema_of(setting: Row) -> JsonObject:
             word = "integer" if spec.kind is Kind.WHOLE else "number"
             found = {"type": [word, "null"] if spec.optional else word, "minimum": int(spec.low), "maximum": int(spec.high)}
         case Kind.CHOICE:
-            found = {"enum": list(spec.choices)}
+            found = {"enum": [*spec.choices, *([None] if spec.optional else [])]}
         case Kind.PATH | Kind.TOKEN_ID:
             found = {"type": "string", "pattern": f"^(?:{PATTERNS[spec.kind]})$"}
         case Kind.GUESTS:
             found = {"type": "array", "items": {"anyOf": [vmid, {"type": "string", "pattern": f"^(?:{PATTERNS[spec.kind]})$"}]}}
+        case Kind.POOLS:
+            fresh = as_document(Settings(pools=(PoolSettings("x"),)))["pools"]
+            assert isinstance(fresh, dict)
+            defaults = fresh["x"]
+            assert isinstance(defaults, dict)
+            pool: dict[str, Json] = {
+                name: schema_of(Row(f"pools.x.{name}", below, defaults[name], File.CLUSTER)) for name, below in POOL_SPECS.items()
+            }
+            found = {
+                "type": ["object", "null"],
+                "propertyNames": {"pattern": f"^(?:{PATTERNS[spec.kind]})$"},
+                "additionalProperties": {"type": ["object", "null"], "additionalProperties": False, "properties": pool},
+            }
         case _:
             found = {"type": "array", "items": {"type": "string", "pattern": f"^(?:{PATTERNS[spec.kind]})$"}}
     if spec.kind is Kind.HOSTS:
@@ -432,6 +463,11 @@ def valid_values(setting: Row) -> st.SearchStrategy[Json]:
         Kind.GUESTS: st.lists(st.integers(100, 999_999_999) | st.sampled_from(["100-200", "999-999999999"]), max_size=3),
     }
     match spec.kind:
+        case Kind.POOLS:
+            pool = st.fixed_dictionaries(
+                {}, optional={name: valid_values(Row(name, below, None, File.CLUSTER)) for name, below in POOL_SPECS.items()}
+            )
+            return st.dictionaries(st.sampled_from(["web", "db.1", "a/b"]), pool | st.none(), max_size=2)
         case Kind.SWITCH:
             return st.booleans()
         case Kind.WHOLE:
@@ -463,6 +499,15 @@ def test_any_valid_setting_survives_being_printed_and_read_again(case: tuple[Row
     found = settings_of(document)
     assert settings_of(as_document(found)) == found
     assert settings_of(json.loads(json.dumps(as_document(found)))) == found
+
+
+def test_pools_are_read_by_name_each_over_the_defaults_of_a_pool() -> None:
+    document: Json = {"pools": {"db": {"rule": "anti-affinity", "pin": ["pve1"]}, "a/b": None, "web": {"strict": False}}}
+    found = settings_of(document).pools
+    assert found == (PoolSettings("db", PoolRule.ANTI_AFFINITY, ("pve1",)), PoolSettings("a/b"), PoolSettings("web", strict=False))
+    assert type(found[0].rule) is PoolRule
+    assert settings_of({"pools": None}).pools == ()
+    assert settings_of({"rules": {"tags": "registered"}}).rules.tags is TagTrust.REGISTERED
 
 
 def test_an_enum_arrives_as_an_enum() -> None:

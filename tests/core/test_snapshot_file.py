@@ -57,6 +57,7 @@ SMALL = Snapshot(
         resources=(HaResource(102, "started", "migrate", "pve2", "pve1", "pve1", failback=False),),
         node_affinity=(HaNodeAffinity("fast", (102,), (("pve1", 2), ("pve2", 0)), strict=True),),
         resource_affinity=(HaResourceAffinity("apart", (102, 103), together=False),),
+        closed_nodes=("pve2",),
         balances=True,
     ),
     registered_tags=("plb_ignore",),
@@ -98,6 +99,7 @@ SNAPSHOTS = st.builds(
         resources=some(HaResource, lambda resource: resource.vmid),
         node_affinity=st.lists(any_of(HaNodeAffinity), max_size=2).map(tuple),
         resource_affinity=st.lists(any_of(HaResourceAffinity), max_size=2).map(tuple),
+        closed_nodes=st.lists(TEXT, max_size=2).map(tuple),
         balances=st.booleans(),
         disarmed=st.booleans(),
     ),
@@ -121,7 +123,7 @@ def test_a_file_has_one_line_for_each_node_guest_and_task() -> None:
     lines = text.splitlines()
     assert [line for line in lines if line.startswith(' {"vmid": 101')]
     assert [line for line in lines if line.startswith(' {"vmid": 102, "requested"')]
-    ha = 2 + 3 * (2 + 1) + 1 + 1
+    ha = 2 + 3 * (2 + 1) + 1 + 1 + 1
     assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 2) + ha + 1 + (2 + 1)
 
 

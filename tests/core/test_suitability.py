@@ -14,7 +14,8 @@ from agent.core.needs import VolumeKind
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason as R
-from agent.core.rules import read_rules
+from agent.core.rule_reading import read_rules
+from agent.core.settings import Settings
 from agent.core.suitability import Suitability, version_of
 from tests.core.clusters import NOW, cluster, ct, node, settings, vm, wrong_in
 from tests.core.needs import FACTS, STORAGES, equipped, needing, volume
@@ -83,7 +84,7 @@ def scene(lack: Lack) -> tuple[Snapshot, Question]:
 
 
 def why_not(snapshot: Snapshot, question: Question, target: str) -> Refusal | None:
-    rules = read_rules(snapshot.guests, [one.name for one in snapshot.nodes], use_tags=True)
+    rules = read_rules(snapshot, Settings())
     guest = snapshot.guest(101)
     assert guest is not None
     return Conditions(snapshot, PLAIN, question, rules).why_never(guest, target, Purpose.DRAIN)

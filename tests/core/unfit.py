@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from agent.core.cluster import Guest, Snapshot
-from agent.core.needs import GuestNeeds, VolumeKind
+Snapshot = Guest = GuestNeeds = Any  # as a snapshot's file names their fields
 
 
 def unfit(snapshot: Snapshot, guest: Guest, needs: GuestNeeds, target: str) -> Iterator[str]:
@@ -17,7 +17,7 @@ def unfit(snapshot: Snapshot, guest: Guest, needs: GuestNeeds, target: str) -> I
         there = storages.get(volume.storage)
         if there is None or target not in there.nodes:
             yield "storage"
-        if (there is None or not there.shared) and volume.kind is not VolumeKind.CLOUD_INIT:
+        if (there is None or not there.shared) and volume.kind.value != "cloud-init":
             yield "local"
     if needs.devices or needs.args or needs.affinity:
         yield "tied"

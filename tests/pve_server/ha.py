@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fakepve.model import PveError
+from fakepve.model import PveError, TaskError
 
-from tests.pve_server.migration import MigrationApi
+from tests.pve_server.migration import LXC_STOP_S, MigrationApi
 
 HA_USER, HA_TAG = "root@pam", "pve-ha-lrm"
 
@@ -73,6 +74,10 @@ class HaApi(MigrationApi):
             entry["state"] = guest.ha_state if entry["state"] not in ("error", "fence", "recovery", "freeze") else entry["state"]
         return entry
 
+    def guest_ha_state(self, guest: Any) -> str | None:
+        """As PVE shows it among the resources: the CRM's state of the service."""
+        return str(self.service(guest)["state"]) if guest.ha_state else None
+
     def node_ha_state(self, name: str) -> str | None:
         if not self.ha_used:
             return None
@@ -118,6 +123,31 @@ class HaApi(MigrationApi):
                 nodes &= {word.partition(":")[0] for word in _words(entry.get("nodes"))}
         return nodes
 
+    def preferred_node(self, guest: Any) -> str | None:
+        """Where the CRM brings a guest back to by itself; None when it leaves it where it is.
+
+        Off a node that a strict rule forbids, and, unless failback is switched off, to a node of a higher priority.
+        """
+        sid = self.spec_of(guest).sid
+        resource = self.spec.ha.resources.get(sid, {})
+        rules = [rule for rule in self.spec.ha.rules if rule.get("type") == "node-affinity" and not rule.get("disable")]
+        rules = [rule for rule in rules if sid in _words(rule.get("resources"))]
+        groups = [entry for entry in self.spec.ha.groups if entry.get("group") == resource.get("group")]
+        rules += [entry | {"strict": entry.get("restricted")} for entry in groups]
+        if not rules:
+            return None
+        named = (word.partition(":") for word in _words(rules[0].get("nodes")))
+        priority_of = {name: int(priority or 0) for name, _, priority in named if self.node_ha_state(name) == "online"}
+        best = sorted(name for name, priority in priority_of.items() if priority == max(priority_of.values()))
+        stays = guest.node in best or (
+            (guest.node in priority_of or not rules[0].get("strict")) and not self._fails_back(resource, rules[0])
+        )
+        return None if stays or not best else best[0]
+
+    @staticmethod
+    def _fails_back(resource: dict[str, Any], rule: dict[str, Any]) -> bool:
+        return bool(resource.get("failback", 1)) and not rule.get("nofailback")
+
     # ---- migration through the manager
 
     async def request_ha_migration(self, guest: Any, target: str, user: str) -> str:
@@ -125,7 +155,10 @@ class HaApi(MigrationApi):
         name = "VM" if self.spec_of(guest).type == "qemu" else "CT"
 
         async def body() -> None:
-            self.event("ha-request", sid=self.spec_of(guest).sid, target=target)
+            sid = self.spec_of(guest).sid
+            if self.service(guest)["state"] == "error":
+                raise TaskError(f"service '{sid}' in error state, must be disabled and fixed first")
+            self.event("ha-request", sid=sid, target=target)
             if self.spec.ha.acts:
                 self.spawn(self._crm_migrate(guest, target))
 
@@ -151,23 +184,49 @@ class HaApi(MigrationApi):
             return
         movers = [guest, *(self.guest_of(partner) for partner in self.ha_partners(guest))]
         await asyncio.gather(*(self._lrm_migrate(mover, target) for mover in movers if mover is not None and mover.node != target))
-        if guest.node == target and target not in self.strict_nodes(guest) and self.strict_nodes(guest):
-            await self._crm_migrate(guest, min(self.strict_nodes(guest)))
+        for mover in movers:
+            back = self.preferred_node(mover) if mover is not None else None
+            if back is not None:
+                await asyncio.sleep(self.spec.ha.delay_s)
+                await self._lrm_migrate(mover, back)
 
     async def _lrm_migrate(self, guest: Any, target: str) -> None:
-        """The source's LRM moves the guest, as root@pam and with parameters of its own."""
+        """The source's LRM moves the guest, as root@pam and with parameters of its own: a running container is shut down, moved, and
+        started again by its new node's LRM."""
         entry = self.service(guest)
         relocate = self.spec_of(guest).type == "lxc" or guest.status != "running"
         entry |= {"state": "relocate" if relocate else "migrate", "target": target}
         await asyncio.sleep(self.spec.ha.delay_s)
-        upid = await self.migrate_guest(guest, target, HA_USER, with_local_disks=True, tag=HA_TAG)
-        worker = self.workers.get(upid)
-        if worker is not None:
-            await asyncio.wait([worker])
+        must_run = guest.status == "running"
+        if must_run and self.spec_of(guest).type == "lxc":
+            await self._ended(
+                await self.task(
+                    guest.node, "vzshutdown", guest.vmid, HA_USER, self._shut_down(guest), vm=guest, background=True, tag=HA_TAG
+                )
+            )
+        await self._ended(await self.migrate_guest(guest, target, HA_USER, with_local_disks=True, tag=HA_TAG))
         await asyncio.sleep(self.spec.ha.delay_s)
         entry.pop("target", None)
         entry |= {"state": guest.ha_state or "started", "node": guest.node}
+        if must_run and guest.status != "running" and self.is_online(guest.node):
+            await asyncio.sleep(self.spec.ha.delay_s)
+            _, record = self.open_task(guest.node, "vzstart", guest.vmid, HA_USER, tag=HA_TAG)
+            self.start_process(guest)
+            self.close_task(record, "OK", tag=HA_TAG)
         self.event("ha-done", sid=self.spec_of(guest).sid, node=guest.node, target=target)
+
+    def _shut_down(self, guest: Any) -> Callable[[], Awaitable[None]]:
+        async def body() -> None:
+            await self._ct_powerdown(guest, LXC_STOP_S, False)
+            self.event("guest-stop", vmid=guest.vmid, node=guest.node)
+
+        return body
+
+    async def _ended(self, upid: str) -> None:
+        """Wait until the task is over, however it went."""
+        worker = self.workers.get(upid)
+        if worker is not None:
+            await asyncio.wait([worker])
 
     # ---- maintenance
 
@@ -211,7 +270,9 @@ class HaApi(MigrationApi):
             sid = self.spec_of(guest).sid
             row = {"sid": sid, "type": sid[:2], "state": guest.ha_state, "max_restart": 1, "max_relocate": 1, "digest": "0" * 40}
             row |= {"failback": 1} if self.major(next(iter(self.nodes))) >= 9 else {}
-            rows.append(row | self.spec.ha.resources.get(sid, {}))
+            rows.append(
+                row | {key: value for key, value in self.spec.ha.resources.get(sid, {}).items() if key != "group" or self.has_groups()}
+            )
         shown = {row["sid"] for row in rows}
         for sid, given in sorted(self.spec.ha.resources.items()):
             if sid not in shown:  # ignored ones, and those whose guest is gone
@@ -219,12 +280,27 @@ class HaApi(MigrationApi):
         return [row for row in rows if values.get("type") in (None, row["type"])]
 
     async def _ha_rules(self, values: dict[str, Any], _user: str) -> list[dict[str, Any]]:
-        rows = [rule for rule in self.spec.ha.rules if values.get("type") in (None, rule.get("type"))]
+        rows = [rule for rule in (*self.spec.ha.rules, *self._rules_of_groups()) if values.get("type") in (None, rule.get("type"))]
         rows = [rule for rule in rows if values.get("resource") in (None, *_words(rule.get("resources")))]
         return [{"digest": "0" * 40, "order": number} | rule for number, rule in enumerate(rows, 1)]
 
+    def has_groups(self) -> bool:
+        """False once all nodes are a 9 and the groups are rules; one that is still there has not been migrated yet."""
+        return bool(self.spec.ha.groups) or any(self.major(node) < 9 for node in self.nodes)
+
+    def _rules_of_groups(self) -> list[dict[str, Any]]:
+        """PVE 9 shows groups that have not been migrated as the rules they will be."""
+        rows = []
+        for group in self.spec.ha.groups:
+            name = group["group"]
+            members = sorted(sid for sid, values in self.spec.ha.resources.items() if values.get("group") == name)
+            row = {"rule": f"ha-group-{name}", "type": "node-affinity", "resources": ",".join(members), "nodes": group["nodes"]}
+            if members:
+                rows.append(row | ({"strict": group["restricted"]} if "restricted" in group else {}))
+        return rows
+
     async def _ha_groups(self, _values: dict[str, Any], _user: str) -> list[dict[str, Any]]:
-        if all(self.major(node) >= 9 for node in self.nodes):
+        if not self.has_groups():
             raise PveError(500, "cannot index groups: ha groups have been migrated to rules")
         return [{"type": "group", "digest": "0" * 40} | group for group in self.spec.ha.groups]
 

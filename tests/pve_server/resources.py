@@ -59,13 +59,17 @@ class ResourcesApi(Load):
         else:
             row |= numbers | {"name": guest.name}
         tags = guest.config.get("tags")
-        extra = {"lock": guest.lock, "pool": guest.pool, "tags": tags, "hastate": guest.ha_state}
+        extra = {"lock": guest.lock, "pool": guest.pool, "tags": tags, "hastate": self.guest_ha_state(guest)}
         return row | {key: value for key, value in extra.items() if value}
 
     def _node_row(self, name: str, numbers: dict[str, Any] | None) -> dict[str, Any]:
         row: dict[str, Any] = {"id": f"node/{name}", "node": name, "type": "node", "level": ""}
         row["status"] = "online" if self.is_online(name) else "offline"
         return row | (numbers or {})
+
+    def guest_ha_state(self, guest: Any) -> str | None:
+        """What the HA manager does with a guest; None where it is not managed."""
+        return str(guest.ha_state) if guest.ha_state else None
 
     def node_ha_state(self, _name: str) -> str | None:
         """What the HA manager says of a node; None where it is not in use."""

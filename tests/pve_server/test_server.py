@@ -551,6 +551,39 @@ def test_an_ha_guest_moves_later_and_by_another_task(pve: PveServer) -> None:
     assert (service["state"], service["node"]) == ("started", "pve2")
 
 
+def test_an_ha_container_is_shut_down_moved_and_started_by_the_ha_manager(pve: PveServer) -> None:
+    pve.load(managed(ct(112, "pve1", ha="started")))
+    upid = pve.api("POST", "/nodes/pve1/lxc/112/migrate", {"target": "pve2", "restart": 1}).data
+    assert pve.wait_task(upid) == "OK"
+    pve.wait_event("ha-done", sid="ct:112", node="pve2")
+    told = [(task["type"], task["node"], task["user"]) for task in pve.tasks(vmid=112)]
+    assert told == [
+        ("hamigrate", "pve1", TOKEN_ID),
+        ("vzshutdown", "pve1", "root@pam"),
+        ("vzmigrate", "pve1", "root@pam"),
+        ("vzstart", "pve2", "root@pam"),
+    ]
+    assert pve.guest(112)["status"] == "running"
+
+
+def test_a_request_for_a_service_in_its_error_state_fails(pve: PveServer) -> None:
+    pve.load(managed())
+    pve.ha_service("vm:110", state="error")
+    assert pve.wait_task(migrate(pve, 110, "pve1", "pve2").data) == "service 'vm:110' in error state, must be disabled and fixed first"
+    assert pve.tasks("qmigrate") == []
+
+
+@pytest.mark.parametrize(("resource", "end"), [({}, "pve1"), ({"failback": 0}, "pve2")], ids=["failback", "no-failback"])
+def test_the_crm_brings_a_service_back_to_a_better_node(pve: PveServer, resource: dict[str, Any], end: str) -> None:
+    rule = {"rule": "home", "type": "node-affinity", "nodes": "pve1:2,pve2:1", "resources": "vm:110"}
+    pve.load(managed(rules=[rule], resources={"vm:110": resource}))
+    migrate(pve, 110, "pve1", "pve2")
+    pve.wait_event("ha-done", sid="vm:110", node="pve2")
+    if end == "pve1":
+        pve.wait_event("ha-done", sid="vm:110", node="pve1")
+    assert pve.where(110) == end
+
+
 def test_the_crm_shows_a_migration_under_way(pve: PveServer) -> None:
     pve.load(managed())
     pve.migration(duration_s=None)

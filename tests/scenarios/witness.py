@@ -68,6 +68,10 @@ class Witness:
             yield "the guest is to be ignored"
         if guest is not None and guest.template:
             yield "the guest is a template"
+        if guest is not None and guest.ha not in (None, "started", "stopped"):
+            yield f"the HA manager has it in the state {guest.ha}"
+        if any(vmid == post.order.vmid for vmid, _, _ in self._world.ha.commands):
+            yield "the HA manager has been asked already"
 
     def _overfull(self, post: Post) -> Iterator[str]:
         """A target's limits, with guests in flight counted on both of their nodes."""

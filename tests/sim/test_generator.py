@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.cluster import Snapshot
-from agent.core.rules import Rules, read_rules
+from agent.core.rule_reading import read_rules
+from agent.core.rules import Rules
+from agent.core.settings import Settings
 from agent.sim.generator import Shape, generate, world_from
 from agent.sim.ports import ports_of
 
@@ -40,7 +42,7 @@ def test_no_node_has_more_than_it_can_hold(seed: int, nodes: int, guests: int, s
 @given(seed=st.integers(0, 10**6), nodes=st.integers(2, 10), guests=st.integers(10, 120))
 def test_rules_do_not_contradict_each_other(seed: int, nodes: int, guests: int) -> None:
     made = generate(seed, nodes, guests, Shape.RULES)
-    rules = read_rules(made.guests, [node.name for node in made.nodes])
+    rules = read_rules(made, Settings())
     assert rules.conflicts == ()
     assert not rules.contradicted
 
@@ -49,7 +51,7 @@ def test_as_many_rules_are_broken_as_asked() -> None:
     counts = []
     for fraction in (0.0, 1.0):
         made = generate(3, 16, 500, "rules", violated_fraction=fraction)
-        rules = read_rules(made.guests, [node.name for node in made.nodes])
+        rules = read_rules(made, Settings())
         counts.append((broken(made, rules), len(rules.affinity) + len(rules.anti_affinity) + len(rules.pins)))
     (kept_broken, kept_all), (left_broken, left_all) = counts
     assert kept_broken == 0 < kept_all

@@ -124,6 +124,8 @@ def test_every_verb_can_be_done(verb: str) -> None:
     arguments = what_it_takes(verb)
     if verb == "add-guest":
         arguments = {"vmid": 555, "node": "pve1"}
+    if verb == "make-ha-node-affinity":
+        arguments = {"name": "prefers", "vmids": [101], "nodes": {"pve1": 2}}
     world: World = read_cluster(CLUSTER)
     if verb == "end-migration":
         world.migrate_by_person(101, "pve2")
