@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a list of moves does to a cluster, whoever wants them: measured by the checker's model, not by any planner's."""
+"""What a list of moves does to a cluster, whoever wants them: measured by the checker's model, not by any planner's (but for N+1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from agent.core.cluster import Snapshot
+from agent.core.placement import Placement
+from agent.core.question import Question
+from agent.core.settings import Settings
+from agent.core.survival import survival
 from tests.bench.results import Batches
 from tests.core.checker import Facts, State, broken_rules, read_tags
 
 FACTS = Facts(containers="always")
+SETTINGS = Settings()  # for N+1, which asks for room and rules alone
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Judgement:
     Units:   bytes of guests' memory that is copied.
     Shape:   `broken_*` count rules' guests and pairs; `newly_broken` are those that were whole at the start and broken at some
              instant; `overfilled` are nodes that at some instant held more than they have, when each batch's guests count on both
-             their nodes; `wrong` are moves of guests that cannot move (templates, ignored) or to nowhere.
+             their nodes; `lost_*` count the nodes whose guests would not all have a place elsewhere if the node were lost;
+             `wrong` are moves of guests that cannot move (templates, ignored) or to nowhere.
     """
 
     before: Evenness
@@ -48,6 +54,8 @@ class Judgement:
     broken_after: int
     newly_broken: frozenset[str]
     overfilled: frozenset[str]
+    lost_before: int
+    lost_after: int
     wrong: tuple[int, ...]
 
 
@@ -89,7 +97,7 @@ def judge(snapshot: Snapshot, batches: Batches) -> Judgement:
             if touched.intersection(group):
                 broken |= {f"together {a} {b}" for a, b in combinations(sorted(group), 2) if state.at[a] != state.at[b]}
         broken |= {f"pin {vmid}" for vmid in touched if vmid in tags.pins and state.at[vmid] not in tags.pins[vmid]}
-    at_rest = replace(snapshot, guests=tuple(replace(guest, node=state.at[guest.vmid]) for guest in snapshot.guests))
+    at_rest = _at_rest(snapshot, state)
     broken_after = broken_rules(at_rest, FACTS)
     return Judgement(
         before=before,
@@ -100,8 +108,28 @@ def judge(snapshot: Snapshot, batches: Batches) -> Judgement:
         broken_after=len(broken_after),
         newly_broken=frozenset((broken | broken_after) - broken_before),
         overfilled=frozenset(overfilled),
+        lost_before=_lost(snapshot),
+        lost_after=_lost(at_rest),
         wrong=tuple(wrong),
     )
+
+
+def _at_rest(snapshot: Snapshot, state: State) -> Snapshot:
+    """The cluster as PVE would report it afterwards."""
+    return replace(
+        snapshot,
+        nodes=tuple(
+            replace(node, cpu_used_cores=max(0.0, state.cpu[node.name]), memory_used_bytes=max(0, round(state.memory[node.name])))
+            for node in snapshot.nodes
+        ),
+        guests=tuple(replace(guest, node=state.at[guest.vmid]) for guest in snapshot.guests),
+    )
+
+
+def _lost(snapshot: Snapshot) -> int:
+    """By the planner's own judgement of N+1, on the same terms for everybody."""
+    found = survival(Placement(snapshot, SETTINGS, Question()))
+    return sum(not loss.survives for loss in found.losses)
 
 
 def _is_over(state: State, target: str, vmids: list[int]) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Self
 
-from agent.core.cluster import Guest, GuestType, Snapshot
+from agent.core.cluster import GuestType, Snapshot
 from agent.core.conditions import Purpose
-from agent.core.goal import move_cost
+from agent.core.goal import Goal
 from agent.core.placement import Placement
 from agent.core.question import Question
 from tests.bench.judge import FACTS, evenness, judge
@@ -51,7 +53,7 @@ class Solver:
         self._workers = workers
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Solver:
+    def __enter__(self) -> Self:
         script = __file__.replace("optimum.py", "cp_sat.py")
         self._process = subprocess.Popen([str(python()), script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self
@@ -82,13 +84,8 @@ class Solver:
         self, snapshot: Snapshot, batches: Batches, variant: Variant, ceiling: float | None, *, moves_cost: bool = False
     ) -> Optimum | None:
         problem, vmids, names = _problem(snapshot, batches, variant)
-        total = math.fsum(node.memory_bytes for node in snapshot.nodes)
         weight = sum(resource["weight"] for resource in problem["resources"])
-        guests = {guest.vmid: guest for guest in snapshot.guests}
-        problem["costs"] = [
-            round(SCALE * weight * cost_of(guests[vmid], size * MIB, total)) if moves_cost else 0
-            for vmid, size in zip(vmids, problem["mib"], strict=True)
-        ]
+        problem["costs"] = [round(SCALE * weight * cost) if moves_cost else 0 for cost in costs(snapshot, vmids, variant)]
         problem["ceiling"] = None if ceiling is None else math.ceil(ceiling * SCALE * weight) + SLACK
         problem["workers"] = self._workers
         assert self._process is not None
@@ -105,9 +102,11 @@ class Solver:
         return Optimum(len(moves), judged.moved_bytes, judged.after.imbalance, (moves,), answer["wall_s"])
 
 
-def cost_of(guest: Guest, moved_bytes: float, total_bytes: float) -> float:
-    """What moving the guest must bring at the least, by the planner's own formula."""
-    return move_cost(moved_bytes, int(guest.type is GuestType.LXC), total_bytes)
+def costs(snapshot: Snapshot, vmids: Iterable[int], variant: Variant) -> list[float]:
+    """What moving each of the guests must bring at the least, by the planner's own formula."""
+    goal = Goal(Placement(snapshot, settings(variant), Question(force=True)))
+    guests, state = {guest.vmid: guest for guest in snapshot.guests}, State(snapshot, FACTS)
+    return [goal.cost(state.load[vmid][1], int(guests[vmid].type is GuestType.LXC)) for vmid in vmids]
 
 
 def _imbalance(state: State, variant: Variant) -> float:
@@ -141,7 +140,9 @@ def _problem(snapshot: Snapshot, batches: Batches, variant: Variant) -> tuple[di
         "at": [names.index(guest.node) for guest in guests],
         "allowed": allowed,
         "together": [[index[a], index[b]] for a, b in _pairs(tags.together.values()) if f"together {a} {b}" not in broken],
-        "apart": [[index[a], index[b]] for a, b in _pairs(tags.apart.values()) if f"apart {a} {b}" not in broken and a in index and b in index],
+        "apart": [
+            [index[a], index[b]] for a, b in _pairs(tags.apart.values()) if f"apart {a} {b}" not in broken and a in index and b in index
+        ],
         "mib": [math.ceil(state.load[vmid][1] / MIB) for vmid in vmids],
         "known": [names.index(ends[vmid]) for vmid in vmids],
         "limit_s": LIMIT_S,

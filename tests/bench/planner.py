@@ -111,9 +111,7 @@ def measure_rivals(wanted: Iterable[Case], results: Results, workers: int) -> No
             say(f"{case}: {error}")
             return
         results.add(
-            Run(
-                case, rival, made.batches, made.plan_s, None, made.wall_s, made.cpu_s, made.requests, made.peak_bytes, sleeps, made.said
-            )  # fmt: skip
+            Run(case, rival, made.batches, made.plan_s, None, made.wall_s, made.cpu_s, made.requests, made.peak_bytes, sleeps, made.said)
         )
         say(f"{case}: {rival}")
 

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tests.bench.clusters import SHAPES, Case
-from tests.bench.judge import FACTS, Judgement, judge, moves_until
-from tests.bench.optimum import cost_of
+from tests.bench.judge import Judgement, judge, moves_until
+from tests.bench.optimum import costs
 from tests.bench.own import Variant
 from tests.bench.proxlb import Rival
 from tests.bench.reasons import EVEN_POINTS, Why, why_uneven
 from tests.bench.results import Results, Run
-from tests.core.checker import State
 
 GIB, MIB = 1 << 30, 1 << 20
 START_SUFFIX = ", one start"
@@ -83,7 +82,7 @@ def seconds(value: float | None) -> str:
 
 HEAD = (
     "planner", "plan, s", "evaluations", "moves", "GiB", "cpu spread", "memory spread", "highest cpu", "highest memory",
-    "rules broken", "broken by the moves", "overfilled", "MiB",
+    "rules broken", "broken by the moves", "overfilled", "N+1", "MiB",
 )  # fmt: skip
 
 
@@ -106,6 +105,7 @@ def line(name: str, found: Sequence[Judged]) -> list[str]:
         both(lambda one: one.does.broken_before, lambda one: one.does.broken_after, 0),
         number(worst(found, lambda one: len(one.does.newly_broken))),
         number(worst(found, lambda one: len(one.does.overfilled))),
+        both(lambda one: one.does.lost_before, lambda one: one.does.lost_after, 0),
         number(worst(found, lambda one: None if one.run.peak_bytes is None else one.run.peak_bytes / MIB)),
     ]
 
@@ -151,9 +151,7 @@ def against(results: Results) -> str:
                 ours = results.find(one.run.case, own)
                 if ours is not None and one.does.moves:
                     goal = one.does.after
-                    by[one.run.case.size].append(
-                        (one, moves_until(_snapshot(one.run.case), ours.batches, goal, memory_alone=memory_alone))
-                    )
+                    by[one.run.case.size].append((one, moves_until(_snapshot(one.run.case), ours.batches, goal, memory_alone=memory_alone)))
             for size, pairs in by.items():
                 reached = [(one, until) for one, until in pairs if until is not None]
                 lines.append(
@@ -198,9 +196,7 @@ def uneven(results: Results) -> str:
         if max(one.does.after.cpu_spread, one.does.after.memory_spread) < EVEN_POINTS:
             continue
         most_even, worthiest = (_proven(results, one.run.case, who) for who in (MOST_EVEN, WORTHIEST))
-        why = why_uneven(
-            _snapshot(one.run.case), one.run.batches, most_even and most_even.does.after, worthiest and worthiest.does.after
-        )
+        why = why_uneven(_snapshot(one.run.case), one.run.batches, most_even and most_even.does.after, worthiest and worthiest.does.after)
         found[one.run.case.size][why] += 1
         if why is Why.UNKNOWN:
             after = one.does.after
@@ -255,16 +251,14 @@ def optimum(results: Results) -> str:
 
 
 def _means(those: Sequence[Judged]) -> str:
-    imbalance, moves = (statistics.fmean(values) for values in zip(*((one.does.after.imbalance, one.does.moves) for one in those), strict=True))
+    imbalance = statistics.fmean(one.does.after.imbalance for one in those)
+    moves = statistics.fmean(one.does.moves for one in those)
     return f"{imbalance:.2f}, {moves:.1f}, {statistics.fmean(_cost(one) for one in those):.2f}"
 
 
 def _cost(one: Judged) -> float:
     """In points, as imbalance."""
-    snapshot = _snapshot(one.run.case)
-    guests, state = {guest.vmid: guest for guest in snapshot.guests}, State(snapshot, FACTS)
-    total = math.fsum(node.memory_bytes for node in snapshot.nodes)
-    return 100 * math.fsum(cost_of(guests[vmid], state.load[vmid][1], total) for batch in one.run.batches for vmid, _ in batch)
+    return 100 * math.fsum(costs(_snapshot(one.run.case), (vmid for batch in one.run.batches for vmid, _ in batch), Variant.BOTH))
 
 
 def dry_runs(results: Results) -> str:
@@ -288,7 +282,9 @@ def scaling(results: Results) -> str:
         sizes = [by[shape].get(size) for size in ("32/1500", "32/3000", "32/6000")]
         if all(run is not None and run.plan_s and run.evaluations for run in sizes):
             one, two, four = sizes
-            starts = [run for run in results if run.who == Variant.BOTH + START_SUFFIX and run.case.size == "32/3000" and run.case.shape == shape]
+            starts = [
+                run for run in results if run.who == Variant.BOTH + START_SUFFIX and run.case.size == "32/3000" and run.case.shape == shape
+            ]
             lines.append(
                 [
                     shape,
