@@ -26,7 +26,7 @@ class Why(StrEnum):
     WORTH = "a more even placement is not worth its moves (proven)"
     STAYS = "rules, and guests that must stay"
     LIMITS = "no target may be filled so far"
-    UNKNOWN = "not looked far enough"
+    UNKNOWN = "not looked far enough, or unknown"
 
 
 def why_uneven(snapshot: Snapshot, batches: Batches, most_even: Evenness | None, worthiest: Evenness | None) -> Why:

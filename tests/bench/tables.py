@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tests.bench.clusters import SHAPES, Case
+from tests.bench.clusters import SHAPES, Case, all_sizes
 from tests.bench.judge import Judgement, judge, moves_until
 from tests.bench.optimum import costs
 from tests.bench.own import Variant
@@ -23,6 +23,7 @@ GIB, MIB = 1 << 30, 1 << 20
 START_SUFFIX = ", one start"
 FEWEST, MOST_EVEN, WORTHIEST = "fewest moves", "most even", "worthiest"
 OWN = tuple(variant.value for variant in Variant)
+SHOWN = all_sizes()
 RIVALS = tuple(rival.value for rival in Rival)
 
 
@@ -38,7 +39,7 @@ def judged(results: Results, who: Iterable[str]) -> list[Judged]:
     """The runs of these planners without pauses, judged, by size and shape."""
     names = set(who)
     runs = [run for run in results if run.who in names and not run.sleeps]
-    return [Judged(run, _judge(run.case, run.batches)) for run in sorted(runs, key=lambda run: (_order(run.case), run.who))]
+    return [Judged(run, _judge(run.case, run.batches)) for run in sorted(runs, key=_in_order)]
 
 
 @functools.cache
@@ -49,6 +50,11 @@ def _judge(case: Case, batches: object) -> Judgement:
 @functools.lru_cache(maxsize=8)
 def _snapshot(case: Case):  # type: ignore[no-untyped-def]
     return case.snapshot()
+
+
+def _in_order(run: Run) -> tuple[object, ...]:
+    """By size and shape; this planner first."""
+    return _order(run.case), ([*OWN, *RIVALS].index(run.who) if run.who in (*OWN, *RIVALS) else 9), run.who
 
 
 def _order(case: Case) -> tuple[int, int, int, int]:
@@ -132,7 +138,8 @@ def by_size(results: Results) -> str:
     """One line a size and planner, the worst of all shapes and seeds."""
     found: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for one in judged(results, (*OWN, *RIVALS)):
-        found[one.run.case.size, one.run.who].append(one)
+        if one.run.case.size in SHOWN:
+            found[one.run.case.size, one.run.who].append(one)
     plans = [[size, f"{_with_moves(those)} of {len(those)}", *line(who, those)] for (size, who), those in found.items()]
     return table(("nodes/guests", "plans", *HEAD), plans)
 
@@ -175,7 +182,8 @@ def evenness(results: Results) -> str:
     """Where a spread of five points or more is left, and where not."""
     found: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for one in judged(results, [Variant.BOTH.value]):
-        found[one.run.case.size, one.run.case.shape].append(one)
+        if one.run.case.size in SHOWN:
+            found[one.run.case.size, one.run.case.shape].append(one)
     sizes = list(dict.fromkeys(size for size, _ in found))
     lines = []
     for shape in SHAPES:
@@ -193,7 +201,7 @@ def uneven(results: Results) -> str:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     unexplained = []
     for one in judged(results, [Variant.BOTH.value]):
-        if max(one.does.after.cpu_spread, one.does.after.memory_spread) < EVEN_POINTS:
+        if one.run.case.size not in SHOWN or max(one.does.after.cpu_spread, one.does.after.memory_spread) < EVEN_POINTS:
             continue
         most_even, worthiest = (_proven(results, one.run.case, who) for who in (MOST_EVEN, WORTHIEST))
         why = why_uneven(_snapshot(one.run.case), one.run.batches, most_even and most_even.does.after, worthiest and worthiest.does.after)
@@ -264,7 +272,7 @@ def _cost(one: Judged) -> float:
 def dry_runs(results: Results) -> str:
     """Wall time, requests and memory of a whole dry run over HTTPS, pauses included."""
     lines = []
-    for run in sorted((run for run in results if run.wall_s is not None), key=lambda run: (_order(run.case), run.who)):
+    for run in sorted((run for run in results if run.wall_s is not None), key=_in_order):
         if run.who in OWN or run.sleeps:
             peak = run.facts.get("dry_run_peak_bytes", run.peak_bytes)
             lines.append([str(run.case), run.who, seconds(run.wall_s), number(run.requests), number(peak / MIB)])
