@@ -130,7 +130,16 @@ def rows(results: Results) -> str:
 
 def markdown(results: Results) -> str:
     """The condensed tables."""
-    parts = [by_size(results), against(results), evenness(results), uneven(results), optimum(results), dry_runs(results), scaling(results)]
+    parts = [
+        by_size(results),
+        checked(results),
+        against(results),
+        evenness(results),
+        uneven(results),
+        optimum(results),
+        dry_runs(results),
+        scaling(results),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -142,6 +151,14 @@ def by_size(results: Results) -> str:
             found[one.run.case.size, one.run.who].append(one)
     plans = [[size, f"{_with_moves(those)} of {len(those)}", *line(who, those)] for (size, who), those in found.items()]
     return table(("nodes/guests", "plans", *HEAD), plans)
+
+
+def checked(results: Results) -> str:
+    """What tests/core/checker.py finds wrong in this planner's plans, by its own reading of limits and rules."""
+    looked_at = [run for run in results if run.who in OWN and "wrong" in run.facts]
+    wrong = [f"{run.case}, {run.who}: {what}" for run in looked_at for what in run.facts["wrong"]]
+    found = "nothing" if not wrong else "; ".join(wrong)
+    return f"The checker looked at {len(looked_at)} plans of this planner and found wrong: {found}."
 
 
 def _with_moves(found: Sequence[Judged]) -> int:
