@@ -21,7 +21,7 @@ EVEN_POINTS = 5.0
 class Why(StrEnum):
     """What keeps a spread at five points or more; the first that holds."""
 
-    SIZE = "one guest alone is as much"
+    SIZE = "large guests alone make it"
     PROVEN = "no placement is more even (proven)"
     WORTH = "a more even placement is not worth its moves (proven)"
     STAYS = "rules, and guests that must stay"
@@ -58,23 +58,32 @@ def _after(snapshot: Snapshot, **changed: object) -> Evenness:
 
 
 def _one_guest_is_as_much(snapshot: Snapshot, batches: Batches) -> bool:
-    """Whether on every node some guest alone, with all others elsewhere, is five points above what the others hold on average."""
+    """Whether, for each spread that is left, large guests alone account for five points of it.
+
+    Give each of the k largest guests a node for itself: that node holds no less. The lowest of the other nodes holds no more
+    than they do on average. Where two of the k shared a node it would be higher still, as only guests of half the largest
+    one's size and more are looked at; nodes of several sizes allow this bound for k = 1 alone.
+    """
     state = State(snapshot, FACTS)
     after = judge(snapshot, batches).after
     for which, spread in enumerate((after.cpu_spread, after.memory_spread)):
         if spread < EVEN_POINTS:
             continue
         size = {name: (node.cpu_cores, float(node.memory_bytes))[which] for name, node in state.nodes.items()}
-        used = {name: (state.cpu, state.memory)[which][name] for name in size}
-        guests = {vmid: load[which] for vmid, load in state.load.items() if state.at[vmid] in size}
-        base = dict(used)
-        for vmid, load in guests.items():
-            base[state.at[vmid]] -= load
-        largest = max(guests.values(), default=0.0)
-        total, sizes = math.fsum(used.values()), math.fsum(size.values())
-        above = [
-            (base[name] + largest) / size[name] - (total - base[name] - largest) / (sizes - size[name]) for name in size if len(size) > 1
-        ]
-        if 100 * min(above, default=0.0) < EVEN_POINTS:
+        base = {name: (state.cpu, state.memory)[which][name] for name in size}
+        total, sizes = math.fsum(base.values()), math.fsum(size.values())
+        guests = sorted((load[which] for vmid, load in state.load.items() if state.at[vmid] in size), reverse=True)
+        for vmid, load in state.load.items():
+            base[state.at[vmid]] -= load[which]
+        above = min(((base[name] + guests[0]) / size[name] - (total - base[name] - guests[0]) / (sizes - size[name]) for name in size))
+        if len(set(size.values())) == 1:
+            one, lowest_base = next(iter(size.values())), min(base.values())
+            alone = 0.0
+            for k, load in enumerate(guests[: len(size) - 1], 1):
+                if load < guests[0] / 2:
+                    break
+                alone += load + lowest_base
+                above = max(above, (guests[0] + lowest_base) / one - (total - alone) / (sizes - k * one))
+        if 100 * above < EVEN_POINTS:
             return False
     return True
