@@ -75,7 +75,7 @@ def _one_guest_is_as_much(snapshot: Snapshot, batches: Batches) -> bool:
         guests = sorted((load[which] for vmid, load in state.load.items() if state.at[vmid] in size), reverse=True)
         for vmid, load in state.load.items():
             base[state.at[vmid]] -= load[which]
-        above = min(((base[name] + guests[0]) / size[name] - (total - base[name] - guests[0]) / (sizes - size[name]) for name in size))
+        above = min((base[name] + guests[0]) / size[name] - (total - base[name] - guests[0]) / (sizes - size[name]) for name in size)
         if len(set(size.values())) == 1:
             one, lowest_base = next(iter(size.values())), min(base.values())
             alone = 0.0

@@ -129,18 +129,20 @@ def rows(results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """The condensed tables."""
-    parts = [
-        by_size(results),
-        checked(results),
-        against(results),
-        evenness(results),
-        uneven(results),
-        optimum(results),
-        dry_runs(results),
-        scaling(results),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    """The condensed tables, each with its caption."""
+    parts = {
+        "Worst of all shapes and seeds, before -> after:": by_size(results),
+        "": checked(results),
+        "As even as a rival's plan: the sum of its moves, and of ours (in their order, until the same spread is reached), over the "
+        "clusters for which it has a plan where ours gets there:": against(results),
+        "Spread of cpu and memory that is left, worst of all seeds:": evenness(results),
+        "Why it is, where it is five points or more; counted in clusters:": uneven(results),
+        "Beside the optimum, as CP-SAT proves it: the fewest moves to a balance no worse than ours; and the lowest sum of imbalance and "
+        "what the planner lets moves cost, in points:": optimum(results),
+        "A whole dry run over HTTPS, pauses included:": dry_runs(results),
+        "What doubling the guests costs, and one guest's start:": scaling(results),
+    }
+    return "\n\n".join(f"{caption}\n\n{part}".strip() for caption, part in parts.items() if part)
 
 
 def by_size(results: Results) -> str:
@@ -157,8 +159,8 @@ def checked(results: Results) -> str:
     """What tests/core/checker.py finds wrong in this planner's plans, by its own reading of limits and rules."""
     looked_at = [run for run in results if run.who in OWN and "wrong" in run.facts]
     wrong = [f"{run.case}, {run.who}: {what}" for run in looked_at for what in run.facts["wrong"]]
-    found = "nothing" if not wrong else "; ".join(wrong)
-    return f"The checker looked at {len(looked_at)} plans of this planner and found wrong: {found}."
+    found = "nothing" if not wrong else f"{len(wrong)} times something, first " + "; ".join(wrong[:3])
+    return f"`tests/core/checker.py` looked at {len(looked_at)} plans of this planner and found wrong: {found}."
 
 
 def _with_moves(found: Sequence[Judged]) -> int:
