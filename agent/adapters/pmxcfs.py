@@ -42,6 +42,7 @@ NS = 10**9
 
 _GONE = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM})
+_HIDDEN_NAME = re.compile(r"\.fuse_hidden[0-9a-f]+")  # what was removed or replaced while open on its node, until it is closed
 _TEMPORARY_NAME = re.compile(r"\..+\.tmp\.(?P<node>[^.]+)\.(?P<pid>\d+)", re.DOTALL)
 
 
@@ -67,14 +68,14 @@ class PmxcfsFiles:
             return _read(root, path)
 
     def list(self, path: str) -> tuple[str, ...]:
-        """Names in a folder, sorted, those that are just being written left out; empty when there is no such folder. Raises as `read`."""
+        """Names in a folder, sorted, without what is just being written or already removed; empty when there is none. Raises as `read`."""
         _check_path(path)
         with _errors_told(path, writes=False), _mounted(self._root) as root:
             try:
                 names = _names(root, path)
             except (FileNotFoundError, NotADirectoryError):
                 return ()
-        return tuple(sorted(name for name in names if not _TEMPORARY_NAME.fullmatch(name)))
+        return tuple(sorted(name for name in names if not (_TEMPORARY_NAME.fullmatch(name) or _HIDDEN_NAME.fullmatch(name))))
 
     def write(self, path: str, text: str) -> None:
         """Replace the file as a whole for all nodes, making its folder where it is missing.

@@ -21,14 +21,14 @@ from agent.core.conditions import Purpose
 from agent.core.draft import Draft
 from agent.core.goal import Transfer
 from agent.core.placement import Burden
-from agent.core.reasons import MoveReason
+from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.steps import Step
 
 TRIED_FIRST = 6  # the hottest and the coolest nodes hold a good step nearly always
 PAIRS_EXCHANGED = 32  # pairs of nodes looked at for an exchange, the most promising first
 TRIALS = 200  # exchanges of one search that are tried for whether they can be carried out
 ROOMS_TRIED = 12  # units that would go to a full node, and for each the units that could make room
-MOST_SWEPT = 500_000  # pairs of steps times guests times nodes, for which one step is looked for in the place of two
+MOST_SWEPT = 20_000  # pairs of steps times guests times nodes, for which one step is looked for in the place of two
 MOST_LOOKAHEAD = 60_000  # evaluations that a plan may spend on pairs of steps
 NOTHING_GAINED = 1e-9
 
@@ -123,7 +123,7 @@ class Descent:
     def _origin(self, step: Step, unit: tuple[int, ...]) -> int | None:
         """The node to which a unit that moved for load can be taken back, None when it cannot."""
         homes = {self._sketch.guest_of[vmid].node for vmid in unit}
-        if step.purpose is not Purpose.LOAD or len(homes) != 1:
+        if step.reason not in LOAD_REASONS or len(homes) != 1:
             return None
         return self._goal.index.get(homes.pop())
 
@@ -240,9 +240,8 @@ class Descent:
     def _fewer(self) -> bool:
         """Put one step in the place of two, where that is no worse; on small clusters alone, where one step less is a large share."""
         draft = self._draft
-        moved = [
-            step.vmids for step in draft.steps if step.purpose is Purpose.LOAD and set(step.vmids) == set(self._unit_of(step.vmids[0]))
-        ]
+        for_load = [step.vmids for step in draft.steps if step.reason in LOAD_REASONS]
+        moved = [unit for unit in for_load if set(unit) == set(self._unit_of(unit[0]))]
         if not self._may_move_on or len(moved) ** 2 * len(self._sketch.at) * len(self._goal.names) > MOST_SWEPT:
             return False
         for one, other in combinations(sorted(moved), 2):
@@ -267,7 +266,7 @@ class Descent:
 
     def _potential(self) -> float:
         """The goal, and what all load moves cost."""
-        return self._goal.value + sum(self._draft.cost_of(step.vmids) for step in self._draft.steps if step.purpose is Purpose.LOAD)
+        return self._goal.value + sum(self._draft.cost_of(step.vmids) for step in self._draft.steps if step.reason in LOAD_REASONS)
 
     # two steps
 

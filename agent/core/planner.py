@@ -18,7 +18,7 @@ from agent.core.order import into_batches
 from agent.core.placement import Placement
 from agent.core.plan_types import Balance, Conflict, Gate, Move, Plan, Refusal
 from agent.core.question import Question
-from agent.core.reasons import MoveReason, RefusalReason
+from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.repairs import Repairs
 from agent.core.settings import Settings
 from agent.core.steps import Step
@@ -27,7 +27,8 @@ MOST_ROUNDS = 10  # of evening out and putting right; each repairs something tha
 
 MOST_MOVED_ON = 20  # guests that go on, each after a trial whether an order is left
 
-MARGIN_FRACTION = 0.1  # of the goal, that a plan must lower to be begun; the margin of PVE's own balancer (pve-ha-manager)
+MARGIN_FRACTION = 0.1  # of the goal, that a plan must lower to be begun: the margin of PVE's own balancer (pve-ha-manager)
+NOISE_FRACTION = 0.05  # of each load, by which it may be wrong: a plan that hangs on less is not begun
 EASED_FRACTION = 0.25  # of what stands over thresholds, that is reason enough however uneven the rest is
 GO_ON_FRACTION = 0.25  # of min_gain: what a plan that has begun must still gain, so that its tail is carried out, and noise is not
 
@@ -72,6 +73,7 @@ class _Start(NamedTuple):
 
     goal: float
     excess: float
+    prices: tuple[tuple[float, float, float], ...]
 
 
 class _Planner:
@@ -137,7 +139,8 @@ class _Planner:
                 return
 
     def _start(self) -> _Start:
-        return _Start(self.draft.goal.value, self.draft.goal.excess)
+        goal = self.draft.goal
+        return _Start(goal.value, goal.excess, tuple(goal.prices))
 
     # load
 
@@ -176,15 +179,33 @@ class _Planner:
     def _is_worth_it(self, gate: Gate, start: _Start) -> bool:
         """Whether all load moves together lower the goal, or what stands over thresholds, enough to begin or to go on with."""
         lowered, eased = start.goal - self.draft.goal.value, start.excess - self.draft.goal.excess
+        noise = self._noise(start)
         least = self.settings.balance.min_gain_percent / 100
         if self.question.force:
             return lowered > 0
         if self.question.opened_by is not None:
             return lowered >= least * GO_ON_FRACTION
         # where much of the imbalance cannot be helped, noise alone makes some moves look good: a share of it, too
-        return lowered >= max(least, MARGIN_FRACTION * start.goal) or (
-            gate is Gate.OVERLOAD and lowered > 0 and eased >= max(least, EASED_FRACTION * start.excess)
+        return lowered - noise >= max(least, MARGIN_FRACTION * start.goal) or (
+            gate is Gate.OVERLOAD and lowered > noise and eased >= max(least, EASED_FRACTION * start.excess)
         )
+
+    def _noise(self, start: _Start) -> float:
+        """What the load moves would gain or lose if each guest took NOISE_FRACTION more or less than it seems, at the worst.
+
+        To first order: the goal before falls with a guest's load at the source's price of before, the goal after at the target's
+        price of after. An exchange counts for both its guests, however little it moves on balance.
+        """
+        goal, sketch = self.draft.goal, self.sketch
+        total = 0.0
+        for step in self.draft.steps:
+            for vmid, source in step.sources if step.reason in LOAD_REASONS else ():
+                if (left := goal.index.get(source)) is None:
+                    continue
+                burden, there = sketch.burden_of(vmid), goal.prices[goal.index[step.target]]
+                parts = zip(burden[2:5], start.prices[left], there, strict=True)
+                total += NOISE_FRACTION * sum(amount * abs(before - after) for amount, before, after in parts)
+        return total
 
     def _explain_those_who_stay(self, sources: list[str]) -> None:
         """Give each guest of a node that is still over a threshold the reason why it stays."""

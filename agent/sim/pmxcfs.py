@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,11 +29,11 @@ def check_path(path: str) -> None:
 
 @dataclass(slots=True)
 class SharedLock:
-    """The lock's directory: which node made it, its mtime, and since when (by the lowest node's clock) it did not change."""
+    """The lock's directory: which node made it, its mtime, and since when it did not change, as each node knows by its own clock."""
 
     writer: str
     mtime_s: int
-    unchanged_since_wall_s: float
+    unchanged_since_wall_s: dict[str, float]
     serial: int
 
 
@@ -56,11 +56,16 @@ class Partition:
         other = Partition()
         other.files = dict(self.files)
         if self.lock is not None:
-            other.lock = SharedLock(self.lock.writer, self.lock.mtime_s, self.lock.unchanged_since_wall_s, self.lock.serial)
+            other.lock = SharedLock(self.lock.writer, self.lock.mtime_s, dict(self.lock.unchanged_since_wall_s), self.lock.serial)
         other.ring = LogRing(self.ring.entries)
         other.node_rows, other.guest_rows = dict(self.node_rows), dict(self.guest_rows)
         other.changes = self.changes
         return other
+
+    def is_same_as(self, other: Partition) -> bool:
+        """True when neither part changed a file or the lock that the other one did not."""
+        serials = [part.lock.serial if part.lock else None for part in (self, other)]
+        return self.changes == other.changes and serials[0] == serials[1]
 
     def absorb(self, other: Partition) -> None:
         """Take over what is lost otherwise when the other part joins this one: newer statistics, and its log."""
@@ -100,14 +105,19 @@ class Pmxcfs:
         return node.online and node.partition.quorate
 
     def membership_changed(self) -> None:
-        """Count votes anew; and every lock's age starts from zero, as it does in pmxcfs."""
+        """Count votes anew; and for a node that knows no age of the lock it starts from zero."""
         self.membership_version += 1
         parts = list({id(node.partition): node.partition for node in self._nodes.values()}.values())
         for part in parts:
             members = self.members(part)
             part.quorate = 2 * len(members) > len(self._nodes)
-            if part.lock is not None and members:
-                part.lock.unchanged_since_wall_s = members[0].wall_s(self._timeline.now_s)
+            if part.lock is not None:
+                part.lock.unchanged_since_wall_s = self._walls_s(members) | part.lock.unchanged_since_wall_s
+
+    def forget_lock_age(self, node: SimNode) -> None:
+        """The node's pmxcfs starts, or gets from the others what it missed: what it sees now is new to it."""
+        if node.partition.lock is not None:
+            node.partition.lock.unchanged_since_wall_s.pop(node.name, None)
 
     def state(self, node: SimNode) -> FilesystemState:
         """What can be done now."""
@@ -179,7 +189,7 @@ class Pmxcfs:
         if node.partition.lock is not None:
             return False
         self._serial += 1
-        node.partition.lock = SharedLock(node.name, int(node.wall_s(self._timeline.now_s)), self._lowest_wall_s(node), self._serial)
+        node.partition.lock = SharedLock(node.name, int(node.wall_s(self._timeline.now_s)), self._walls_of(node), self._serial)
         self.writes["lock take"] += 1
         self._applied(lost)
         return True
@@ -192,7 +202,7 @@ class Pmxcfs:
             return False
         self._serial += 1
         lock.mtime_s = max(int(node.wall_s(self._timeline.now_s)), lock.mtime_s + 1)
-        lock.unchanged_since_wall_s, lock.serial = self._lowest_wall_s(node), self._serial
+        lock.unchanged_since_wall_s, lock.serial = self._walls_of(node), self._serial
         self.writes["lock renew"] += 1
         self._applied(lost)
         return True
@@ -202,7 +212,8 @@ class Pmxcfs:
         lost = self._is_lost(node)
         partition, lock = node.partition, node.partition.lock
         self.writes["lock expiry"] += 1
-        if lock is not None and self._lowest_wall_s(node) - lock.unchanged_since_wall_s > LOCK_LIFE_S:
+        lowest = self.members(partition)[0]
+        if lock is not None and lowest.wall_s(self._timeline.now_s) - lock.unchanged_since_wall_s[lowest.name] > LOCK_LIFE_S:
             serial = lock.serial
 
             def unlock() -> None:
@@ -219,5 +230,8 @@ class Pmxcfs:
         self.writes["lock release"] += 1
         self._applied(lost)
 
-    def _lowest_wall_s(self, node: SimNode) -> float:
-        return self.members(node.partition)[0].wall_s(self._timeline.now_s)
+    def _walls_of(self, node: SimNode) -> dict[str, float]:
+        return self._walls_s(self.members(node.partition))
+
+    def _walls_s(self, nodes: Iterable[SimNode]) -> dict[str, float]:
+        return {node.name: node.wall_s(self._timeline.now_s) for node in nodes}

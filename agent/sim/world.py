@@ -376,6 +376,7 @@ class World:
         node.agent_starts += 1
         node.log_uid = 0
         node.sampled_s = None
+        self.pmxcfs.forget_lock_age(node)
         self.pmxcfs.membership_changed()
         self.ha.node_came_up(name)
         boot = node.boots
@@ -420,7 +421,10 @@ class World:
             if part is not self.main:
                 self.main.absorb(part)
         for node in self.nodes.values():
+            missed = not node.partition.is_same_as(self.main)
             node.partition = self.main
+            if missed:
+                self.pmxcfs.forget_lock_age(node)
         self.pmxcfs.membership_changed()
 
     def _choose_main(self) -> None:
@@ -435,6 +439,7 @@ class World:
         def back() -> None:
             node.mounted = True
             node.log_uid = 0
+            self.pmxcfs.forget_lock_age(node)
             self.pmxcfs.membership_changed()
 
         self.timeline.after(duration_s, back)

@@ -66,7 +66,7 @@ def shared() -> Iterator[Pmxcfs]:
 def pve(shared: Pmxcfs) -> Pmxcfs:
     """A cluster of two nodes, empty but for what pmxcfs itself has, mounted anew: the kernel remembers names and times for a second."""
     shared.hang(0)
-    rejoin(shared)
+    shared.quorum(True)
     for node in shared.nodes:
         shared.unmount(node)
     for folder in (
@@ -88,12 +88,6 @@ def pve(shared: Pmxcfs) -> Pmxcfs:
         shared.mount(node)
     shared.forget_calls()
     return shared
-
-
-def rejoin(pve: Pmxcfs) -> None:
-    """Give quorum back: to pve2 first, which a test may have cut off from pve1 and what pve1 has."""
-    for node in ("pve2", "pve1"):
-        pve.quorum(True, [node])
 
 
 def listing(pve: Pmxcfs, folder: str) -> list[str]:
@@ -164,6 +158,21 @@ def test_listing_is_sorted_and_leaves_out_what_is_being_written(pve: Pmxcfs) -> 
     for name in ("pve2", "pve1", ".pve1.tmp.othernode.77", ".hidden"):
         pve.put(f"proxlb/maintenance/{name}", "x")
     assert files(pve).list("proxlb/maintenance") == (".hidden", "pve1", "pve2")
+
+
+def test_a_file_removed_or_replaced_while_somebody_has_it_open_is_not_listed_under_its_hidden_name(pve: Pmxcfs) -> None:
+    for name in ("pve1", "pve2"):
+        files(pve).write(f"proxlb/maintenance/{name}", "old")
+    opened = [os.open(pve.at() / f"proxlb/maintenance/{name}", os.O_RDONLY) for name in ("pve1", "pve2")]
+    try:
+        files(pve).remove("proxlb/maintenance/pve1")
+        files(pve).write("proxlb/maintenance/pve2", "new")
+        assert len([name for name in pve.listing("proxlb/maintenance") if name.startswith(".fuse_hidden")]) == 2
+        assert files(pve).list("proxlb/maintenance") == files(pve, "pve2").list("proxlb/maintenance") == ("pve2",)
+    finally:
+        for fd in opened:
+            os.close(fd)
+    assert files(pve, "pve2").read("proxlb/maintenance/pve2") == "new"
 
 
 def test_dot_files_are_read_whole(pve: Pmxcfs) -> None:
@@ -269,7 +278,7 @@ def test_state_follows_quorum(pve: Pmxcfs) -> None:
     assert files(pve).state() is FilesystemState.QUORATE
     pve.quorum(False, ["pve2"])
     wait_for(FilesystemState.NO_QUORUM, files(pve, "pve2"))
-    rejoin(pve)
+    pve.quorum(True)
     wait_for(FilesystemState.QUORATE, files(pve, "pve2"))
 
 
@@ -299,7 +308,7 @@ def test_without_quorum_everything_is_read_and_nothing_written(pve: Pmxcfs, cut_
         here.write("proxlb/leader.json", "new")
     assert here.read("proxlb/leader.json") == "old"
     assert here.list("proxlb") == ("leader.json",)
-    rejoin(pve)
+    pve.quorum(True)
     here.write("proxlb/leader.json", "new")
     assert files(pve).read("proxlb/leader.json") == "new"
 
@@ -487,7 +496,7 @@ def test_without_quorum_the_lock_is_neither_taken_nor_renewed_nor_asked_for_nor_
     for call in (lock(pve).take, lock(pve).ask_expiry):
         with pytest.raises(NoQuorumError):
             call()
-    rejoin(pve)
+    pve.quorum(True)
     lock(pve).renew()
 
 

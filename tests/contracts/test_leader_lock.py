@@ -115,11 +115,22 @@ def test_a_renewal_starts_the_age_anew(pmxcfs: PmxcfsStage) -> None:
     lock.renew()
 
 
-def test_a_change_of_membership_starts_the_age_anew(pmxcfs: PmxcfsStage) -> None:
+def test_its_age_goes_on_when_another_node_is_cut_off_and_comes_back(pmxcfs: PmxcfsStage) -> None:
     lock, other = pmxcfs.lock("pve1"), pmxcfs.lock("pve2")
     assert lock.take()
     pmxcfs.age_lock(JUST_RIPE_S)
     pmxcfs.cut("pve3")
+    pmxcfs.heal()
+    other.ask_expiry()
+    assert eventually(pmxcfs, other.take)
+
+
+def test_its_age_starts_anew_when_pmxcfs_starts_on_the_lowest_node(pmxcfs: PmxcfsStage) -> None:
+    lock, other = pmxcfs.lock("pve2"), pmxcfs.lock("pve3")
+    assert lock.take()
+    pmxcfs.age_lock(JUST_RIPE_S)
+    pmxcfs.unmount("pve1")
+    pmxcfs.mount("pve1")
     other.ask_expiry()
     pmxcfs.pass_s(1.5)
     lock.renew()

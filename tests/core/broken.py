@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import fields, replace
 
-from agent.core.cluster import GIB, Guest, Maintenance, Node, Snapshot, Task
+from agent.core.cluster import GIB, Guest, Maintenance, Node, NodeFacts, Snapshot, Task
 from agent.core.load import GuestLoad, InFlight, Ledger
 from agent.core.plan_types import Gate, Refusal, Verdict
 from agent.core.question import NO_LIMIT, Question, Scope
@@ -56,6 +56,7 @@ def spoilt_node(one: Node, dice: random.Random) -> Node:
     name = dice.choice([field.name for field in fields(Node)][1:])
     values: dict[str, Callable[[], object]] = {"online": lambda: False, "reports": lambda: dice.choice((None, False))}
     values |= dict.fromkeys(("cpu_cores", "memory_bytes"), lambda: size(dice))
+    values["facts"] = lambda: NodeFacts(text(dice), text(dice), text(dice), dice.choice(ABSURD), text(dice), text(dice), (text(dice),))
     known: Callable[[], object] = values.get(name, lambda: amount(dice))
     return _with(one, name, known) if name in values or _is_a_number(one, name) else one
 
@@ -136,7 +137,12 @@ def broken_question(snapshot: Snapshot, seed: int) -> Question:
     def verdict(vmid: int) -> Verdict:
         reason = dice.choice((RefusalReason.LOCAL_DISK, RefusalReason.LOCKED, RefusalReason.PRECONDITION))
         refusal = dice.choice((None, Refusal(vmid, reason, text(dice))))
-        return Verdict(vmid, NOW, refusal, tuple((dice.choice(names), text(dice)) for _ in range(dice.randrange(3))))
+        return Verdict(
+            vmid,
+            NOW,
+            refusal,
+            tuple((dice.choice(names), Refusal(vmid, dice.choice(tuple(RefusalReason)), text(dice))) for _ in range(dice.randrange(3))),
+        )
 
     limits = (NO_LIMIT, NO_LIMIT, 20, 4, 1, 0, -1)
     return Question(

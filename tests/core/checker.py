@@ -481,7 +481,7 @@ class _Check:
 
     def _contradicted(self) -> set[int]:
         """Guests that must be on one node and cannot: two of them are to be kept apart, or no node is allowed for all."""
-        found: set[int] = set()
+        found = {vmid for vmid, nodes in self.tags.pins.items() if not nodes}
         for vmid in {vmid for vmids in self.tags.together.values() for vmid in vmids}:
             unit = self._partners(vmid)
             is_split = any(len(set(unit) & set(vmids)) > 1 for vmids in self.tags.apart.values())

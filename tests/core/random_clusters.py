@@ -77,7 +77,10 @@ def remembered(snapshot: Snapshot, seed: int) -> Question:
         set_aside=dict.fromkeys(some(0.05), "it failed"),
         homes={vmid: dice.choice(names) for vmid in some(0.1)},
         verdicts={vmid: Verdict(vmid, NOW, Refusal(vmid, RefusalReason.LOCAL_DISK)) for vmid in some(0.05)}
-        | {vmid: Verdict(vmid, NOW, None, ((dice.choice(names), "no such bridge"),)) for vmid in some(0.1)},
+        | {
+            vmid: Verdict(vmid, NOW, None, ((dice.choice(names), Refusal(vmid, RefusalReason.NODE_REFUSED, "no such bridge")),))
+            for vmid in some(0.1)
+        },
         moves_per_pass=dice.choice((4, NO_LIMIT)),
         moves_left=dice.choice((0, 3, 20, NO_LIMIT)),
     )

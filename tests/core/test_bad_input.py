@@ -18,7 +18,7 @@ from agent.core.codec import CodecError, to_json
 from agent.core.plan_types import Plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS
-from agent.core.rules import read_rules
+from agent.core.rule_reading import read_rules
 from agent.core.settings import Settings
 from agent.core.smoothing import Smoothing
 from agent.core.snapshot_file import SnapshotFileError, from_text, to_document
@@ -158,7 +158,7 @@ def test_a_thousand_rules_are_planned_with_few_looks() -> None:
         tags += [f"plb_pin_pve{1 + i % 8}", f"plb_pin_pve{1 + (i + 3) % 8}"] if i % 3 == 0 else []
         guests.append(vm(100 + i, f"pve{1 + (i * i) % 8}", 1, 0.05, *tags))
     snapshot = cluster(*nodes, *guests)
-    rules = read_rules(snapshot.guests, (one.name for one in nodes))
+    rules = read_rules(snapshot, Settings())
     assert len(rules.affinity) + len(rules.anti_affinity) + len(rules.pins) >= 500
     plan = good(snapshot, PLAIN, Question(force=True))
     print(len(plan.moves), len(plan.refused), len(plan.conflicts), plan.evaluations)

@@ -152,7 +152,7 @@ def test_the_cap_keeps_a_guest_away_that_has_room() -> None:
     snapshot = cluster(*TWO, vm(101, "pve1", 4, 1, memory_bytes=60 * GIB), vm(102, "pve2", 2, 1, memory_bytes=80 * GIB), drain=["pve1"])
     assert [move.vmid for move in plan(snapshot, PLAIN).moves] == [101]
     (refusal,) = plan(snapshot, CAPPED).refused
-    assert "over-assigned (140.0 of 128.0 GiB assigned)" in refusal.detail
+    assert "over-assigned on pve2 (140.0 of 128.0 GiB assigned)" in refusal.detail
 
 
 # --- Memory ------------------------------------------------------------------------------------------------------------------------

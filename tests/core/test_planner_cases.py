@@ -609,7 +609,7 @@ def test_a_pool_pin_that_is_not_strict_gives_way_to_a_maintenance_and_brings_bac
     strict = settings({"pools": {"p": {"pin": ["pve1"]}}})
     result = planned(snapshot, strict)
     assert result.moves == ()
-    assert "pve2: pinned (pool p: pve1)" in result.refused[0].detail
+    assert "pinned on pve2, pve3 (pool p: pve1)" in result.refused[0].detail
 
 
 def test_a_stopped_guest_of_a_pool_holds_its_place() -> None:
@@ -634,7 +634,7 @@ def test_nobody_is_moved_off_the_nodes_of_its_node_affinity(strict: bool, failba
     result = planned(snapshot, PLAIN, FORCE)
     assert {move.target for move in result.moves} == (set() if failback else {"pve2"}), "with failback it would be brought back"
     if failback:
-        assert {refusal.detail for refusal in result.refused} == {"pve2: pinned (HA rule home: pve1); pve3: pinned (HA rule home: pve1)"}
+        assert {refusal.detail for refusal in result.refused} == {"pinned on pve2, pve3 (HA rule home: pve1)"}
 
 
 def test_guests_that_the_ha_manager_keeps_apart_are_not_brought_together() -> None:
@@ -659,7 +659,9 @@ def test_a_flag_drains_guests_of_the_ha_manager_one_by_one_but_not_against_its_r
     snapshot = replace(under_rules(vm(101, "pve1"), vm(102, "pve1"), homes=(home,)), maintenance=(Maintenance("pve1", "flag"),))
     result = planned(snapshot)
     assert [(move.vmid, move.reason.value) for move in result.moves] == [(102, "maintenance")]
-    assert "pinned (HA rule home: pve1)" in result.refused[0].detail, "it would be back at once; its own maintenance is the way"
+    assert "pinned on pve2, pve3 (HA rule home: pve1)" in result.refused[0].detail, (
+        "it would be back at once; its own maintenance is the way"
+    )
 
 
 def test_a_rule_that_is_impossible_keeps_no_other_from_being_put_right() -> None:

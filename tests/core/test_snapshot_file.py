@@ -40,7 +40,7 @@ FACTS = NodeFacts("9.1.1", "10.1.2-3", "10.0.2-4", 1767225000.5, "Xeon", "aes ss
 SMALL = Snapshot(
     taken_at=1767225600.25,
     nodes=(
-        Node("pve1", True, 16, 64 << 30, 3.5, 20 << 30, 86400, 4.5, True, 3 << 30, FACTS),
+        Node("pve1", True, 16, 64 << 30, 3.5, 20 << 30, 86400, 4.5, True, 3 << 30, 0.25, FACTS),
         Node("pve2", False, 16, 64 << 30),
     ),
     guests=(

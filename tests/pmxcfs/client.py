@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -103,12 +104,27 @@ class Control:
         self.ask("show", file=file, text=text)
 
     def quorum(self, on: bool, nodes: Sequence[str] | None = None, *, cut_s: float = 0.0) -> None:
-        """Take quorum from nodes (all) or give it back. For `cut_s` writes hang on every node; then EBUSY or EPERM where it is gone."""
+        """Take quorum from nodes (all), each then alone, or give it back, together; who has it is not counted, it is as told here.
+
+        For `cut_s` writes hang on every node that has quorum; where it goes, one of them then ends with EPERM, others with EBUSY.
+        """
         self.ask("quorum", on=on, nodes=nodes, cut_s=cut_s)
 
+    def cut(self, node: str, *, cut_s: float = 0.0) -> None:
+        """Let a node reach no other any more; quorum is where more than half of the nodes are together. `cut_s` as for `quorum`."""
+        self.ask("cut", node=node, cut_s=cut_s)
+
+    def heal(self) -> None:
+        """Let every node reach every other; all get the files of the part that wrote last."""
+        self.ask("heal")
+
     def online(self, node: str, on: bool) -> None:
-        """Say in `.members` whether the node is there."""
+        """Have the pmxcfs of a node without a mount be there or not, as `.members` of the others says."""
         self.ask("online", node=node, on=on)
+
+    def clock(self, node: str, offset_s: float) -> None:
+        """Set what that node's pmxcfs takes for the time, as difference to this machine's."""
+        self.ask("clock", node=node, offset_s=offset_s)
 
     def hang(self, for_s: float, nodes: Sequence[str] | None = None, calls: Sequence[str] | None = None) -> None:
         """Let calls hang: of the nodes (all), named as FUSE names them (all). 0 ends it."""
@@ -117,6 +133,10 @@ class Control:
     def tasklist(self, node: str) -> None:
         """Count the node's task list up in `.version`."""
         self.ask("tasklist", node=node)
+
+    def status(self, node: str, key: str, value: str) -> None:
+        """Set a key of the node's status: `rrd/...` is a line of `.rrd`, every other one is only counted in `.version`."""
+        self.ask("status", node=node, key=key, value=value)
 
     def age_lock(self, name: str, by_s: float) -> None:
         """Make `priv/lock/<name>` older than it is."""
@@ -128,11 +148,11 @@ class Control:
         return None if holder is None else str(holder)
 
     def unmount(self, node: str, *, dead: bool = False) -> None:
-        """Leave the bare directory; or, dead, a mount where every call gives ENOTCONN."""
+        """End the node's pmxcfs: leave the bare directory; or, dead, a mount where every call gives ENOTCONN."""
         self.ask("unmount", node=node, dead=dead)
 
     def mount(self, node: str) -> None:
-        """Mount again; counters, uids of the log and the ages of locks begin anew, files stay."""
+        """Start it again. Files stay; counters, uids of the log and the ages that this node knows begin anew."""
         self.ask("mount", node=node)
 
     def calls(self) -> list[Calls]:
@@ -236,3 +256,22 @@ def unmount(mountpoint: Path) -> None:
     for place in mounted_below(mountpoint):
         if subprocess.run(["umount", "-l", place], capture_output=True).returncode != 0:
             subprocess.run(["fusermount", "-u", "-z", place])
+
+
+def main(words: Sequence[str]) -> int:
+    """Send one command: `client.py SOCKET COMMAND [NAME=TEXT | NAME:=JSON]...`."""
+    socket_path, do, *told = words
+    values: dict[str, object] = {}
+    for word in told:
+        name, _, text = word.partition("=")
+        values[name.removesuffix(":")] = json.loads(text) if name.endswith(":") else text
+    try:
+        Control(Path(socket_path)).ask(do, **values)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,109 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a cluster of pmxcfs holds, and the rules by which it lets itself be changed: no FUSE here, no sockets.
+"""A cluster of pmxcfs: who sees whom, who may change files, and what a change does to those that see it. No FUSE here, no sockets.
 
-Every change names the node that makes it, since the owner of a lock is a node. A node that lost quorum keeps the copy of before.
+Every change names the node that makes it, since the owner of a lock is a node.
 """
 
 from __future__ import annotations
 
 import copy
 import errno
-import re
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-LOCK_DIR = "priv/lock"
+from tests.pmxcfs.node import LogEntry, Node
+from tests.pmxcfs.tree import FIRST_FOLDERS, LOCK_DIR, Entry, Tree, guest_of, refusal
+
 LOCK_LIFE_S = 120.0  # pmxcfs drops a lock that nobody renewed for that long, once somebody asks
-MAX_FILE_BYTES = 1 << 20
-MAX_LOG_ENTRIES = 800  # the ring is 128 KiB, about that many
-GUEST_CONF = re.compile(r"nodes/([^/]+)/(qemu-server|lxc)/([1-9]\d*)\.conf")
-# The files whose changes `.version` counts; those of other parts of PVE that no agent reads are left out.
-COUNTED_FILES = (
-    "corosync.conf", "corosync.conf.new", "storage.cfg", "user.cfg", "domains.cfg", "priv/shadow.cfg", "priv/tfa.cfg", "priv/token.cfg",
-    "datacenter.cfg", "vzdump.cron", "vzdump.conf", "jobs.cfg", "ha/crm_commands", "ha/manager_status", "ha/resources.cfg",
-    "ha/rules.cfg", "ha/groups.cfg", "ha/fence.cfg", "status.cfg", "replication.cfg", "sdn/vnets.cfg", "sdn/zones.cfg",
-    "virtual-guest/cpu-models.conf", "firewall/cluster.fw", "mapping/directory.cfg", "mapping/pci.cfg", "mapping/usb.cfg",
-)  # fmt: skip
-
-
-@dataclass
-class Entry:
-    """A file or directory. `touched` is this process's monotonic time of the last change: the age of a lock counts from it."""
-
-    mtime: int
-    writer: int
-    data: bytes = b""
-    children: dict[str, Entry] | None = None
-    touched: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_dir(self) -> bool:
-        return self.children is not None
-
-
-@dataclass
-class View:
-    """What the nodes that see each other have in common."""
-
-    root: Entry = field(default_factory=lambda: Entry(mtime=int(time.time()), writer=0, children={}))
-    changes: Counter[str] = field(default_factory=Counter)
-    guests: dict[int, tuple[str, str, int]] = field(default_factory=dict)  # vmid -> (node, qemu or lxc, version)
-    guest_changes: int = 0
-    guest_version: int = 0
-
-
-@dataclass
-class Node:
-    """One node: its id in corosync is its place in the list, and it is quorate until told otherwise."""
-
-    name: str
-    id: int
-    view: View
-    quorate: bool = True
-    online: bool = True
-    started: int = field(default_factory=lambda: int(time.time()))
-    counted_before_start: Counter[str] = field(default_factory=Counter)
-    log_uid: int = 0
-    tasklist: int = 1
-    member_changes: int = 1
-    frozen_until: float = 0.0  # writes wait that long: the membership is being formed anew
-    hang_until: float = 0.0
-    hang_calls: frozenset[str] = frozenset()  # empty: every call hangs
-
-
-@dataclass(frozen=True)
-class LogEntry:
-    uid: int
-    time: int
-    pri: int
-    tag: str
-    pid: int
-    node: str
-    user: str
-    msg: str
-
-
-@dataclass(frozen=True)
-class RrdLine:
-    """One line of `.rrd`, key to last column; `at` is the monotonic time it arrived."""
-
-    text: str
-    at: float
-
-
-def split(path: str) -> tuple[str, str]:
-    """Return the directory and the last name of a path below the mount, both without a leading slash."""
-    directory, _, name = path.rpartition("/")
-    return directory, name
-
-
-def refusal(number: int, path: str) -> OSError:
-    """Return the OSError of that errno, ready to raise."""
-    return OSError(number, errno.errorcode[number], path)
 
 
 class Cluster:
@@ -114,21 +28,21 @@ class Cluster:
     """
 
     def __init__(self, nodes: Iterable[str], *, lock_life_s: float = LOCK_LIFE_S) -> None:
-        view = View()
-        self.nodes = {name: Node(name, number, view) for number, name in enumerate(nodes, start=1)}
+        names, tree, now = list(nodes), Tree(int(time.time())), int(time.time())
+        for folder in FIRST_FOLDERS + tuple(f"nodes/{name}{below}" for name in names for below in ("", "/qemu-server", "/lxc", "/priv")):
+            tree.mkdir(folder, writer=1, at=now)
+        self.nodes = {name: Node(name, number, tree) for number, name in enumerate(names, start=1)}
         self.lock_life_s = lock_life_s
         self.name = "standin"
-        self.log: deque[LogEntry] = deque(maxlen=MAX_LOG_ENTRIES)  # newest first
-        self.rrd: list[RrdLine] = []
         self.told: dict[str, str] = {}  # dot file -> text to show instead of the generated one
         self.calls: Counter[tuple[str, str, str, bool]] = Counter()  # (node, call, path, done)
         self.dirty = False
         self.changed = threading.Condition(threading.RLock())
-        for directory in ("nodes", "priv", LOCK_DIR, "ha", "firewall", "mapping", "virtual-guest"):
-            self._lay(view, directory, Entry(mtime=int(time.time()), writer=1, children={}))
-        for name in self.nodes:
-            for directory in ("", "/qemu-server", "/lxc", "/priv"):
-                self._lay(view, f"nodes/{name}{directory}", Entry(mtime=int(time.time()), writer=1, children={}))
+        self._coming: tuple[float, Callable[[], None]] | None = None  # a change of membership that is being agreed on
+        self._seen = {name: frozenset({name}) for name in names}
+        self._regroup()
+        for node in self.nodes.values():
+            self.set_status(node, "tasklist")
 
     # -- calls through a mount ---------------------------------------------------------------------------------------------------
 
@@ -136,14 +50,15 @@ class Cluster:
     def call(self, node: Node, name: str, path: str, *, writes: bool = False) -> Iterator[None]:
         """Hold the lock around one call of a node, after the hang or the lack of quorum that it meets; count how it ends.
 
-        Raises:  EACCES for a write without quorum; EBUSY, or EPERM for utime, when quorum went while the write was under way.
+        Raises:  EACCES for a write without quorum; when quorum went while writes were under way EPERM for one, EBUSY for the others.
         """
         done = False
         with self.changed:
             try:
+                self.settle()
                 self._wait_out_the_hang(node, name)
                 if writes:
-                    self._wait_for_membership(node, name, path)
+                    self._wait_for_membership(node, path)
                 yield
                 done = True
             finally:
@@ -153,100 +68,244 @@ class Cluster:
         while (left := node.hang_until - time.monotonic()) > 0 and (not node.hang_calls or name in node.hang_calls):
             self.changed.wait(left)
 
-    def _wait_for_membership(self, node: Node, name: str, path: str) -> None:
-        was_under_way = False
-        while (left := node.frozen_until - time.monotonic()) > 0:
-            was_under_way = True
-            self.changed.wait(left)
-        if not node.quorate:
-            if was_under_way:
-                raise refusal(errno.EPERM if name == "utimens" else errno.EBUSY, path)
+    def _wait_for_membership(self, node: Node, path: str) -> None:
+        if not (node.quorate and node.there):
             raise refusal(errno.EACCES, path)
+        while self._coming:
+            self.changed.wait(max(0.0, self._coming[0] - time.monotonic()))
+            self.settle()
+        if not node.quorate:
+            number = errno.EBUSY if node.refused_one else errno.EPERM
+            node.refused_one = True
+            raise refusal(number, path)
 
-    # -- the tree ----------------------------------------------------------------------------------------------------------------
+    # -- changes of files --------------------------------------------------------------------------------------------------------
 
     def find(self, node: Node, path: str) -> Entry:
         """Return the entry at the path as the node sees it; ENOENT when there is none."""
-        entry = self._look(node.view, path)
-        if entry is None:
-            raise refusal(errno.ENOENT, path)
-        return entry
+        return node.tree.find(path)
 
     def mkdir(self, node: Node, path: str) -> None:
-        """Make a directory; the node becomes its writer, its clock the mtime. EEXIST when there is anything."""
-        children = self._children_around(node.view, path)
-        if split(path)[1] in children:
-            raise refusal(errno.EEXIST, path)
-        self._lay(node.view, path, Entry(mtime=int(time.time()), writer=node.id, children={}))
-        self._record(node.view, path)
+        """Make a directory; the node becomes its writer, its clock the mtime."""
+        node.tree.mkdir(path, writer=node.id, at=int(node.wall_s()))
+        self._tell(node, path)
+        self._begin_age(node, path)
 
     def create(self, node: Node, path: str) -> None:
-        """Make an empty file; EEXIST when there is one, or a guest of that number elsewhere."""
-        self._refuse_second_guest(node.view, path)
-        if split(path)[1] in self._children_around(node.view, path):
+        """Make an empty file; EEXIST also when there is a guest of that number elsewhere."""
+        if node.has_guest_elsewhere(path):
             raise refusal(errno.EEXIST, path)
-        self._lay(node.view, path, Entry(mtime=int(time.time()), writer=node.id))
-        self._record(node.view, path)
-        self._register_guest(node.view, path)
+        node.tree.create(path, writer=node.id, at=int(node.wall_s()))
+        self._tell(node, path)
+        self._register_guest(node, path)
 
     def write(self, node: Node, path: str, data: bytes, offset: int, *, truncate: bool = False) -> None:
-        """Put the data at the offset; EFBIG past 1 MiB."""
-        if offset + len(data) > MAX_FILE_BYTES:
-            raise refusal(errno.EFBIG, path)
-        entry = self.find(node, path)
-        if entry.is_dir:
-            raise refusal(errno.ENOTDIR, path)
-        head = entry.data[:offset].ljust(offset, b"\0")
-        tail = b"" if truncate else entry.data[offset + len(data) :]
-        entry.data = head + data + tail
-        entry.mtime, entry.writer, entry.touched = int(time.time()), node.id, time.monotonic()
-        self._record(node.view, path)
-        self._register_guest(node.view, path)
+        node.tree.write(path, data, offset, truncate=truncate, writer=node.id, at=int(node.wall_s()))
+        self._tell(node, path)
+        self._register_guest(node, path)
 
     def touch(self, node: Node, path: str, mtime: int) -> None:
-        """Set the mtime. Of a lock: only forward, only by the node that holds it; 0 asks for its expiry, and is refused all the same."""
-        entry = self.find(node, path)
-        if entry.is_dir and split(path)[0] == LOCK_DIR:
-            if mtime == 0:
-                self._expire(node.view, path, entry)
-            if mtime < entry.mtime or entry.writer != node.id:
-                raise refusal(errno.EACCES, path)
-        entry.mtime, entry.writer, entry.touched = mtime, node.id, time.monotonic()
-        self._record(node.view, path)
+        """Set the time. 0 for a lock asks for its expiry, and is refused all the same."""
+        if mtime == 0 and path in node.tree.locks():
+            self._drop_if_old(node, path)
+            raise refusal(errno.EACCES, path)
+        node.tree.touch(path, mtime, writer=node.id)
+        self._tell(node, path)
+        self._begin_age(node, path)
 
     def remove(self, node: Node, path: str) -> None:
         """Remove a file or an empty directory. Nobody asks whose lock it is."""
-        entry = self.find(node, path)
-        if entry.children:
-            raise refusal(errno.ENOTEMPTY, path)
-        del self._children_around(node.view, path)[split(path)[1]]
-        self._record(node.view, path)
-        if conf := GUEST_CONF.fullmatch(path):
-            self._forget_guest(node.view, int(conf[3]))
+        node.tree.remove(path, at=int(node.wall_s()))
+        self._tell(node, path)
+        for one in self._sharing(node):
+            one.ages.pop(path, None)
+            one.forget_guest(path)
 
     def rename(self, node: Node, old: str, new: str) -> None:
-        """Put the entry in the place of what is at the new path, in one step; not for locks nor directories with something in them."""
-        view = node.view
-        entry = self.find(node, old)
-        old_conf, new_conf = GUEST_CONF.fullmatch(old), GUEST_CONF.fullmatch(new)
-        if not entry.is_dir and new_conf and not (old_conf and old_conf[3] == new_conf[3]):
-            self._refuse_second_guest(view, new)
-        if entry.is_dir and split(old)[0] == LOCK_DIR:
-            raise refusal(errno.EACCES, old)
-        if entry.children:
-            raise refusal(errno.ENOTEMPTY, old)
-        around = self._children_around(view, new)
-        replaced = around.get(split(new)[1])
-        if replaced is not None and replaced.children:
-            raise refusal(errno.ENOTEMPTY, new)
-        del self._children_around(view, old)[split(old)[1]]
-        entry.mtime, entry.writer, entry.touched = int(time.time()), node.id, time.monotonic()
-        around[split(new)[1]] = entry
-        self._record(view, old)
-        self._record(view, new)
-        if old_conf:
-            self._forget_guest(view, int(old_conf[3]))
-        self._register_guest(view, new)
+        """Put the entry in the place of what is at the new path, in one step; a guest may be handed over, not doubled."""
+        old_guest, new_guest = guest_of(old), guest_of(new)
+        is_handed_over = old_guest is not None and new_guest is not None and old_guest[0] == new_guest[0]
+        if not is_handed_over and not node.tree.find(old).is_dir and node.has_guest_elsewhere(new):
+            raise refusal(errno.EEXIST, new)
+        node.tree.rename(old, new, writer=node.id, at=int(node.wall_s()))
+        self._tell(node, old)
+        self._tell(node, new)
+        for one in self._sharing(node):
+            one.forget_guest(old)
+        self._register_guest(node, new)
+
+    def _sharing(self, node: Node) -> list[Node]:
+        """Return the nodes that see what this one does."""
+        return [one for one in self.nodes.values() if one is node or (one.there and node.there and one.side == node.side)]
+
+    def _tell(self, node: Node, path: str) -> None:
+        self.dirty = True
+        for one in self._sharing(node):
+            one.count(path)
+
+    def _register_guest(self, node: Node, path: str) -> None:
+        for one in self._sharing(node):
+            one.register_guest(path)
+
+    def _begin_age(self, node: Node, path: str) -> None:
+        if lock := node.tree.locks().get(path):
+            for one in self._sharing(node):
+                one.begin_age(path, lock)
+
+    def _drop_if_old(self, node: Node, path: str) -> None:
+        """The lowest node there decides, by its clock and by what it knows; what is in a lock keeps it."""
+        lowest = min(self._sharing(node), key=lambda one: one.id)
+        lock = lowest.tree.locks()[path]
+        if lowest.is_old(path, lock, self.lock_life_s) and not lock.children:
+            self.remove(lowest, path)
+
+    # -- membership --------------------------------------------------------------------------------------------------------------
+
+    def set_quorum(self, names: Iterable[str], *, on: bool, cut_s: float) -> None:
+        """Say which nodes have no quorum, each of them then alone, or that they are with the others again.
+
+        For `cut_s` nothing is decided: what a node with quorum writes meanwhile waits.
+        """
+        wanted = set(names)
+
+        def change() -> None:
+            for node in self.nodes.values():
+                if node.name in wanted:
+                    node.side = 0 if on else node.id
+                    node.quorate = on
+                    node.refused_one = False
+
+        self._change_membership(change, after_s=cut_s)
+
+    def cut(self, names: Iterable[str], *, cut_s: float) -> None:
+        """Cut nodes off, each from all others; who then has quorum is counted."""
+        wanted = set(names)
+
+        def change() -> None:
+            for node in self.nodes.values():
+                if node.name in wanted:
+                    node.side = node.id
+            self._count_votes()
+
+        self._change_membership(change, after_s=cut_s)
+
+    def heal(self) -> None:
+        """Every node reaches every other."""
+
+        def change() -> None:
+            for node in self.nodes.values():
+                node.side = 0
+            self._count_votes()
+
+        self._change_membership(change, after_s=0)
+
+    def leave(self, node: Node) -> None:
+        """The node's pmxcfs ends; what it has on its disk stays as it is."""
+
+        def change() -> None:
+            node.there = False
+            node.tree = copy.deepcopy(node.tree)
+
+        self._change_membership(change, after_s=0)
+
+    def join(self, node: Node) -> None:
+        """The node's pmxcfs starts, with what it has on its disk."""
+
+        def change() -> None:
+            node.there = True
+            node.start()
+            node.hear_status(node.name, "tasklist")
+            self._seen[node.name] = frozenset()
+
+        self._change_membership(change, after_s=0)
+
+    def settle(self) -> None:
+        """Carry out the change of membership whose time has come."""
+        if self._coming and self._coming[0] <= time.monotonic():
+            self._carry_out()
+
+    def _change_membership(self, change: Callable[[], None], *, after_s: float) -> None:
+        if self._coming:
+            self._carry_out()
+        self._coming = (time.monotonic() + after_s, change)
+        self.settle()
+        self.changed.notify_all()
+
+    def _carry_out(self) -> None:
+        assert self._coming
+        (_, change), self._coming = self._coming, None
+        change()
+        self._regroup()
+        self.changed.notify_all()
+
+    def _count_votes(self) -> None:
+        sides = Counter(node.side for node in self.nodes.values())
+        for node in self.nodes.values():
+            had = node.quorate
+            node.quorate = 2 * sides[node.side] > len(self.nodes)
+            node.refused_one = node.refused_one and not had
+
+    def _regroup(self) -> None:
+        """Give each side its own files: those of the node with the newest. Who has others loads them, who has the same goes on."""
+        given: set[int] = set()
+        sides: dict[int, list[Node]] = {}
+        for node in self.nodes.values():
+            if node.there:
+                sides.setdefault(node.side, []).append(node)
+        for nodes in sides.values():
+            tree = max((node.tree for node in nodes), key=lambda one: (one.changes, one.mtime))
+            tree = copy.deepcopy(tree) if id(tree) in given else tree
+            given.add(id(tree))
+            for node in nodes:
+                if node.tree.stamp == tree.stamp:
+                    node.tree = tree
+                else:
+                    node.load(tree)
+            self._exchange(nodes)
+
+    def _exchange(self, nodes: list[Node]) -> None:
+        """Have nodes whose company changed tell each other what they know besides files: their logs, and each its own status."""
+        names = frozenset(node.name for node in nodes)
+        news = [node for node in nodes if self._seen[node.name] != names]
+        for node in news:
+            node.member_changes += 1
+            self._seen[node.name] = names
+        if not news or len(nodes) < 2:
+            return
+        entries = sorted({entry.place: entry for node in nodes for entry in node.log}.values(), key=lambda entry: entry.place, reverse=True)
+        for node in nodes:
+            node.log = type(node.log)(entries[: node.log.maxlen], maxlen=node.log.maxlen)
+            for other in nodes:
+                for key in other.status[other.name] if other is not node else ():
+                    node.hear_status(other.name, key)
+
+    # -- what nodes report -------------------------------------------------------------------------------------------------------
+
+    def say(self, node: Node, msg: str, *, tag: str, user: str, pri: int, pid: int, at: int | None) -> LogEntry:
+        """Add an entry to the cluster log, with the next uid of that node; at a time that is told it is added whatever was before."""
+        entry = LogEntry(node.next_uid(), int(node.wall_s()) if at is None else at, pri, tag, pid, node.name, user, msg)
+        for one in self._sharing(node):
+            if at is None:
+                one.hear(entry)
+            else:
+                one.log.appendleft(entry)
+        return entry
+
+    def set_status(self, node: Node, key: str) -> None:
+        """The node's status of that key is set anew."""
+        for one in self._sharing(node):
+            one.hear_status(node.name, key)
+
+    def set_numbers(self, node: Node, key: str, line: str) -> None:
+        """The node reports a line of `.rrd`."""
+        for one in self._sharing(node):
+            one.hear_numbers(key, line)
+
+    def forget_numbers(self, node: Node) -> None:
+        """Empty `.rrd` for those that see the node."""
+        for one in self._sharing(node):
+            one.rrd = {}
+            one.rrd_shown = ("", 0.0)
 
     # -- what tests play ---------------------------------------------------------------------------------------------------------
 
@@ -255,133 +314,51 @@ class Cluster:
         steps = path.split("/")
         for depth in range(1, len(steps)):
             above = "/".join(steps[:depth])
-            if self._look(node.view, above) is None:
+            if node.tree.look(above) is None:
                 self.mkdir(node, above)
-        if self._look(node.view, path) is None:
+        if node.tree.look(path) is None:
             self.create(node, path)
         self.write(node, path, data, 0, truncate=True)
 
-    def place_guest(self, vmid: int, kind: str, node_name: str, conf: bytes | None) -> None:
+    def place_guest(self, node: Node, vmid: int, kind: str, conf: bytes | None) -> None:
         """Write a guest's configuration on that node, or hand the guest over to it as a migration does: by one rename.
 
         A conf of None keeps the text that is there.
         """
-        node = self.nodes[node_name]
-        path = f"nodes/{node_name}/{'lxc' if kind == 'lxc' else 'qemu-server'}/{vmid}.conf"
-        if vmid in node.view.guests:
-            at, kind_then, _ = node.view.guests[vmid]
-            before = f"nodes/{at}/{'lxc' if kind_then == 'lxc' else 'qemu-server'}/{vmid}.conf"
+        path = conf_path(vmid, node.name, kind)
+        if vmid in node.guests:
+            at, kind_then, _ = node.guests[vmid]
+            before = conf_path(vmid, at, kind_then)
             if before != path:
                 self.rename(node, before, path)
-        if conf is not None or self._look(node.view, path) is None:
+        if conf is not None or node.tree.look(path) is None:
             self.put(node, path, conf or b"")
 
-    def say(self, node_name: str, msg: str, *, tag: str, user: str, pri: int, pid: int, at: int | None) -> LogEntry:
-        """Add an entry to the cluster log, with the next uid of that node."""
-        node = self.nodes[node_name]
-        node.log_uid += 1
-        entry = LogEntry(node.log_uid, int(time.time()) if at is None else at, pri, tag, pid, node_name, user, msg)
-        self.log.appendleft(entry)
-        return entry
-
-    def set_quorum(self, names: Iterable[str], *, on: bool, cut_s: float) -> None:
-        """Cut the nodes off from quorum, or join them again; for `cut_s` every write waits, as while corosync forms a new membership.
-
-        A node cut off keeps a copy of its own. Joining again throws that copy away, and every lock's age starts anew.
-        """
-        together = [node for node in self.nodes.values() if node.quorate and node.name not in set(names)]
-        for name in names:
-            node = self.nodes[name]
-            if on and not node.quorate:
-                node.view = together[0].view if together else node.view
-                together.append(node)
-            elif not on and node.quorate and together:
-                node.view = copy.deepcopy(node.view)
-            node.quorate = on
+    def age_lock(self, path: str, by_s: float) -> None:
+        """Make a lock older than it is, for every node."""
         for node in self.nodes.values():
-            node.frozen_until = time.monotonic() + cut_s
-            node.member_changes += 1
-        self.restart_lock_ages()
-        self.changed.notify_all()
-
-    def restart_lock_ages(self) -> None:
-        """Count every lock's age from now, as each change of membership and each start of pmxcfs does."""
-        for node in self.nodes.values():
-            for lock in (self.find(node, LOCK_DIR).children or {}).values():
-                lock.touched = time.monotonic()
-
-    def restart(self, node: Node) -> None:
-        """Forget what pmxcfs keeps in memory on that node only."""
-        node.started = int(time.time())
-        node.counted_before_start = Counter(node.view.changes)
-        node.log_uid = 0
-        node.tasklist = 1
-        self.restart_lock_ages()
+            if age := node.ages.get(path):
+                node.ages[path] = type(age)(age.change, age.since_s - by_s)
 
     def load(self, rows: Iterable[tuple[str, int, int, str | None]]) -> None:
         """Take over what `rows` of an earlier process gave, over what is there."""
-        view = next(iter(self.nodes.values())).view
+        tree = next(iter(self.nodes.values())).tree
         for path, mtime, writer, text in rows:
-            children: dict[str, Entry] | None = None
-            if text is None:
-                there = self._look(view, path)
-                children = there.children if there and there.children else {}
-            self._lay(view, path, Entry(mtime, writer, (text or "").encode("latin-1"), children))
-            self._register_guest(view, path)
+            tree.put_back(path, Entry(mtime, writer, 0, (text or "").encode("latin-1"), {} if text is None else None))
+        for node in self.nodes.values():
+            node.load()
 
     def rows(self) -> Iterator[tuple[str, int, int, str | None]]:
-        """Yield every entry as path, mtime, writer and text (None for a directory), each directory before what is in it."""
-        quorate = [node for node in self.nodes.values() if node.quorate] or list(self.nodes.values())
-        heap = [("", quorate[0].view.root)]
-        while heap:
-            above, directory = heap.pop()
-            for name, entry in sorted((directory.children or {}).items()):
-                path = f"{above}/{name}".lstrip("/")
-                yield path, entry.mtime, entry.writer, None if entry.is_dir else entry.data.decode("latin-1")
-                if entry.is_dir:
-                    heap.append((path, entry))
+        """Yield every entry of the newest files as path, mtime, writer and text (None for a directory)."""
+        newest = max((node.tree for node in self.nodes.values()), key=lambda one: (one.changes, one.mtime))
+        for path, entry in newest.walk():
+            yield path, entry.mtime, entry.writer, None if entry.is_dir else entry.data.decode("latin-1")
 
-    # -- inside ------------------------------------------------------------------------------------------------------------------
 
-    def _look(self, view: View, path: str) -> Entry | None:
-        entry: Entry | None = view.root
-        for name in path.split("/") if path else ():
-            entry = (entry.children or {}).get(name) if entry else None
-        return entry
+def conf_path(vmid: int, node: str, kind: str) -> str:
+    """Return where the configuration of a guest of that node and type is."""
+    return f"nodes/{node}/{'lxc' if kind == 'lxc' else 'qemu-server'}/{vmid}.conf"
 
-    def _children_around(self, view: View, path: str) -> dict[str, Entry]:
-        above = self._look(view, split(path)[0])
-        if above is None:
-            raise refusal(errno.ENOENT, path)
-        if above.children is None:
-            raise refusal(errno.ENOTDIR, path)
-        return above.children
 
-    def _lay(self, view: View, path: str, entry: Entry) -> None:
-        self._children_around(view, path)[split(path)[1]] = entry
-
-    def _record(self, view: View, path: str) -> None:
-        self.dirty = True
-        if path in COUNTED_FILES:
-            view.changes[path] += 1
-
-    def _expire(self, view: View, path: str, lock: Entry) -> None:
-        if time.monotonic() - lock.touched > self.lock_life_s and not lock.children:
-            del self._children_around(view, path)[split(path)[1]]
-            self._record(view, path)
-
-    def _refuse_second_guest(self, view: View, path: str) -> None:
-        if conf := GUEST_CONF.fullmatch(path):
-            there = view.guests.get(int(conf[3]))
-            if there and there[:2] != (conf[1], "lxc" if conf[2] == "lxc" else "qemu"):
-                raise refusal(errno.EEXIST, path)
-
-    def _register_guest(self, view: View, path: str) -> None:
-        if conf := GUEST_CONF.fullmatch(path):
-            view.guest_changes += 1
-            view.guest_version += 1
-            view.guests[int(conf[3])] = (conf[1], "lxc" if conf[2] == "lxc" else "qemu", view.guest_version)
-
-    def _forget_guest(self, view: View, vmid: int) -> None:
-        view.guest_changes += 1
-        view.guests.pop(vmid, None)
+def lock_path(name: str) -> str:
+    return f"{LOCK_DIR}/{name}"

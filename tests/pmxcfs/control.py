@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.pmxcfs import dotfiles
-from tests.pmxcfs.cluster import LOCK_DIR, Cluster
+from tests.pmxcfs.cluster import Cluster, conf_path, lock_path
 from tests.pmxcfs.mount import Mount
+from tests.pmxcfs.node import Node
 
 
 class Control:
@@ -51,6 +52,8 @@ class Control:
     def read(self, path: str, node: str | None = None) -> str:
         """Return the text of a file as that node has it, dot files included."""
         with self._cluster.changed:
+            if path == ".rrd" and path not in self._cluster.told:
+                return self._node(node).numbers(fresh=True)
             if path in dotfiles.WRITERS:
                 return dotfiles.text(self._cluster, self._node(node), path)
             return self._cluster.find(self._node(node), path).data.decode()
@@ -62,12 +65,12 @@ class Control:
     def guest(self, vmid: int, node: str, type: str = "qemu", conf: str | None = None) -> None:  # PVE's word
         """Write a guest's configuration; one that is on another node is handed over, by one rename, as a migration does."""
         with self._cluster.changed:
-            self._cluster.place_guest(vmid, type, node, None if conf is None else conf.encode())
+            self._cluster.place_guest(self._node(node), vmid, type, None if conf is None else conf.encode())
 
     def remove_guest(self, vmid: int) -> None:
         with self._cluster.changed:
-            at, kind, _ = self._node(None).view.guests[vmid]
-            self._cluster.remove(self._node(None), f"nodes/{at}/{'lxc' if kind == 'lxc' else 'qemu-server'}/{vmid}.conf")
+            at, kind, _ = self._node(None).guests[vmid]
+            self._cluster.remove(self._node(None), conf_path(vmid, at, kind))
 
     def rrd(
         self,
@@ -78,16 +81,31 @@ class Control:
     ) -> None:
         """Set all of `.rrd`."""
         tables = {"nodes": nodes, "guests": guests, "storages": storages}
-        lines = [line for table, rows in tables.items() for line in dotfiles.rrd_lines(table, rows or {}, release=release)]
+        lines = [line for table, rows in tables.items() for line in dotfiles.rrd_lines(table, rows or {}, release=release).items()]
         with self._cluster.changed:
-            self._cluster.rrd = lines
+            self._cluster.forget_numbers(self._node(None))
+            for key, line in lines:
+                self._cluster.set_numbers(self._node(None), key, line)
+
+    def status(self, node: str, key: str, value: str) -> None:
+        """Set a key of that node's status, as a program there does: `rrd/...` is a line of `.rrd`, everything else is only counted."""
+        with self._cluster.changed:
+            if key.startswith("rrd/"):
+                self._cluster.set_numbers(self._node(node), key.removeprefix("rrd/"), f"{key.removeprefix('rrd/')}:{value}")
+            else:
+                self._cluster.set_status(self._node(node), key)
 
     def log(
         self, node: str, msg: str, tag: str = "pvedaemon", user: str = "root@pam", pri: int = 6, pid: int = 1000, time: int | None = None
     ) -> int:
-        """Add an entry to the cluster log, and return its uid."""
+        """Add an entry to the cluster log, at the node's time or the one that is told, and return its uid."""
         with self._cluster.changed:
-            return self._cluster.say(node, msg, tag=tag, user=user, pri=pri, pid=pid, at=time).uid
+            return self._cluster.say(self._node(node), msg, tag=tag, user=user, pri=pri, pid=pid, at=time).uid
+
+    def log_lines(self, node: str, text: str) -> None:
+        """Add an entry for each line, as `log` does."""
+        for line in text.splitlines():
+            self.log(node, line)
 
     def show(self, file: str, text: str | None) -> None:
         """Show that text in a dot file, whatever it should be; None: the generated one again."""
@@ -100,17 +118,33 @@ class Control:
                 self._cluster.told[file] = text
 
     def quorum(self, on: bool, nodes: list[str] | None = None, cut_s: float = 0.0) -> None:
-        """Take quorum from the nodes (all), or give it back. `cut_s`: how long writes that are made meanwhile hang; real: 6."""
+        """Take quorum from the nodes (all), each then alone, or give it back to them, together. Votes are not counted.
+
+        `cut_s`: how long nothing is decided and what is written meanwhile hangs; real: 6 to 8.
+        """
         with self._cluster.changed:
             self._cluster.set_quorum(nodes or list(self._cluster.nodes), on=on, cut_s=cut_s)
 
-    def online(self, node: str, on: bool) -> None:
-        """Say in `.members` whether that node is there. Its own mount goes on."""
+    def cut(self, node: str, cut_s: float = 0.0) -> None:
+        """Let that node reach no other any more. Who then has quorum, half of the nodes and one, is counted."""
         with self._cluster.changed:
-            self._cluster.nodes[node].online = on
-            for one in self._cluster.nodes.values():
-                one.member_changes += 1
-            self._cluster.restart_lock_ages()
+            self._cluster.cut([node], cut_s=cut_s)
+
+    def heal(self) -> None:
+        """Let every node reach every other again."""
+        with self._cluster.changed:
+            self._cluster.heal()
+
+    def online(self, node: str, on: bool) -> None:
+        """Have that node's pmxcfs be there or not, as `.members` of the others says. For nodes without a mount."""
+        with self._cluster.changed:
+            if self._node(node).there != on:
+                (self._cluster.join if on else self._cluster.leave)(self._node(node))
+
+    def clock(self, node: str, offset_s: float) -> None:
+        """Set what that node's pmxcfs takes for the time, as difference to this machine's."""
+        with self._cluster.changed:
+            self._node(node).clock_ahead_s = offset_s
 
     def hang(self, for_s: float, nodes: list[str] | None = None, calls: list[str] | None = None) -> None:
         """Let calls of the nodes (all) hang that long, those of that name only (all); 0 ends a hang that is under way.
@@ -127,31 +161,32 @@ class Control:
     def tasklist(self, node: str) -> None:
         """Count that node's task list up in `.version`, as each of its tasks and each round of its pvestatd does."""
         with self._cluster.changed:
-            self._cluster.nodes[node].tasklist += 1
+            self._cluster.set_status(self._node(node), "tasklist")
 
     def age_lock(self, name: str, by_s: float) -> None:
         """Make a lock older than it is, instead of waiting."""
         with self._cluster.changed:
-            self._cluster.find(self._node(None), f"{LOCK_DIR}/{name}").touched -= by_s
+            self._cluster.age_lock(lock_path(name), by_s)
 
     def lock_holder(self, name: str) -> str | None:
         """Return the node that holds the lock, None when nobody does."""
         with self._cluster.changed:
-            lock = (self._cluster.find(self._node(None), LOCK_DIR).children or {}).get(name)
+            lock = self._node(None).tree.locks().get(lock_path(name))
             return None if lock is None else next(node.name for node in self._cluster.nodes.values() if node.id == lock.writer)
 
     def unmount(self, node: str, dead: bool = False) -> None:
-        """Leave the bare directory, or a mount where nobody answers (ENOTCONN)."""
+        """End that node's pmxcfs: leave the bare directory, or, as after a kill -9, a mount where nobody answers (ENOTCONN)."""
+        self.online(node, on=False)
         if dead:
             self._mounts[node].die()
         else:
             self._mounts[node].unmount()
 
     def mount(self, node: str) -> None:
-        """Mount again, as a pmxcfs that just started: counters, log uids and the ages of locks begin anew."""
-        with self._cluster.changed:
-            self._cluster.restart(self._cluster.nodes[node])
+        """Start that node's pmxcfs: with its files as they were, nothing else, and then with those of the others."""
+        self.online(node, on=False)
         self._mounts[node].mount()
+        self.online(node, on=True)
 
     def calls(self) -> list[dict[str, Any]]:
         """Return how often which node made which call on which path, and how many of these were refused."""
@@ -168,12 +203,13 @@ class Control:
     def shutdown(self) -> None:
         self.over.set()
 
-    def _node(self, name: str | None) -> Any:
+    def _node(self, name: str | None) -> Node:
         """Return that node, or the first one with quorum."""
+        self._cluster.settle()
         nodes = self._cluster.nodes
         if name is not None:
             return nodes[name]
-        return next((node for node in nodes.values() if node.quorate), next(iter(nodes.values())))
+        return next((node for node in nodes.values() if node.quorate and node.there), next(iter(nodes.values())))
 
 
 class _Lines(socketserver.StreamRequestHandler):

@@ -6,11 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from tests.pmxcfs.cluster import COUNTED_FILES, Cluster, LogEntry, Node, RrdLine
+from tests.pmxcfs.cluster import Cluster
+from tests.pmxcfs.node import COUNTED_FILES, LogEntry, Node
 
 Value = str | int | float | None
 SHOWN_LOG_ENTRIES = 50
-RRD_LIFE_S = 300.0  # what no pvestatd repeated for that long is dropped
 NODE_COLUMNS_8 = (
     "uptime", "level", "ctime", "loadavg", "maxcpu", "cpu", "iowait", "memtotal", "memused", "swaptotal", "swapused", "roottotal",
     "rootused", "netin", "netout",
@@ -41,21 +41,21 @@ TABLES = {
 DEFAULTS: Mapping[str, Mapping[str, Value]] = {"nodes": NODE_DEFAULTS, "guests": GUEST_DEFAULTS}
 
 
-def rrd_lines(table: str, rows: Mapping[str, Mapping[str, Value]], *, release: int) -> list[RrdLine]:
-    """Return the lines of `.rrd` for the rows of one table (nodes, guests or storages), as that release of PVE writes them.
+def rrd_lines(table: str, rows: Mapping[str, Mapping[str, Value]], *, release: int) -> dict[str, str]:
+    """Return the lines of `.rrd`, by their keys, for the rows of one table (nodes, guests or storages), as that release of PVE writes them.
 
     A missing ctime is now; a column that is missing or None is written `U`.
     Raises:  KeyError naming a column that the table does not have.
     """
     prefix, columns = TABLES[release][table]
     known = set(TABLES[9][table][1])
-    lines = []
+    lines = {}
     for key, row in rows.items():
         if unknown := set(row) - known:
             raise KeyError(f"no such column of {table}: {', '.join(sorted(unknown))}")
         values = {"ctime": int(time.time()), **DEFAULTS.get(table, {}), **row}
         shown = ["U" if values.get(column) is None else str(values[column]) for column in columns]
-        lines.append(RrdLine(":".join([f"{prefix}/{key}", *shown]), time.monotonic()))
+        lines[f"{prefix}/{key}"] = ":".join([f"{prefix}/{key}", *shown])
     return lines
 
 
@@ -65,18 +65,19 @@ def text(cluster: Cluster, node: Node, name: str) -> str:
 
 
 def _version(cluster: Cluster, node: Node) -> str:
-    view, before = node.view, node.counted_before_start
-    rows = [f'"starttime": {node.started},\n', f'"clinfo": {node.member_changes},\n', f'"vmlist": {view.guest_changes},\n']
-    rows += [f'"{path}": {view.changes[path] - before[path] + 1},\n' for path in COUNTED_FILES]
-    others = [other for other in cluster.nodes.values() if other is not node and other.quorate == node.quorate and other.online]
-    stores = [f'"{one.name}": {{\n"tasklist": {one.tasklist}}}\n' for one in [node, *others]]
+    rows = [f'"starttime": {node.started},\n', f'"clinfo": {node.member_changes},\n', f'"vmlist": {node.guest_changes},\n']
+    rows += [f'"{path}": {node.loads + node.changes[path]},\n' for path in COUNTED_FILES]
+    stores = []
+    for name in [node.name, *(other for other in node.status if other != node.name)]:
+        counts = ",\n".join(f'"{key}": {count}' for key, count in node.status[name].items())
+        stores.append(f'"{name}": {{\n{counts}}}\n')
     return "{\n" + "".join(rows) + '"kvstore": {\n' + ",\n".join(stores) + "}\n}\n"
 
 
 def _members(cluster: Cluster, node: Node) -> str:
     rows = []
     for other in cluster.nodes.values():
-        sees = other is node or (node.quorate and other.quorate and other.online)
+        sees = other is node or (other.there and node.there and other.side == node.side)
         rows.append(f'  "{other.name}": {{ "id": {other.id}, "online": {int(sees)}, "ip": "192.0.2.{other.id}"}}')
     head = f'"nodename": "{node.name}",\n"version": {node.member_changes},\n'
     one = f'"cluster": {{ "name": "{cluster.name}", "version": {len(rows)}, "nodes": {len(rows)}, "quorate": {int(node.quorate)} }},\n'
@@ -84,13 +85,13 @@ def _members(cluster: Cluster, node: Node) -> str:
 
 
 def _vmlist(cluster: Cluster, node: Node) -> str:
-    guests = sorted(node.view.guests.items())
-    rows = [f'"{vmid}": {{ "node": "{at}", "type": "{kind}", "version": {number} }}' for vmid, (at, kind, number) in guests]
-    return f'{{\n"version": {node.view.guest_changes},\n"ids": {{\n' + ",\n".join(rows) + "}\n\n}\n"
+    head = f'{{\n"version": {node.guest_changes}'
+    rows = [f'"{vmid}": {{ "node": "{at}", "type": "{kind}", "version": {n} }}' for vmid, (at, kind, n) in sorted(node.guests.items())]
+    return head + (',\n"ids": {\n' + ",\n".join(rows) + "}\n" if rows else "\n") + "\n}\n"
 
 
 def _clusterlog(cluster: Cluster, node: Node) -> str:
-    rows = [_log_row(entry) for entry in list(cluster.log)[:SHOWN_LOG_ENTRIES]]
+    rows = [_log_row(entry) for entry in list(node.log)[:SHOWN_LOG_ENTRIES]]
     return '{\n"data": [\n' + ",\n".join(rows) + ("\n" if rows else "") + "]\n}\n"
 
 
@@ -113,8 +114,7 @@ def _letter(letter: str) -> str:
 
 
 def _rrd(cluster: Cluster, node: Node) -> str:
-    oldest = time.monotonic() - RRD_LIFE_S
-    return "".join(f"{line.text}\n" for line in cluster.rrd if line.at > oldest)
+    return node.numbers()
 
 
 WRITERS: dict[str, Callable[[Cluster, Node], str]] = {

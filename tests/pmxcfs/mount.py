@@ -13,19 +13,25 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fusepy
 
 from tests.pmxcfs import dotfiles
-from tests.pmxcfs.cluster import MAX_FILE_BYTES, Cluster, Node, refusal
+from tests.pmxcfs.cluster import Cluster
+from tests.pmxcfs.node import Node
+from tests.pmxcfs.tree import MAX_FILE_BYTES, refusal
 
 NS = 10**9
 MNT_FORCE, MNT_DETACH = 1, 2
 MOUNT_WAIT_S = 10.0
 UNMOUNT_WAIT_S = 5.0
+DEBUG = ".debug"  # pmxcfs writes more to its log when this says 1
 LINKS = {"local": "nodes/{}", "qemu-server": "nodes/{}/qemu-server", "lxc": "nodes/{}/lxc", "openvz": "nodes/{}/openvz"}
+MADE_UP = (*dotfiles.WRITERS, DEBUG, *LINKS)
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -77,8 +83,13 @@ class NodeFiles:
         return {"st_mode": mode, "st_size": size, "st_nlink": links, "st_uid": 0, "st_gid": self._gid, **times}
 
     def _what(self, path: str) -> tuple[int, int, int, int]:
+        if not path:
+            return stat.S_IFDIR | 0o777, 0, 2, 0
         if path in LINKS:
-            return stat.S_IFLNK | (0o777 if self._node.quorate else 0o555), 0, 1, 0
+            return stat.S_IFLNK | (0o777 if self._node.quorate else 0o555), len(LINKS[path].format(self._node.name)), 1, 0
+        if path == DEBUG:
+            self._texts[path] = f"{int(self._node.debug)}\n".encode()
+            return stat.S_IFREG | 0o640, len(self._texts[path]), 1, 0
         if path in dotfiles.WRITERS:
             self._texts[path] = dotfiles.text(self._cluster, self._node, path).encode()
             return stat.S_IFREG | 0o444, len(self._texts[path]), 1, 0
@@ -94,61 +105,72 @@ class NodeFiles:
     def readdir(self, path: str, fh: int) -> list[str]:
         with self._cluster.call(self._node, "readdir", path):
             names = list(self._cluster.find(self._node, path).children or {})
-        return [".", "..", *names, *(() if path else (*dotfiles.WRITERS, *LINKS))]
+        return [".", "..", *names, *(() if path else MADE_UP)]
 
     def open(self, path: str, flags: int) -> int:
         with self._cluster.call(self._node, "open", path):
-            if path not in dotfiles.WRITERS:
+            if path not in MADE_UP:
                 self._cluster.find(self._node, path)
         return 0
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         with self._cluster.call(self._node, "read", path):
-            whole = self._texts.get(path, b"") if path in dotfiles.WRITERS else self._cluster.find(self._node, path).data
+            whole = self._texts.get(path, b"") if path in MADE_UP else self._cluster.find(self._node, path).data
         return whole[offset : offset + size]
 
     def create(self, path: str, mode: int) -> int:
-        with self._cluster.call(self._node, "create", path, writes=True):
-            self._refuse_made_up(path)
+        with self._change("create", path):
             self._cluster.create(self._node, path)
         return 0
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-        with self._cluster.call(self._node, "write", path, writes=True):
-            self._refuse_made_up(path)
+        if path == DEBUG:
+            return self._switch_debug(data, offset)
+        with self._change("write", path, made_up=errno.EIO):
             self._cluster.write(self._node, path, data, offset)
         return len(data)
 
     def truncate(self, path: str, length: int, fh: int | None = None) -> None:
-        with self._cluster.call(self._node, "truncate", path, writes=True):
-            self._refuse_made_up(path)
+        if path == DEBUG:
+            return
+        with self._change("truncate", path, made_up=errno.EIO):
             self._cluster.write(self._node, path, b"", length, truncate=True)
 
     def mkdir(self, path: str, mode: int) -> None:
-        with self._cluster.call(self._node, "mkdir", path, writes=True):
+        with self._change("mkdir", path):
             self._cluster.mkdir(self._node, path)
 
     def rmdir(self, path: str) -> None:
-        with self._cluster.call(self._node, "rmdir", path, writes=True):
+        with self._change("rmdir", path):
             self._cluster.remove(self._node, path)
 
     def unlink(self, path: str) -> None:
-        with self._cluster.call(self._node, "unlink", path, writes=True):
-            self._refuse_made_up(path)
+        with self._change("unlink", path):
             self._cluster.remove(self._node, path)
 
     def rename(self, old: str, new: str) -> None:
         new = new.lstrip("/")
-        with self._cluster.call(self._node, "rename", new, writes=True):
-            self._refuse_made_up(old)
-            self._refuse_made_up(new)
+        with self._change("rename", new, old):
             self._cluster.rename(self._node, old, new)
 
     def utimens(self, path: str, times: tuple[int, int] | None) -> None:
-        mtime = int(time.time()) if times is None else times[1] // NS
-        with self._cluster.call(self._node, "utimens", path, writes=True):
-            self._refuse_made_up(path)
-            self._cluster.touch(self._node, path, mtime)
+        with self._change("utimens", path):
+            self._cluster.touch(self._node, path, int(time.time()) if times is None else times[1] // NS)
+
+    @contextmanager
+    def _change(self, call: str, *paths: str, made_up: int = errno.EACCES) -> Iterator[None]:
+        """Hold the lock for a message to all nodes. What pmxcfs makes up, the root among it, is refused without one."""
+        for path in paths:
+            if not path or path in MADE_UP:
+                raise refusal(made_up, path)
+        with self._cluster.call(self._node, call, paths[0], writes=True):
+            yield
+
+    def _switch_debug(self, data: bytes, offset: int) -> int:
+        if offset or data[:2] not in {b"0\n", b"1\n"}:
+            raise refusal(errno.EIO, DEBUG)
+        self._node.debug = data[:1] == b"1"
+        return 2
 
     def chmod(self, path: str, mode: int) -> None:
         if stat.S_IMODE(mode) != (0o600 if is_private(path) else 0o640):
@@ -167,10 +189,6 @@ class NodeFiles:
 
     def fsync(self, path: str, datasync: int, fh: int) -> None:
         """Nothing waits to be written."""
-
-    def _refuse_made_up(self, path: str) -> None:
-        if path in dotfiles.WRITERS or path in LINKS:
-            raise refusal(errno.EACCES, path)
 
 
 class Mount:
@@ -200,7 +218,8 @@ class Mount:
             time.sleep(0.01)
 
     def unmount(self) -> None:
-        """Take the mount away, whoever still uses it."""
+        """Take the mount away, whoever still uses it: calls under way end with ECONNABORTED, files that are open with ENOTCONN."""
+        self.die()
         while is_mounted(self.mountpoint):
             if libc.umount2(os.fsencode(self.mountpoint), MNT_DETACH) != 0:
                 subprocess.run(["fusermount", "-u", "-z", self.mountpoint], check=True)
@@ -209,8 +228,10 @@ class Mount:
             self._thread = None
 
     def die(self) -> None:
-        """Break the connection and leave the mount: umount with force does both while something is open there."""
-        held = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        """Break the connection and leave the mount: umount with force does both while somebody holds the directory."""
+        if not is_mounted(self.mountpoint):
+            return
+        held = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY)
         try:
             libc.umount2(os.fsencode(self.mountpoint), MNT_FORCE)
         finally:
