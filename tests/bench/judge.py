@@ -16,7 +16,7 @@ from agent.core.survival import survival
 from tests.bench.results import Batches
 from tests.core.checker import Facts, State, broken_rules, read_tags
 
-FACTS = Facts(containers="always")
+FACTS = Facts(containers="always", is_forced=True)
 SETTINGS = Settings()  # for N+1, which asks for room and rules alone
 
 
