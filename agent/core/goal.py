@@ -28,10 +28,12 @@ import math
 from agent.core.load import OVERLOAD_WEIGHT, Weights
 from agent.core.placement import Burden, NodeState, Placement
 
-LEAST_GAIN = 0.005  # of one node's fraction: what brings less than half a point on one node is not worth a migration
+LEAST_GAIN = 0.006  # of one node's fraction: what brings less than half a point on one node is not worth a migration
 LEAST_OF_A_GUEST = 0.6  # moving x from d above to d below the mean brings 2 x d / D: a bar of d = 0.3 D
-COST_OF_A_NODE = 0.02  # copying as much as an average node has must bring two points on one node
-RESTART_COST = 0.01  # a restart is felt: it must bring a point on one node
+COST_OF_A_NODE = (
+    0.15  # copying as much as an average node has must bring fifteen points on one node: of guests that help alike, the lighter
+)
+RESTART_COST = 0.01  # a restart is felt: it must bring a point on one node, besides
 _CPU, _MEMORY, _PRESSURE = 2, 3, 4  # where a `Burden` holds what counts
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import agent.adapters.pve
 from agent.commands.plan import plan_document
 from agent.core.cluster import Snapshot
+from agent.core.outlook import outlook
 from agent.core.planner import plan
 from agent.core.question import Question
 from tests.core.broken import LONG, text
@@ -86,7 +87,7 @@ def test_broken_rows_give_a_plan_without_a_wrong_move_and_json_without_nan() -> 
         question = Question(force=seed % 2 == 0)
         result = plan(snapshot, PLAIN, question)
         assert wrong_in(snapshot, result, PLAIN, question) == [], seed
-        document = json.dumps(plan_document(result), allow_nan=False)
+        document = json.dumps(plan_document(result, outlook(snapshot, PLAIN, question, result)), allow_nan=False)
         assert json.loads(document)["schema"] == "proxlb-agent/plan/1"
         seen["moves"] += bool(result.moves)
         seen["refused"] += bool(result.refused)

@@ -58,7 +58,8 @@ class TestPlace:
             "pve1      -       -         -      -  no-memory: the guest and all that is on its way do not fit into the node's memory"
             " (62.6 of 60.0 GiB)\n"
             "pve2  -0.74    0.50      0.00  -0.24  the best node\n"
-            "pve3      -       -         -      -  anti-affinity: a guest that must be kept apart is on the node (guest 103 is there)\n"
+            "pve3      -       -         -      -  anti-affinity: a guest that a tag, a pool or an HA rule keeps apart from this one "
+            "is on the node (guest 103 is there; plb_anti_affinity_db)\n"
             "\n"
             "STATISTIC  WEIGHT   NOW  ON pve2  WHAT IT IS, IN POINTS\n"
             "cpu          0.50   0.0      1.5  standard deviation of the nodes' used share of cpu\n"
@@ -155,7 +156,7 @@ class TestPlan:
             "    vm:120 guest120: plb_ignore\n"
             "  no-target: no node can take the guest\n"
             "    vm:100 guest100, vm:101 guest101, vm:102 guest102, vm:103 guest103, vm:104 guest104, vm:105 guest105, vm:106 guest106, "
-            "vm:107 guest107 and 2 more: pinned on pve2, pve3, pve4 and 2 more (pinned to pve1)\n"
+            "vm:107 guest107 and 2 more: pinned on pve2, pve3, pve4 and 2 more (plb_pin_pve1)\n"
         ) in out
 
 

@@ -11,6 +11,7 @@ cluster.yaml, events.yaml and settings.yaml are what `proxlb-agent simulate` tak
     must_not: ["regex"]
     placements: {101: pve2}         # at the end
     placements_if_killed: {}        # the same for those runs, as a gate that was open before a kill may be closed after it
+    sent_if_killed: [105]           # guests that may be sent then besides, as more is known of their load by that time
     posts: {101: 1}                 # requests to migrate, of every guest that had one; or most_posts: 5
     questions: 2                    # how often PVE was asked whether a guest may migrate
     stopped: [105]                  # who does not run at the end and did at the start
@@ -94,6 +95,7 @@ class Checks:
     must_not: tuple[str, ...] = ()
     placements: Mapping[int, str] = field(default_factory=dict)
     placements_if_killed: Mapping[int, str] | None = None
+    sent_if_killed: tuple[int, ...] = ()
     posts: Mapping[int, int] | None = None
     most_posts: int | None = None
     questions: int | None = None

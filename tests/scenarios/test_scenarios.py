@@ -39,7 +39,7 @@ def test_killed_leader(name: str) -> None:
     if checks.placements_if_killed is not None:
         checks = replace(checks, placements=checks.placements_if_killed)
     undisturbed = run(folder, checks)
-    usual = started(undisturbed)
+    usual = started(undisturbed) + Counter(checks.sent_if_killed)
     lines = actions_in(undisturbed)
     assert lines > 1
     for number in range(1, lines + 1):
