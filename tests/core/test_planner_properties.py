@@ -8,7 +8,9 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import fmean
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as profile
 
@@ -19,8 +21,9 @@ from agent.core.planner import plan
 from agent.core.question import Question, Scope
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.settings import Settings
+from agent.sim.generator import Shape, generate
 from tests.core.checker import broken_rules, overfull_nodes
-from tests.core.clusters import Draw, after_moves, facts, random_cluster, settings, wrong_in
+from tests.core.clusters import Draw, after_moves, facts, left_undone, random_cluster, settings, wrong_in
 from tests.core.random_clusters import HOW, draws, examples, remembered
 
 PLAIN = settings()
@@ -282,3 +285,34 @@ def test_a_scoped_plan_takes_load_from_its_nodes_alone() -> None:
         return result
 
     on_clusters(20, look, guests=120)
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_a_scoped_plan_relieves_its_node_as_far_as_the_whole_plan_would(shape: Shape) -> None:
+    """How far the node stands above the mean afterwards, of cpu and memory alike: within a point of what the whole plan leaves."""
+    for seed in (1, 2, 3):
+        snapshot = generate(seed, 8, 160, shape)
+        hottest = max(snapshot.nodes, key=lambda node: ((node.memory_used_bytes or 0) / node.memory_bytes, node.name)).name
+        scoped = plan(snapshot, PLAIN, replace(FORCE, scope=Scope(frozenset({hottest}))))
+        assert _above_the_mean(scoped, hottest) <= _above_the_mean(plan(snapshot, PLAIN, FORCE), hottest) + 0.01
+        assert {move.source for move in scoped.moves if move.reason in LOAD_REASONS} <= {hottest}
+
+
+def _above_the_mean(result: Plan, name: str) -> float:
+    nodes = dict(result.after.nodes)
+    cpu = nodes[name].cpu_fraction - fmean(node.cpu_fraction for node in nodes.values())
+    memory = nodes[name].memory_fraction - fmean(node.memory_fraction for node in nodes.values())
+    return (max(0.0, cpu) + max(0.0, memory)) / 2
+
+
+def test_whoever_should_move_moves_or_is_refused_for_a_reason_that_is_true() -> None:
+    @profile(max_examples=examples(80))
+    @given(draws(80, nodes=(2, 8)))
+    def each(draw: Draw) -> None:
+        snapshot, how = random_cluster(draw), HOW[draw.seed % len(HOW)]
+        for settings_of, question in ((PLAIN, Question()), (how, FORCE), (how, remembered(snapshot, draw.seed))):
+            result = plan(snapshot, settings_of, question)
+            assert left_undone(snapshot, result, settings_of, question) == []
+            assert wrong_in(snapshot, result, settings_of, question) == []
+
+    each()
