@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Why a plan leaves a cluster uneven: because it must, or because it does not look far enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from enum import StrEnum
+
+from agent.core.cluster import Snapshot
+from agent.core.planner import plan
+from agent.core.settings import Settings, check
+from tests.bench.judge import FACTS, Evenness, judge
+from tests.bench.own import Variant, batches_of, document, question
+from tests.bench.results import Batches
+from tests.core.checker import State
+
+EVEN_POINTS = 5.0
+
+
+class Why(StrEnum):
+    """What keeps a spread at five points or more; the first that holds."""
+
+    SIZE = "large guests alone make it"
+    PROVEN = "no placement is more even (proven)"
+    WORTH = "a more even placement is not worth its moves (proven)"
+    STAYS = "rules, and guests that must stay"
+    LIMITS = "no target may be filled so far"
+    UNKNOWN = "not looked far enough, or unknown"
+
+
+def why_uneven(snapshot: Snapshot, batches: Batches, most_even: Evenness | None, worthiest: Evenness | None) -> Why:
+    """The reason; the last two are the most even placement of all and the one with the lowest goal and cost, where they are known."""
+    if _one_guest_is_as_much(snapshot, batches):
+        return Why.SIZE
+    if most_even is not None and not _is_even(most_even):
+        return Why.PROVEN
+    if worthiest is not None and not _is_even(worthiest):
+        return Why.WORTH
+    if worthiest is not None:
+        return Why.UNKNOWN
+    free = replace(snapshot, guests=tuple(replace(guest, tags=(), ha=None) for guest in snapshot.guests))
+    if free != snapshot and _is_even(_after(free)):
+        return Why.STAYS
+    if _is_even(_after(free, balance={"cpu": {"threshold_percent": 100}, "memory": {"threshold_percent": 100}})):
+        return Why.LIMITS
+    return Why.UNKNOWN
+
+
+def _is_even(now: Evenness) -> bool:
+    return max(now.cpu_spread, now.memory_spread) < EVEN_POINTS
+
+
+def _after(snapshot: Snapshot, **changed: object) -> Evenness:
+    used = check(document(Variant.BOTH) | changed)
+    assert isinstance(used, Settings), used
+    return judge(snapshot, batches_of(plan(snapshot, used, question(snapshot)))).after
+
+
+def _one_guest_is_as_much(snapshot: Snapshot, batches: Batches) -> bool:
+    """Whether, for each spread that is left, large guests alone account for five points of it.
+
+    Give each of the k largest guests a node for itself: that node holds no less. The lowest of the other nodes holds no more
+    than they do on average. Where two of the k shared a node it would be higher still, as only guests of half the largest
+    one's size and more are looked at; nodes of several sizes allow this bound for k = 1 alone.
+    """
+    state = State(snapshot, FACTS)
+    after = judge(snapshot, batches).after
+    for which, spread in enumerate((after.cpu_spread, after.memory_spread)):
+        if spread < EVEN_POINTS:
+            continue
+        size = {name: (node.cpu_cores, float(node.memory_bytes))[which] for name, node in state.nodes.items()}
+        base = {name: (state.cpu, state.memory)[which][name] for name in size}
+        total, sizes = math.fsum(base.values()), math.fsum(size.values())
+        guests = sorted((load[which] for vmid, load in state.load.items() if state.at[vmid] in size), reverse=True)
+        for vmid, load in state.load.items():
+            base[state.at[vmid]] -= load[which]
+        above = min((base[name] + guests[0]) / size[name] - (total - base[name] - guests[0]) / (sizes - size[name]) for name in size)
+        if len(set(size.values())) == 1:
+            one, lowest_base = next(iter(size.values())), min(base.values())
+            alone = 0.0
+            for k, load in enumerate(guests[: len(size) - 1], 1):
+                if load < guests[0] / 2:
+                    break
+                alone += load + lowest_base
+                above = max(above, (guests[0] + lowest_base) / one - (total - alone) / (sizes - k * one))
+        if 100 * above < EVEN_POINTS:
+            return False
+    return True
