@@ -36,7 +36,6 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- tests/bench/planner.py --readme -->", "<!-- end of tests/bench/planner.py -->"
 PROVEN_AT = "3/12"  # above, the proof that no placement of all is better takes minutes a cluster
 TIMED_SHAPE, TIMED_SEED = "zipf", 1  # of each size, for the wall time of a whole dry run
-GROWTH = ((32, 1500), (32, 3000), (32, 6000))  # guests doubled twice
 
 
 def main(arguments: list[str]) -> int:
@@ -79,8 +78,8 @@ def measure_own(wanted: Iterable[Case], results: Results) -> None:
         for variant in Variant:
             _once(results, case, variant.value, lambda case=case, variant=variant: own.measure(case, variant))
         _once(results, case, Variant.BOTH + START_SUFFIX, lambda case=case: own.measure(case, Variant.BOTH, started(case.snapshot())))
-    middle = {case.shape for case in wanted if (case.nodes, case.guests) == GROWTH[1]}
-    for case in (Case(nodes, guests, shape, TIMED_SEED) for nodes, guests in GROWTH for shape in SHAPES if shape in middle):
+    middle = {case.shape for case in wanted if case.size == tables.GROWN[1]}
+    for case in cases(tables.GROWN, middle, 1):
         _once(results, case, Variant.BOTH, lambda case=case: own.measure(case, Variant.BOTH))
     for case in timed(wanted):
         run = results.find(case, Variant.BOTH)

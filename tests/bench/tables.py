@@ -10,6 +10,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.bench.clusters import SHAPES, Case, all_sizes
 from tests.bench.judge import Judgement, judge, moves_until
@@ -24,6 +25,7 @@ START_SUFFIX = ", one start"
 FEWEST, MOST_EVEN, WORTHIEST = "fewest moves", "most even", "worthiest"
 OWN = tuple(variant.value for variant in Variant)
 SHOWN = all_sizes()
+GROWN = ("32/1500", "32/3000", "32/6000")
 RIVALS = tuple(rival.value for rival in Rival)
 
 
@@ -299,27 +301,24 @@ def dry_runs(results: Results) -> str:
 
 
 def scaling(results: Results) -> str:
-    """How evaluations and time grow with the guests, and what one guest's start costs."""
+    """How evaluations and time grow with the guests (seed 1), and what one guest's start costs (worst of all seeds)."""
+    grown = {(run.case.shape, run.case.size): run for run in results if run.who == Variant.BOTH and run.case.seed == 1}
+    starts = [run for run in results if run.who == Variant.BOTH + START_SUFFIX and run.case.size == "32/3000"]
+    measured = [shape for shape in SHAPES if all((shape, size) in grown for size in GROWN)]
     lines = []
-    by: dict[str, dict[str, Run]] = defaultdict(dict)
-    for run in results:
-        if run.who == Variant.BOTH and run.case.seed == 1:
-            by[run.case.shape][run.case.size] = run
-    for shape in SHAPES:
-        sizes = [by[shape].get(size) for size in ("32/1500", "32/3000", "32/6000")]
-        if all(run is not None and run.plan_s and run.evaluations for run in sizes):
-            one, two, four = sizes
-            starts = [
-                run for run in results if run.who == Variant.BOTH + START_SUFFIX and run.case.size == "32/3000" and run.case.shape == shape
+    for name, shapes in [*((shape, [shape]) for shape in measured), ("all", measured)]:
+        evaluations = [float(sum(grown[shape, size].evaluations or 0 for shape in shapes)) for size in GROWN]
+        plan_s = [math.fsum(grown[shape, size].plan_s or 0 for shape in shapes) for size in GROWN]
+        here = [run for run in starts if run.case.shape in shapes]
+        lines.append(
+            [
+                name,
+                *(" ".join(f"{more / less:.2f}" for less, more in pairwise(values)) for values in (evaluations, plan_s)),
+                number(max((run.evaluations or 0 for run in here), default=None)),
+                number(max((1000 * (run.plan_s or 0) for run in here), default=None)),
             ]
-            lines.append(
-                [
-                    shape,
-                    f"{two.evaluations / one.evaluations:.2f}, {four.evaluations / two.evaluations:.2f}",
-                    f"{two.plan_s / one.plan_s:.2f}, {four.plan_s / two.plan_s:.2f}",
-                    number(max((run.evaluations or 0 for run in starts), default=None)),
-                    number(max((1000 * (run.plan_s or 0) for run in starts), default=None)),
-                ]
-            )
-    head = ("32 nodes", "evaluations, 1500 to 3000, 3000 to 6000 guests", "time, the same", "one start at 3000: evaluations", "ms")
-    return table(head, lines) if lines else ""
+        )
+    head = (
+        "32 nodes", "evaluations: 1500 to 3000 guests, 3000 to 6000", "time: the same", "one start at 3000 guests: evaluations", "ms",
+    )  # fmt: skip
+    return table(head, lines) if measured else ""
