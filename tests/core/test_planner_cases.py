@@ -51,6 +51,7 @@ from tests.core.needs import FACTS, equipped, needing, volume
 PLAIN = settings()
 FORCE = Question(force=True)
 THREE = (node("pve1"), node("pve2"), node("pve3"))
+TWO_NODES = THREE[:2]
 
 
 def planned(snapshot: Snapshot, how: Settings = PLAIN, question: Question | None = None) -> Plan:
@@ -1008,3 +1009,50 @@ def test_a_group_larger_than_a_pass_is_a_pass_of_its_own() -> None:
     assert [(move.vmid, move.target, move.first_pass) for move in found.moves] == [(vmid, "pve2", True) for vmid in range(101, 106)]
     held = plan(snapshot, settings(), Question(force=True, moves_per_pass=4, moves_left=3))
     assert not any(move.first_pass for move in held.moves), "the hourly brake holds a group, too"
+
+
+# --- More than one step at a time --------------------------------------------------------------------------------------------------
+
+FULL = (*[vm(201 + i, "pve2", 10, 1) for i in range(10)], *[vm(301 + i, "pve3", 10, 1) for i in range(9)])
+BY_NO_GATE = settings({"balance": {"spread_percent": 0, "memory": {"threshold_percent": 0}}})
+
+
+def test_somebody_makes_room_for_a_guest_that_must_leave_and_fits_nowhere() -> None:
+    result = planned(cluster(*THREE, vm(101, "pve1", 30, 1), *FULL, drain=["pve1"]), BY_NO_GATE)
+    room, leaves = result.moves
+    assert (room.source, room.target, room.reason, leaves.vmid, leaves.target) == ("pve3", "pve2", MoveReason.ROOM, 101, "pve3")
+    assert room.batch < leaves.batch, "the room must be there first"
+
+
+@pytest.mark.parametrize(
+    ("what", "must_move", "full"),
+    [
+        ("it fits as it is", vm(101, "pve1", 12, 1), FULL),
+        ("no room is enough", vm(101, "pve1", 60, 1), FULL),
+        ("those who could are ignored", vm(101, "pve1", 30, 1), [replace(guest, tags=("plb_ignore",)) for guest in FULL]),
+        ("those who could would be restarted", vm(101, "pve1", 30, 1), [replace(guest, type=ct(1, "pve1").type) for guest in FULL]),
+    ],
+)
+def test_nobody_makes_room_where_it_is_not_needed_does_not_help_or_is_not_allowed(what: str, must_move: Guest, full: list[Guest]) -> None:
+    result = planned(cluster(*THREE, must_move, *full, drain=["pve1"]), BY_NO_GATE)
+    assert {move.vmid for move in result.moves} == ({101} if what == "it fits as it is" else set()), what
+
+
+def test_two_guests_change_places_where_no_single_move_gains() -> None:
+    """Ten GiB are too much on the one node and missing on the other, and nobody has that size: the difference of two has."""
+    rest = [vm(102, "pve1", 45, 1, "plb_ignore"), vm(202, "pve2", 35, 1, "plb_ignore")]
+    guests = [vm(101, "pve1", 25, 1), vm(201, "pve2", 15, 1), *rest]
+    result = planned(cluster(*TWO_NODES, *guests), PLAIN, FORCE)
+    assert sorted((move.vmid, move.target) for move in result.moves) == [(101, "pve2"), (201, "pve1")]
+    assert result.after.imbalance < 0.001 < result.before.imbalance
+
+
+def test_guests_of_one_size_do_not_change_places() -> None:
+    guests = [vm(100 * n + i, f"pve{n}", 20, 1) for n in (1, 2) for i in range(1, 4)]
+    assert planned(cluster(*TWO_NODES, *guests), PLAIN, FORCE).moves == ()
+
+
+def test_neither_of_two_changes_places_when_no_leg_fits_first() -> None:
+    """Both nodes are too full for either to arrive while the other is still there: nobody is put over a limit for a moment."""
+    guests = [vm(101, "pve1", 60, 1), vm(102, "pve1", 40, 1), vm(201, "pve2", 50, 1), vm(202, "pve2", 40, 1, "plb_ignore")]
+    assert planned(cluster(*TWO_NODES, *guests), PLAIN, FORCE).moves == ()
