@@ -1054,5 +1054,6 @@ def test_guests_of_one_size_do_not_change_places() -> None:
 
 def test_neither_of_two_changes_places_when_no_leg_fits_first() -> None:
     """Both nodes are too full for either to arrive while the other is still there: nobody is put over a limit for a moment."""
-    guests = [vm(101, "pve1", 60, 1), vm(102, "pve1", 40, 1), vm(201, "pve2", 50, 1), vm(202, "pve2", 40, 1, "plb_ignore")]
+    rest = [vm(102, "pve1", 80, 1, "plb_ignore"), vm(202, "pve2", 70, 1, "plb_ignore")]
+    guests = [vm(101, "pve1", 25, 1), vm(201, "pve2", 15, 1), *rest]
     assert planned(cluster(*TWO_NODES, *guests), PLAIN, FORCE).moves == ()
