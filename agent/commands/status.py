@@ -13,6 +13,7 @@ from agent import wiring
 from agent.commands.tables import aligned, clock, counted, label, percent
 from agent.commands.wrong_use import settings_of
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
+from agent.core.durations import words
 from agent.core.json_types import Json, JsonObject
 from agent.core.settings import Settings
 from agent.daemon.perform import LEADER_PATH
@@ -139,6 +140,7 @@ def _migrations_table(migrations: list[dict[str, Json]], now: float) -> str:
     for record in migrations:
         asked_at = record["asked_at"]
         since = f"{now - asked_at:.0f} s" if isinstance(asked_at, int | float) else "-"
+        about = words(float(cast(float, record["expected_s"])))
         who = label(str(record["type"]), int(cast(int, record["vmid"])), str(record["name"]))
-        rows.append((who, str(record["source"]), str(record["target"]), str(record["reason"]), str(record["state"]), since))
-    return aligned(("GUEST", "FROM", "TO", "WHY", "STATE", "SINCE"), rows)
+        rows.append((who, str(record["source"]), str(record["target"]), str(record["reason"]), str(record["state"]), since, about))
+    return aligned(("GUEST", "FROM", "TO", "WHY", "STATE", "SINCE", "OF ABOUT"), rows)

@@ -107,6 +107,25 @@ class SetAside:
     text: str
 
 
+class Way(StrEnum):
+    """How a guest gets to another node."""
+
+    LIVE = "live"
+    RESTART = "restart"
+    OFFLINE = "offline"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one migration took. `at` in Unix seconds, `limit_kib_s` is the limit that was asked for, None without one."""
+
+    at: float
+    way: Way
+    memory_bytes: int
+    took_s: float
+    limit_kib_s: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came of a command's request; `final` when nothing more follows."""
@@ -131,6 +150,7 @@ class HistoryFile:
     homes: tuple[Home, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
     answers: tuple[Answer, ...] = ()
+    timings: tuple[Timing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
