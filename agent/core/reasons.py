@@ -40,6 +40,8 @@ class RefusalReason(StrEnum):
     CONTAINER = "container"
     COOLDOWN = "cooldown"
     SET_ASIDE = "set-aside"
+    BACKUP_DUE = "backup-due"
+    OTHER_BALANCER = "other-balancer"
     LOAD_UNKNOWN = "load-unknown"
     LOCAL_DISK = "local-disk"
     LOCAL_IMAGE = "local-image"
@@ -91,6 +93,8 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.CONTAINER: "containers restart when they move, and the setting guests.containers forbids it here",
     RefusalReason.COOLDOWN: "the guest moved less than balance.guest_cooldown_s ago",
     RefusalReason.SET_ASIDE: "the guest failed to migrate and is left alone for a while",
+    RefusalReason.BACKUP_DUE: "a scheduled backup of the guest is about to begin",
+    RefusalReason.OTHER_BALANCER: "another balancer moves the guest; it is left to that one for a day",
     RefusalReason.LOAD_UNKNOWN: "PVE reports no usable load for the guest",
     RefusalReason.LOCAL_DISK: "the guest has disks on local storage",
     RefusalReason.LOCAL_IMAGE: "the guest has an image on local storage, or its node's own drive, in a CD drive",
@@ -105,7 +109,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NODE_STARTING: "the node has been up for less than two minutes",
     RefusalReason.NODE_SILENT: "the node's agent has not reported itself",
     RefusalReason.NODE_STALE: "the node's load is unknown or older than a minute",
-    RefusalReason.NODE_BACKUP: "a backup runs on the node",
+    RefusalReason.NODE_BACKUP: "a backup runs on the node, or is about to begin there",
     RefusalReason.NODE_REFUSED: "PVE does not allow the guest on the node",
     RefusalReason.NODE_UNKNOWN: "whether the node has what the guest needs cannot be seen",
     RefusalReason.NODE_OLDER: "the node's QEMU or Proxmox VE is older than what the guest runs on",

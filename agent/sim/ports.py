@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Maintenance, Node, Snapshot
+from agent.core.backups import CRON_FILE, JOBS_FILE, read_cron, read_jobs
+from agent.core.cluster import MIGRATE_KINDS, BackupJob, Guest, GuestType, Maintenance, Node, Snapshot
 from agent.core.journal import Record
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
@@ -182,7 +183,14 @@ class SimApi:
             storages=world.storages,
             registered_tags=world.registered_tags,
             ha=world.ha.seen(),
+            backup_jobs=self._backup_jobs(),
+            utc_offset_s=world.utc_offset_s,
         )
+
+    def _backup_jobs(self) -> tuple[BackupJob, ...]:
+        files = self._node.partition.files
+        jobs = read_jobs(files.get(JOBS_FILE, "")) + read_cron(files.get(CRON_FILE, ""))
+        return tuple(sorted(jobs, key=lambda job: job.id))
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
         """See `agent.ports.ClusterApi`."""

@@ -85,6 +85,7 @@ class World:
         self.tasks = Tasks(self.timeline)
         self.migrations = Migrations(self, bandwidth_bytes_s)
         self.ha = HaManager(self)
+        self.utc_offset_s = 0.0
         self.registered_tags: tuple[str, ...] | None = None
         self.pmxcfs = Pmxcfs(self.timeline, self.nodes)
         self.main = Partition()
@@ -130,6 +131,10 @@ class World:
     def step_wall_clock(self, node: str, by_s: float) -> None:
         """Somebody sets the node's clock."""
         self._node(node).wall_offset_s += by_s
+
+    def set_utc_offset(self, offset_s: float) -> None:
+        """The nodes' local time is so far ahead of UTC from now on: summer time begins or ends."""
+        self.utc_offset_s = offset_s
 
     # what is
 

@@ -743,6 +743,9 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
         cluster(*THREE, *[vm(101 + i, "pve1", 60, 1) for i in range(2)]), PLAIN, Question(cooling={101: "now", 102: "now"}), 101,
     ),
     RefusalReason.SET_ASIDE: lambda: pinned_away(vm(101, "pve1"), Question(set_aside={101: "it failed"})),
+    RefusalReason.OTHER_BALANCER: lambda: (
+        cluster(*THREE, *[vm(101 + i, "pve1", 60, 1) for i in range(2)]), PLAIN, Question(left_to_others={101: "x", 102: "x"}), 101,
+    ),
     RefusalReason.LOAD_UNKNOWN: lambda: (cluster(*THREE, vm(101, "pve1", cpu_used_cores=None), *crowd("pve1", 22)), PLAIN, Question(), 101),
     RefusalReason.LOCAL_DISK: lambda: told(RefusalReason.LOCAL_DISK),
     RefusalReason.LOCAL_IMAGE: lambda: told(RefusalReason.LOCAL_IMAGE),
@@ -792,7 +795,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
         PLAIN, Question(), 102,
     ),
 }  # fmt: skip
-NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE}
+NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE, RefusalReason.BACKUP_DUE}  # its node is no source then; `explain` tells
 BY_ITSELF = {RefusalReason.NO_ORDER}  # no cluster is known whose steps have no order: see the test below
 
 

@@ -14,6 +14,7 @@ from agent.adapters.pve.ha import HaReader
 from agent.adapters.pve.hosts import Hosts
 from agent.adapters.pve.judging import AnsweredError
 from agent.adapters.pve.maintenance import HA_STATUS, ha_nodes, ha_nodes_of_resources
+from agent.adapters.pve.schedule import backup_jobs, utc_offset_s
 from agent.adapters.pve.trust import ApiAccess
 from agent.adapters.pve.values import Parameter, Row
 from agent.core.cluster import GuestType, Snapshot
@@ -88,6 +89,8 @@ class PveApi:
             storage_use=resources.storage_use(rows),
             ha=ha,
             registered_tags=self._ha.options().registered_tags,
+            backup_jobs=backup_jobs(self._read_file),
+            utc_offset_s=utc_offset_s(taken_at),
         )
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
