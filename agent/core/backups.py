@@ -17,6 +17,9 @@ from agent.core.cluster import VMID_DIGITS, BackupJob, Guest, Snapshot
 SOON_S = 600.0  # ten minutes: what a migration takes, nearly always
 BEGUN_S = 90.0  # PVE's scheduler looks once a minute, and its task is in the list some seconds later
 
+MOST_NAMED = 3  # nodes in one line of the journal
+BACKUP_KIND = "vzdump"  # of a task
+
 JOBS_FILE = "jobs.cfg"  # below /etc/pve
 CRON_FILE = "vzdump.cron"  # where they stood before PVE 7.1
 
@@ -63,6 +66,20 @@ def due_backups(snapshot: Snapshot) -> DueBackups:
                 guests[guest.vmid] = due
                 nodes[guest.node] = min(nodes.get(guest.node, due), due, key=lambda one: (one.in_s, one.job))
     return DueBackups(guests, nodes)
+
+
+def backup_nodes(snapshot: Snapshot, due: DueBackups) -> dict[str, str]:
+    """The nodes that load balancing keeps off for a backup, by name, with what is going on there in words."""
+    running = {task.node: "a backup is running" for task in snapshot.tasks if task.is_running and task.kind == BACKUP_KIND}
+    return {name: due.words for name, due in due.nodes.items()} | running
+
+
+def kept_off_words(snapshot: Snapshot) -> str | None:
+    """`load balancing keeps off pve1 (a backup is running)`; None when it keeps off no node for a backup."""
+    nodes = backup_nodes(snapshot, due_backups(snapshot))
+    named = ", ".join(f"{name} ({nodes[name]})" for name in sorted(nodes)[:MOST_NAMED])
+    more = f" and {len(nodes) - MOST_NAMED} more" if len(nodes) > MOST_NAMED else ""
+    return f"load balancing keeps off {named}{more}" if nodes else None
 
 
 def _takes(job: BackupJob, guest: Guest) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum, auto
 
-from agent.core.backups import due_backups
+from agent.core.backups import backup_nodes, due_backups
 from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, Guest, Node, Snapshot
 from agent.core.load import NODE_SETTLED_S, measured_load, memory_limit_bytes, why_not_measured
 from agent.core.plan_types import Refusal
@@ -17,7 +17,6 @@ from agent.core.settings import ContainerPolicy, Settings
 from agent.core.suitability import Suitability
 
 _STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
-_BACKUP = "vzdump"
 
 
 class Purpose(Enum):
@@ -44,8 +43,7 @@ class Conditions:
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
         self._due = due_backups(snapshot)
-        self._backup_nodes = {name: due.words for name, due in self._due.nodes.items()}
-        self._backup_nodes |= {task.node: "a backup is running" for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
+        self._backup_nodes = backup_nodes(snapshot, self._due)
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
         self.open_nodes = tuple(name for name, why in self._closed.items() if why is None)
 
@@ -101,8 +99,6 @@ class Conditions:
         if purpose is Purpose.LOAD:
             if vmid in self.question.cooling and not self.question.force:
                 return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
-            if vmid in self.question.left_to_others and not self.question.force:
-                return refuse(RefusalReason.OTHER_BALANCER, self.question.left_to_others[vmid])
             if (due := self._due.guests.get(vmid)) is not None:
                 return refuse(RefusalReason.BACKUP_DUE, due.words)
             if measured_load(guest) is None:

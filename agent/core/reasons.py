@@ -41,7 +41,6 @@ class RefusalReason(StrEnum):
     COOLDOWN = "cooldown"
     SET_ASIDE = "set-aside"
     BACKUP_DUE = "backup-due"
-    OTHER_BALANCER = "other-balancer"
     LOAD_UNKNOWN = "load-unknown"
     LOCAL_DISK = "local-disk"
     LOCAL_IMAGE = "local-image"
@@ -94,7 +93,6 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.COOLDOWN: "the guest moved less than balance.guest_cooldown_s ago",
     RefusalReason.SET_ASIDE: "the guest failed to migrate and is left alone for a while",
     RefusalReason.BACKUP_DUE: "a scheduled backup of the guest is about to begin",
-    RefusalReason.OTHER_BALANCER: "another balancer moves the guest; it is left to that one for a day",
     RefusalReason.LOAD_UNKNOWN: "PVE reports no usable load for the guest",
     RefusalReason.LOCAL_DISK: "the guest has disks on local storage",
     RefusalReason.LOCAL_IMAGE: "the guest has an image on local storage, or its node's own drive, in a CD drive",

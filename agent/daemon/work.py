@@ -8,8 +8,11 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from agent.core import history as memory
+from agent.core.backups import kept_off_words, not_understood
 from agent.core.cluster import Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile, render
+from agent.core.durations import bounded as bounded_timings
+from agent.core.durations import timing_of
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.ha_moves import partners, pulled_back, with_partners
 from agent.core.journal import Level, MessageId, Record
@@ -190,6 +193,7 @@ class Work:
             self._dirty = True
         outputs += self._telling.unseen(self.snapshot)
         outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
+        outputs += self._telling.schedules(not_understood(self.snapshot))
         outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
         outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
         if self.current is None:
@@ -305,6 +309,9 @@ class Work:
             is_held_back = not self.permission.load or bool(self.snapshot.unseen)
             if is_held_back and self.permission.why_not and not self.plan.refused and not self._has_moved:
                 text += f"; {self.permission.why_not}"
+            kept_off = kept_off_words(self.snapshot)
+            if kept_off is not None and self.permission.load and not self._has_moved:
+                text += f"; {kept_off}"
         elif not self.permission.act:
             text = f"would make {summary(self.plan)}, first {move_words(self.plan.moves[0])}, but {self.permission.why_not}"
         elif not any(move.first_pass for move in self.plan.moves):
@@ -507,11 +514,19 @@ class Work:
         for record in changed:
             if record.state is MigrationState.DONE:
                 self.history = memory.with_success(self.history, record)
+                self._time(record, snapshot, settings)
                 self._verdicts.pop(record.vmid, None)  # that was asked of the node it has left
                 self._landed_s = now.boot_s
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
         return outputs + self._tell_pulled_back(snapshot, now)
+
+    def _time(self, record: Migration, snapshot: Snapshot, settings: Settings) -> None:
+        """Keep what the migration took, for the next ones to be foretold; the HA manager drops the limit that was asked for."""
+        limit_kib_s = None if record.through_ha else settings.migration.bandwidth_limit_kib_s
+        timing = timing_of(record, snapshot.tasks, limit_kib_s)
+        if timing is not None:
+            self.history = replace(self.history, timings=bounded_timings((*self.history.timings, timing)))
 
     def _tell_pulled_back(self, snapshot: Snapshot, now: Now) -> list[Output]:
         """Guests that the HA manager does not leave where they were brought: they are not sent there again for a while."""

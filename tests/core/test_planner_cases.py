@@ -743,9 +743,6 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
         cluster(*THREE, *[vm(101 + i, "pve1", 60, 1) for i in range(2)]), PLAIN, Question(cooling={101: "now", 102: "now"}), 101,
     ),
     RefusalReason.SET_ASIDE: lambda: pinned_away(vm(101, "pve1"), Question(set_aside={101: "it failed"})),
-    RefusalReason.OTHER_BALANCER: lambda: (
-        cluster(*THREE, *[vm(101 + i, "pve1", 60, 1) for i in range(2)]), PLAIN, Question(left_to_others={101: "x", 102: "x"}), 101,
-    ),
     RefusalReason.LOAD_UNKNOWN: lambda: (cluster(*THREE, vm(101, "pve1", cpu_used_cores=None), *crowd("pve1", 22)), PLAIN, Question(), 101),
     RefusalReason.LOCAL_DISK: lambda: told(RefusalReason.LOCAL_DISK),
     RefusalReason.LOCAL_IMAGE: lambda: told(RefusalReason.LOCAL_IMAGE),
