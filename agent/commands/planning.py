@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent import wiring
+from agent.core import aside
 from agent.core import history as memory
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile
@@ -35,7 +36,8 @@ def question_of(settings: Settings, snapshot: Snapshot, history: HistoryFile | N
     return Question(
         ledger=Ledger(memory.learned(records, now), in_flight(memory.open_migrations(records))),
         cooling=memory.cooling(records, snapshot, now, balance.guest_cooldown_s),
-        set_aside=memory.set_aside(records, now),
+        set_aside=aside.set_aside(records, now),
+        avoided=aside.avoided(records, now),
         homes={home.vmid: home.home for home in records.homes} if settings.drain.return_home else {},
         moves_per_pass=balance.max_moves_per_pass,
         moves_left=memory.moves_left(records, now, balance.max_moves_per_hour),

@@ -98,10 +98,18 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float) -> 
     migrations = cast(list[dict[str, Json]], document["migrations"])
     if migrations:
         parts.append(f"{counted(len(migrations), 'migration')} under way:\n{_migrations_table(migrations, now)}")
-    aside = cast(dict[str, str], document["set_aside"])
+    aside = cast(list[JsonObject], document["set_aside"])
     if aside:
-        parts.append("set aside after failures:\n" + "\n".join(f"  guest {vmid}: {text}" for vmid, text in aside.items()))
+        parts.append("set aside after failures:\n" + "\n".join(map(_aside_words, aside)))
     return "\n\n".join(parts)
+
+
+def _aside_words(entry: JsonObject) -> str:
+    """Who is left alone, why, until when, and what helps."""
+    where = "" if entry["target"] is None else f" does not go to {entry['target']}"
+    until = "until somebody acts" if entry["until"] is None else f"until {clock(cast(float, entry['until']))}"
+    times = counted(cast(int, entry["failures"]), "failure")
+    return f"  guest {entry['vmid']}{where}: {entry['failure']}, {until} ({times}): {entry['text']}\n    {entry['remedy']}"
 
 
 def _survival_words(survival: JsonObject) -> str:

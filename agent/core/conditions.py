@@ -175,6 +175,8 @@ class Conditions:
             return Refusal(guest.vmid, closed.reason, closed.detail)
         if purpose is Purpose.LOAD and target in self._backup_nodes:
             return Refusal(guest.vmid, RefusalReason.NODE_BACKUP)
+        if (failed := self.question.avoided.get(guest.vmid, {}).get(target)) is not None:
+            return Refusal(guest.vmid, RefusalReason.NODE_FAILED, failed)
         verdict = self.question.verdicts.get(guest.vmid)
         if verdict is not None:
             if (refused := dict(verdict.refused_nodes).get(target)) is not None:

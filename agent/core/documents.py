@@ -11,6 +11,7 @@ from typing import TypeVar
 from agent.core.cluster import NodeFacts
 from agent.core.codec import CodecError, from_json, to_json
 from agent.core.events import EventKind
+from agent.core.failures import FailureClass
 from agent.core.json_types import Json
 from agent.core.migrations import Migration
 
@@ -99,12 +100,21 @@ class Home:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A guest that failed to migrate, left alone until `until` (Unix seconds)."""
+    """A guest that failed to migrate, left alone for a while.
+
+    Units:   `until` in Unix seconds, None: until somebody acts.
+    Shape:   `target` is the one node it does not go to, None: none at all; `node` is where it was, "" when nobody knows; `config` is
+             the digest of its configuration since then, "" while that was not read.
+    """
 
     vmid: int
-    until: float
+    until: float | None
     failures: int
     text: str
+    failure: FailureClass = FailureClass.UNKNOWN
+    target: str | None = None
+    node: str = ""
+    config: str = ""
 
 
 @dataclass(frozen=True, slots=True)

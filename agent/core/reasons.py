@@ -57,6 +57,7 @@ class RefusalReason(StrEnum):
     NODE_STALE = "node-stale"
     NODE_BACKUP = "node-backup"
     NODE_REFUSED = "node-refused"
+    NODE_FAILED = "node-failed"
     NODE_UNKNOWN = "node-unknown"
     NODE_OLDER = "node-older"
     CPU_UNLIKE = "cpu-unlike"
@@ -107,6 +108,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NODE_STALE: "the node's load is unknown or older than a minute",
     RefusalReason.NODE_BACKUP: "a backup runs on the node",
     RefusalReason.NODE_REFUSED: "PVE does not allow the guest on the node",
+    RefusalReason.NODE_FAILED: "the guest failed to migrate to the node, and does not go there for a while",
     RefusalReason.NODE_UNKNOWN: "whether the node has what the guest needs cannot be seen",
     RefusalReason.NODE_OLDER: "the node's QEMU or Proxmox VE is older than what the guest runs on",
     RefusalReason.CPU_UNLIKE: "the guest uses its node's own CPU type (cpu: host, max or custom), and the node's CPU is another",

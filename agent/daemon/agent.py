@@ -212,6 +212,7 @@ class Agent:
         result: list[Output] = []
         for event in events:
             result += self.work.on_event(event, self.senses, now)
+        self.work.follow.on_log(self.senses.ended)
         if self.senses.membership_changed_s == now.boot_s:
             self.work.membership_changed(now.boot_s)
         return result

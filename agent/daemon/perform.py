@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from agent.core.aside import config_path, digest_of_config
+from agent.core.cluster import Snapshot
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse, render
+from agent.core.history import is_success
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.plan_types import Verdict
 from agent.daemon import inputs, outputs
@@ -263,7 +266,8 @@ class Performer:
         match output:
             case outputs.Observe():
                 try:
-                    return inputs.Observed(output.epoch, self._ports.api().look())
+                    snapshot = self._ports.api().look()
+                    return inputs.Observed(output.epoch, snapshot, digests=self._digests(snapshot, output.digests_of))
                 except OutsideError as error:
                     return inputs.Observed(output.epoch, None, str(error) or type(error).__name__, getattr(error, "hint", ""))
             case outputs.AskVerdict():
@@ -275,7 +279,8 @@ class Performer:
                 return self._start(output)
             case outputs.AskTask():
                 try:
-                    return inputs.TaskAnswer(output.intent, self._ports.api().task(output.upid).exit_status)
+                    status = self._ports.api().task(output.upid).exit_status
+                    return inputs.TaskAnswer(output.intent, status, log=self._log_of(output.upid, status))
                 except RefusedError as error:
                     return inputs.TaskAnswer(output.intent, is_known=False, error=str(error))
                 except OutsideError as error:
@@ -289,6 +294,25 @@ class Performer:
                     return inputs.SearchAnswer(output.intent, None, str(error) or type(error).__name__)
             case _:
                 raise TypeError(f"nobody performs {output!r}")
+
+    def _log_of(self, upid: str, exit_status: str | None) -> tuple[str, ...]:
+        """What a failed task wrote; a log that cannot be read leaves its status to tell."""
+        if exit_status is None or is_success(exit_status):
+            return ()
+        try:
+            return self._ports.api().task_log(upid)
+        except OutsideError:
+            return ()
+
+    def _digests(self, snapshot: Snapshot, vmids: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
+        """The digests of these guests' configurations, without those that cannot be read."""
+        found = []
+        for vmid in vmids:
+            guest = snapshot.guest(vmid)
+            text = None if guest is None else self._read(config_path(guest))[0]
+            if text is not None:
+                found.append((vmid, digest_of_config(text)))
+        return tuple(found)
 
     def _verdict(self, asked: outputs.AskVerdict) -> Verdict:
         return self._ports.api().verdict(asked.vmid, asked.type, asked.node, self._ports.clock.wall_s())

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from agent import __version__
+from agent.core import aside
 from agent.core import history as memory
 from agent.core.json_types import JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
@@ -67,7 +68,7 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "waiting_for": None if work is None or work.pending is None else described(work.pending),
         "answering": None if work is None or work.current is None else described(work.current),
         "last_decision": "" if work is None else work.sentence,
-        "set_aside": {} if work is None else {str(v): text for v, text in memory.set_aside(work.history, now.wall_s).items()},
+        "set_aside": [] if work is None else [*aside.rows(work.history, work.guest_types, now.wall_s)],
         "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
         "survival": None if work is None or work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
     }

@@ -30,7 +30,7 @@ from agent.ports import (
     TaskSight,
     TemporaryError,
 )
-from agent.sim.dot_files import manager_status_text, members_text, version_text
+from agent.sim.dot_files import config_text, manager_status_text, members_text, version_text
 from agent.sim.inventory import START_WALL_S, SimGuest
 from agent.sim.pmxcfs import check_path
 from agent.sim.statistics import GuestRow, NodeRow
@@ -115,6 +115,8 @@ class SimFiles:
         if path == "ha/manager_status" and (world.ha_requests or world.ha_states or world.ha.services):
             services = world.ha.status_of_services()
             return manager_status_text(world.ha_requests, world.ha_states, services, int(node.wall_s(world.now_s)))
+        if (guest := world.guest_of_file(path)) is not None:
+            return config_text(guest)
         return node.partition.files.get(path)
 
     def list(self, path: str) -> tuple[str, ...]:
@@ -228,6 +230,11 @@ class SimApi:
         if task is None:
             raise RefusedError(f"{upid}: no such task")
         return TaskSight(upid, task.status)
+
+    def task_log(self, upid: str) -> tuple[str, ...]:
+        """See `agent.ports.ClusterApi`."""
+        self.task(upid)
+        return self._world.tasks.written(upid)
 
     def close(self) -> None:
         """See `agent.ports.ClusterApi`."""

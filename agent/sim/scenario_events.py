@@ -222,6 +222,7 @@ VERBS: dict[str, Binder] = {
     "resize-guest": _verb(_Size, lambda world, a: world.resize(a.vmid, a.cores, _bytes(a.memory_gib))),
     "set-tags": _verb(_Tags, lambda world, a: world.set_tags(a.vmid, a.tags)),
     "set-status": _verb(_GuestStatus, lambda world, a: world.set_status(a.vmid, a.status)),
+    "edit-guest": _verb(_Guest, lambda world, a: world.edit_guest(a.vmid)),
     "set-lock": _verb(_GuestLock, lambda world, a: world.lock_guest(a.vmid, a.lock)),
     "set-ha": _verb(_GuestHa, lambda world, a: world.set_ha(a.vmid, a.state)),
     "hide-guest": _verb(_Guest, lambda world, a: world.hide_guest(a.vmid)),

@@ -171,6 +171,15 @@ class World:
                 return node.partition.lock.writer if node.partition.lock else None
         return None
 
+    def guest_of_file(self, path: str) -> SimGuest | None:
+        """The guest whose configuration the file below /etc/pve is, None when it is no such file."""
+        match path.split("/"):
+            case ["nodes", node, ("qemu-server" | "lxc") as folder, name] if name.removesuffix(".conf").isdigit():
+                guest = self.guests.get(int(name.removesuffix(".conf")))
+                kind = GuestType.QEMU if folder == "qemu-server" else GuestType.LXC
+                return guest if guest is not None and (guest.node, guest.type) == (node, kind) else None
+        return None
+
     def residents(self, node: str) -> Mapping[int, SimGuest]:
         """The guests whose configuration is on the node."""
         return self._residents[node]
@@ -269,6 +278,12 @@ class World:
         """Somebody writes other tags into the guest's configuration."""
         guest = self._guest(vmid)
         guest.tags = tuple(tags)
+        self._configuration_written(guest)
+
+    def edit_guest(self, vmid: int) -> None:
+        """Somebody edits the guest's configuration, in a way that nobody here need know."""
+        guest = self._guest(vmid)
+        guest.description += "edited "
         self._configuration_written(guest)
 
     def set_ha(self, vmid: int, state: str | None) -> None:

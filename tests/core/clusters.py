@@ -154,6 +154,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         unsampled=question.ledger.unsampled,
         refused_guests=frozenset(vmid for vmid, verdict in question.verdicts.items() if verdict.refusal is not None),
         refused_nodes=frozenset((vmid, name) for vmid, verdict in question.verdicts.items() for name, _ in verdict.refused_nodes),
+        avoided=frozenset((vmid, name) for vmid, names in question.avoided.items() for name in names),
         needs={vmid: verdict.needs for vmid, verdict in question.verdicts.items() if verdict.needs is not None},
         per_pass=question.moves_per_pass,
         left=question.moves_left,
