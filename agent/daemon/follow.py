@@ -57,6 +57,11 @@ class Follow:
         """The attempts that have not ended, by VMID."""
         return tuple(sorted(self._open.values(), key=lambda record: record.vmid))
 
+    @property
+    def is_asking(self) -> bool:
+        """True while a request to migrate that went out, or is about to, has no answer."""
+        return any(record.state is MigrationState.ASKED and record.intent in self._waiting for record in self._open.values())
+
     def next_outputs(self, now: Now) -> list[Output]:
         """Questions about attempts that are due."""
         outputs: list[Output] = []

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.core.aside import config_path, digest_of_config
 from agent.core.cluster import Snapshot
-from agent.core.documents import DocumentError, LeaderFile, parse, render
+from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse, render
 from agent.core.history import is_success
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.plan_types import Verdict
@@ -203,8 +203,9 @@ class Performer:
                     ports.lock.ask_expiry()
                 case LockAct.WRITE_LEADING | LockAct.WRITE_RELEASED:
                     if asked.leader is not None:
-                        ports.files.write(LEADER_PATH, render(asked.leader))
+                        self._check_own(asked.leader)
                         leader_text = render(asked.leader)
+                        ports.files.write(LEADER_PATH, leader_text)
                 case LockAct.RELEASE:
                     ports.lock.release()
         except NotHolderError as error:
@@ -213,6 +214,14 @@ class Performer:
             outcome, text = LockOutcome.FAILED, str(error) or type(error).__name__
         state = ports.files.state()
         return LockAnswer(act, outcome, called_s, state, mtime, leader_text, text)
+
+    def _check_own(self, leader: LeaderFile) -> None:
+        """Raise NotHolderError when the lock, or the lead that is to be released, is another's: a process that was stopped for minutes
+        must not write over the next leader's file."""
+        if leader.state is LeaderState.LEADING:
+            self._ports.lock.renew()
+        elif (why_not := self._why_not_leader(replace(leader, state=LeaderState.LEADING), same_since=False)) is not None:
+            raise NotHolderError(why_not)
 
     # files
 
@@ -337,12 +346,15 @@ class Performer:
             return "the renewal of the lock took too long"
         return None
 
-    def _why_not_leader(self, leader: LeaderFile) -> str | None:
+    def _why_not_leader(self, leader: LeaderFile, *, same_since: bool = True) -> str | None:
         """Why leader.json does not name this lead, None when it does."""
         text, error = self._read(LEADER_PATH)
         if error:
             return f"leader.json cannot be read: {error}"
         try:
-            return None if text is not None and parse(LeaderFile, text) == leader else "leader.json no longer names this agent"
+            found = None if text is None else parse(LeaderFile, text)
         except DocumentError as problem:
             return f"leader.json cannot be read: {problem}"
+        if found is not None and not same_since:
+            found = replace(found, since=leader.since)
+        return None if found == leader else "leader.json no longer names this agent"
