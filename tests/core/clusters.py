@@ -12,7 +12,8 @@ from agent.core.cluster import GIB, Guest, GuestType, Maintenance, Node, Snapsho
 from agent.core.json_types import Json
 from agent.core.plan_types import Move, Plan
 from agent.core.question import Question
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from tests.core import checker
 
 NOW = 1_767_000_000.0
