@@ -48,6 +48,7 @@ class RefusalReason(StrEnum):
     ARGS = "args"
     CPU_AFFINITY = "cpu-affinity"
     PRECONDITION = "precondition"
+    UNANSWERED = "unanswered"
     # a node as a target
     SAME_NODE = "same-node"
     NODE_OFFLINE = "node-offline"
@@ -101,6 +102,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.ARGS: "the guest has arguments for QEMU of its own, which may name things of its node",
     RefusalReason.CPU_AFFINITY: "the guest is bound to cores of its node",
     RefusalReason.PRECONDITION: "PVE's own check of the migration says no",
+    RefusalReason.UNANSWERED: "Proxmox VE did not answer when asked whether the guest may migrate, and is asked again",
     RefusalReason.SAME_NODE: "the guest is there already",
     RefusalReason.NODE_OFFLINE: "the node is offline",
     RefusalReason.NODE_MAINTENANCE: "the node is in maintenance",

@@ -385,7 +385,7 @@ class MigrationSettings:
     timeout_s: float = field(
         default=7200.0,
         metadata=_number(
-            "s", 60, 30 * DAY_S, "a migration that runs for longer is reported and no longer waited for; it is never cancelled"
+            "s", 60, 30 * DAY_S, "a migration that runs for longer is reported; it goes on, keeps its slot, and is never cancelled"
         ),
     )
 

@@ -736,7 +736,7 @@ class _Check:
         cause = _CAUSES.get(reason)
         if cause is not None:
             return cause in self._why_stays(guest, "spread") or (reason == "locked" and refusal.vmid in self.facts.refused_guests)
-        if reason in ("local-disk", "local-device", "precondition"):
+        if reason in ("local-disk", "local-device", "precondition", "unanswered"):
             return refusal.vmid in self.facts.refused_guests
         closed = {self._why_not_usable(node) for node in self.snapshot.nodes}
         return {

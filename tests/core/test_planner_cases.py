@@ -750,6 +750,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.ARGS: lambda: without(args="-S"),
     RefusalReason.CPU_AFFINITY: lambda: without(affinity="0-3"),
     RefusalReason.PRECONDITION: lambda: told(RefusalReason.PRECONDITION),
+    RefusalReason.UNANSWERED: lambda: told(RefusalReason.UNANSWERED),
     RefusalReason.NODE_OFFLINE: lambda: homeward(changed(ONE, "pve2", online=False)),
     RefusalReason.NODE_MAINTENANCE: lambda: homeward(replace(ONE, no_target=("pve2",))),
     RefusalReason.NODE_IGNORED: lambda: homeward(ONE, settings({"nodes": {"ignore": ["PVE2"]}})),
