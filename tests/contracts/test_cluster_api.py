@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -277,3 +278,10 @@ def test_a_request_for_a_guest_in_the_ha_managers_error_state_fails_in_its_task(
     api = pve.api()
     upid = api.migrate(VM)
     assert eventually(pve, lambda: "error state" in (api.task(upid).exit_status or ""))
+
+
+def test_a_vm_may_keep_its_connections(pve: ApiStage) -> None:
+    api = pve.api()
+    upid = api.migrate(replace(VM, conntrack=True))
+    pve.finish_migration(100)
+    assert api.task(upid).exit_status == "OK"
