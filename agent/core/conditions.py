@@ -79,13 +79,13 @@ class Conditions:
             return refuse(RefusalReason.IGNORED, "guests.ignore")
         if guest.status in _STUCK_STATES:
             return refuse(RefusalReason.STATE, guest.status)
-        if not guest.is_running:
+        if not guest.is_running and not (purpose is Purpose.DRAIN and leaves_stopped(guest, settings)):
             return refuse(RefusalReason.NOT_RUNNING, guest.status)
         if guest.lock:
             return refuse(RefusalReason.LOCKED, guest.lock)
         if vmid in self._busy:
             return refuse(RefusalReason.BUSY, self._busy[vmid])
-        if guest.type == "lxc" and not self._containers_may(purpose):
+        if guest.type == "lxc" and guest.is_running and not self._containers_may(purpose):
             return refuse(RefusalReason.CONTAINER, f"guests.containers is {settings.guests.containers.value}")
         if vmid in self.rules.contradicted:
             return refuse(RefusalReason.CONFLICT)
@@ -189,6 +189,11 @@ class Conditions:
         if guest.vmid in self.rules.pins and (broken := self.rules.broken_pins(guest.vmid, target)):
             return Refusal(guest.vmid, RefusalReason.PINNED, broken[0].words)
         return None
+
+
+def leaves_stopped(guest: Guest, settings: Settings) -> bool:
+    """True for a guest that does not run and leaves its node in a drain all the same."""
+    return settings.drain.stopped and guest.status == "stopped" and not guest.template
 
 
 _GONE = Refusal(0, RefusalReason.NODE_OFFLINE)

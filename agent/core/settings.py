@@ -401,6 +401,10 @@ class DrainSettings:
         ),
     )
     parallel_total: int = field(default=4, metadata=_whole("migrations", 1, 256, "as migration.parallel_total, for maintenance"))
+    stopped: bool = field(
+        default=False,
+        metadata=_is(Kind.SWITCH, "move guests that do not run away, too, so that they can be started while the node is down"),
+    )
     return_home: bool = field(
         default=True, metadata=_is(Kind.SWITCH, "bring home what left when the maintenance ends; otherwise load alone decides")
     )

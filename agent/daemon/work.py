@@ -231,7 +231,7 @@ class Work:
         outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
         outputs += self._telling.schedules(not_understood(self.snapshot))
         outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
-        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
+        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records), settings)
         if self.current is None:
             return outputs
         trigger: Trigger | None = self.current
@@ -344,7 +344,7 @@ class Work:
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
         away = {*(maintenance.node for maintenance in self.snapshot.maintenance), *self.snapshot.no_target}
-        stuck = stuck_words(self.plan, self.snapshot)
+        stuck = stuck_words(self.plan, self.snapshot, settings)
         if stuck is not None and not self.plan.moves:
             text, level = stuck, Level.WARNING
         elif not self.plan.moves:

@@ -65,6 +65,7 @@ class Facts:
     registered_tags_only: bool = False
     pools: tuple[Pool, ...] = ()
     containers: str = "maintenance"
+    stopped_leave: bool = False
     ignored_guests: Callable[[int], bool] = lambda vmid: False
     ignored_nodes: frozenset[str] = frozenset()
     drained_nodes: frozenset[str] = frozenset()
@@ -469,10 +470,12 @@ class _Check:
             "ha": not self._ha_lets_go(guest),
             "ignored": vmid in self.tags.ignored or self.facts.ignored_guests(vmid),
             "state": guest.status in ("paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"),
-            "running": guest.status != "running",
+            "running": guest.status != "running"
+            and not (self.facts.stopped_leave and guest.status == "stopped" and reason in DRAIN | HOME),
             "lock": bool(guest.lock),
             "busy": str(vmid) in self.busy or vmid in self.flying,
             "containers": guest.type.value == "lxc"
+            and guest.status == "running"
             and (self.facts.containers == "never" or (self.facts.containers == "maintenance" and reason not in DRAIN | HOME)),
             "conflict": vmid in self.contradicted,
             "set-aside": vmid in self.facts.set_aside,

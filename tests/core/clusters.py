@@ -142,6 +142,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
             for pool in settings.pools
         ),
         containers=settings.guests.containers.value,
+        stopped_leave=settings.drain.stopped,
         ignored_guests=settings.guests.is_ignored,
         ignored_nodes=frozenset(name.lower() for name in settings.nodes.ignore),
         drained_nodes=frozenset(name.lower() for name in settings.nodes.maintenance),
