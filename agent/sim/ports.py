@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from agent.core.backups import CRON_FILE, JOBS_FILE, read_cron, read_jobs
@@ -215,9 +216,11 @@ class SimApi:
                 refused[name] = Refusal(vmid, RefusalReason.DEVICE_MISSING, ", ".join(missing))
         return Verdict(vmid, wall_s, refusal, tuple(sorted(refused.items())), guest.needs)
 
-    def migrate(self, order: MigrationOrder) -> str:
+    def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """See `agent.ports.ClusterApi`."""
         world = self._world
+        if self._node.boottime_s(world.now_s) >= send_until_s:
+            raise TemporaryError("timed out before the request was sent")
         lock = self._node.partition.lock
         held_lock = lock is not None and lock.writer == self._node.name and world.pmxcfs.is_quorate(self._node)
         try:

@@ -58,6 +58,12 @@ def test_a_free_guest_may_migrate(pve: ApiStage) -> None:
         assert (found.vmid, found.asked_at, found.refusal, found.refused_nodes) == (order.vmid, 1234.5, None, ())
 
 
+def test_a_migration_is_not_asked_for_once_its_time_is_over(pve: ApiStage) -> None:
+    with pytest.raises(TemporaryError, match="timed out before the request was sent"):
+        pve.api().migrate(VM, 0.0)
+    assert pve.api().find_migration(100, "pve1", 0.0) is None
+
+
 def test_a_locked_guest_may_not_migrate(pve: ApiStage) -> None:
     pve.lock_guest(100, "backup")
     refusal = pve.api().verdict(100, GuestType.QEMU, "pve1", 0.0).refusal

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -117,11 +118,11 @@ class PveApi:
         needs = configuration.needs_of(type, config, self._replicated_to(vmid))
         return replace(said, needs=configuration.with_sizes(needs, sizes))
 
-    def migrate(self, order: MigrationOrder) -> str:
+    def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """As `ClusterApi.migrate`. A guest of the HA manager gives the UPID of a `hamigrate` task, which ends at once."""
         path = migration.migrate_path(order.source, order.type, order.vmid)
         try:
-            answer = self._hosts.call("POST", path, migration.migrate_parameters(order))
+            answer = self._hosts.call("POST", path, migration.migrate_parameters(order), send_until_s)
         except AnsweredError as error:
             raise RefusedError(error.text) from error
         if not isinstance(answer, str) or tasks.upid_task(answer) is None:
