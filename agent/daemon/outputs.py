@@ -28,11 +28,16 @@ class Lane(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DoLock:
-    """One act of the leader protocol; `leader` is what to write, for the acts that write."""
+    """One act of the leader protocol.
+
+    Shape:   `leader` is what to write, for the acts that write; `until_s` is when the lease of the last renewal ends: a lock is not
+             removed after it, as it may be the next leader's by then.
+    """
 
     lane: ClassVar[Lane] = Lane.LOCK
     act: LockAct
     leader: LeaderFile | None = None
+    until_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,18 @@ class StartMigration:
 
 
 @dataclass(frozen=True, slots=True)
+class StartGuest:
+    """Ask PVE to start a guest that its migration has left stopped, with the same care as for a migration."""
+
+    lane: ClassVar[Lane] = Lane.API
+    vmid: int
+    type: GuestType
+    node: str
+    leader: LeaderFile
+    lease_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class AskTask:
     """Ask how a task stands, and what it wrote when it failed."""
 
@@ -220,6 +237,7 @@ Output = (
     | Observe
     | AskVerdict
     | StartMigration
+    | StartGuest
     | AskTask
     | SearchMigration
     | Say
