@@ -211,11 +211,12 @@ class Candidates:
                 grown = then / now if now > 0 else math.inf
         return seen.most * grown
 
-    def has_noted(self) -> bool:
-        """Whether `pairs` may leave out what it would show to somebody who looks for the first time; what was noted is forgotten."""
-        noted = bool(self._seen)
-        self._seen.clear()
-        return noted
+    def is_stale(self) -> bool:
+        """Whether anything was noted when the cluster was less even; it is forgotten, so that `pairs` shows what it may have left out."""
+        deviations = tuple(measure.deviation for measure in self._goal.measures)
+        count = len(self._seen)
+        self._seen = {key: seen for key, seen in self._seen.items() if seen.deviations == deviations}
+        return len(self._seen) < count
 
     def _edge(self, node: int) -> tuple[list[tuple[float, float]], float, float, float]:
         """Of the node's units: the hull of their cpu and memory, a corner of which is worth most at any prices; the largest of each."""

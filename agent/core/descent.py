@@ -38,7 +38,7 @@ class Descent:
 
     def run(self) -> None:
         """Take all the steps that gain."""
-        while self.step() or (self._candidates.has_noted() and self.step()):
+        while self.step() or (self._candidates.is_stale() and self.step()):
             pass
 
     def step(self) -> bool:

@@ -119,7 +119,7 @@ class TwoSteps:
             begin, end = bisect_left(amounts, memory - most_memory), bisect_right(amounts, memory - least_memory)
             enough, low, high = promise - floor, cpu - most_cpu, cpu - least_cpu
             fit = [entry for entry in coming[begin:end] if entry[4] < enough and low <= entry[2] <= high]
-            self._left -= len(fit)
+            self._left -= len(fit) + max(0, end - begin) // 4
             self._draft.evaluations += max(0, end - begin)
             for memory_back, _, cpu_back, cost_back, _, other in fit:
                 gain = transfer.gain(cpu - cpu_back, memory - memory_back, one[2] - other[2]) - cost - cost_back
