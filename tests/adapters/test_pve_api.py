@@ -330,7 +330,7 @@ class TestVerdict:
     def test_one_request_for_a_vm_on_a_node(self, pve: PveServer, make: Make, release: str) -> None:
         pve.load(cluster(NODES, [vm(100, "pve1")], pve=release))
         files = {
-            "nodes/pve1/qemu-server/100.conf": "scsi0: ceph:vm-100-disk-0,size=8G\ncpu: host\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\n",
+            "nodes/pve1/qemu-server/100.conf": "scsi0: ceph:vm-100-disk-0,size=8G\ncpu: host\nnet0: virtio=BC:24:11:0:0:1,bridge=vmbr0\n",
             "replication.cfg": "local: 100-0\n\ttarget pve2\n",
         }
         verdict = self.ask(make(own(pve), files=files), 100)
@@ -393,7 +393,7 @@ class TestVerdict:
         pve.load(cluster(NODES, guests, pve=release, storages={"san": {"type": "rbd", "shared": True}}))
         free = self.ask(api, 100, GuestType.LXC)
         assert (free.refusal, free.refused_nodes) == (None, ())
-        assert free.needs == GuestNeeds((Volume("san:vm-100-disk-0", "san"),), ("vmbr1",))
+        assert free.needs == GuestNeeds((Volume("san:vm-100-disk-0", "san", size_bytes=8 * GIB),), ("vmbr1",))
         assert self.ask(api, 102, GuestType.LXC).needs.devices == ("mp0 /mnt/x",)
         assert self.ask(api, 103, GuestType.LXC).refusal == Refusal(103, RefusalReason.LOCKED, "backup")
 
