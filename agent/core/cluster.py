@@ -137,10 +137,11 @@ BULK_KINDS = frozenset({"startall", "stopall", "migrateall"})
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """A node that is to be emptied, and who asked for it."""
+    """A node that is to be emptied, and who asked for it; with `shuts_down`, as it is about to go: its HA guests are the HA manager's."""
 
     node: str
     cause: str
+    shuts_down: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +234,11 @@ class Snapshot:
 
     Units:   `taken_at` in Unix seconds.
     Shape:   nodes sorted by name, guests by VMID, tasks by start; `maintenance` are nodes to be emptied, `no_target`
-             nodes that are online but may receive nobody; `unseen` are VMIDs that exist but the token does not show:
-             with any of them the agent only observes. `storage_use` is sorted by name, then nodes; a storage of unknown
-             use is not in it. `registered_tags` are those that only admins may set, as they are written and sorted, None where
-             the cluster does not tell; `storages` are sorted by name.
+             nodes that are online but may receive nobody, `going_down` those of them that shut down with their guests;
+             `unseen` are VMIDs that exist but the token does not show: with any of them the agent only observes.
+             `storage_use` is sorted by name, then nodes; a storage of unknown use is not in it. `registered_tags` are those
+             that only admins may set, as they are written and sorted, None where the cluster does not tell; `storages` are
+             sorted by name.
     Source:  GET /cluster/resources, /cluster/tasks, /cluster/options, /cluster/ha/...; on a node also files below /etc/pve.
     """
 
@@ -252,6 +254,7 @@ class Snapshot:
     ha: HighAvailability = HighAvailability()
     registered_tags: tuple[str, ...] | None = None
     storages: tuple[Storage, ...] = ()
+    going_down: tuple[str, ...] = ()
 
     def node(self, name: str) -> Node | None:
         """The node of that name, None when there is none."""

@@ -47,6 +47,7 @@ class RefusalReason(StrEnum):
     ARGS = "args"
     CPU_AFFINITY = "cpu-affinity"
     PRECONDITION = "precondition"
+    NODE_SHUTS_DOWN = "node-shuts-down"
     # a node as a target
     SAME_NODE = "same-node"
     NODE_OFFLINE = "node-offline"
@@ -98,6 +99,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.ARGS: "the guest has arguments for QEMU of its own, which may name things of its node",
     RefusalReason.CPU_AFFINITY: "the guest is bound to cores of its node",
     RefusalReason.PRECONDITION: "PVE's own check of the migration says no",
+    RefusalReason.NODE_SHUTS_DOWN: "the guest's node shuts down, and the guest with it",
     RefusalReason.SAME_NODE: "the guest is there already",
     RefusalReason.NODE_OFFLINE: "the node is offline",
     RefusalReason.NODE_MAINTENANCE: "the node is in maintenance",
