@@ -153,6 +153,9 @@ class TaskSight:
     exit_status: str | None
 
 
+MOST_LOG_LINES = 400  # why a migration failed stands at its begin or at its end; what lies between is progress
+
+
 class ClusterApi(Protocol):
     """PVE's API. Every call raises TemporaryError (unreachable, timed out, 5xx of the proxy) or PermanentError (token
     refused, certificate not trusted, no permission), with one clear line that says what to do."""
@@ -169,6 +172,9 @@ class ClusterApi(Protocol):
 
     def task(self, upid: str) -> TaskSight:
         """How the task stands. Raises TemporaryError when its node does not answer, RefusedError when it is unknown there."""
+
+    def task_log(self, upid: str) -> tuple[str, ...]:
+        """What the task wrote, a line each; of more than `MOST_LOG_LINES` the first and the last ones. Raises as `task`."""
 
     def close(self) -> None:
         """Close connections; the next call opens them again."""

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent import wiring
+from agent.core import aside
 from agent.core import history as memory
 from agent.core.cluster import Guest, Snapshot
-from agent.core.documents import HistoryFile
+from agent.core.documents import HistoryFile, Timing
 from agent.core.load import Ledger, why_pressure_unknown
 from agent.core.migrations import in_flight
 from agent.core.plan_types import Move, Plan, Refusal, Verdict
@@ -35,11 +36,17 @@ def question_of(settings: Settings, snapshot: Snapshot, history: HistoryFile | N
     return Question(
         ledger=Ledger(memory.learned(records, now), in_flight(memory.open_migrations(records))),
         cooling=memory.cooling(records, snapshot, now, balance.guest_cooldown_s),
-        set_aside=memory.set_aside(records, now),
+        set_aside=aside.set_aside(records, now),
+        avoided=aside.avoided(records, now),
         homes={home.vmid: home.home for home in records.homes} if settings.drain.return_home else {},
         moves_per_pass=balance.max_moves_per_pass,
         moves_left=memory.moves_left(records, now, balance.max_moves_per_hour),
     )
+
+
+def timings_in(history: HistoryFile | None) -> tuple[Timing, ...]:
+    """What past migrations of the cluster took, as leaders noted it."""
+    return history.timings if history is not None else ()
 
 
 def asker(settings: Settings, snapshot: Snapshot) -> AskPve:

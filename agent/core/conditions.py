@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum, auto
 
+from agent.core.backups import backup_nodes, due_backups
 from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, Guest, Node, Snapshot
 from agent.core.load import NODE_SETTLED_S, measured_load, memory_limit_bytes, why_not_measured
 from agent.core.plan_types import Refusal
@@ -16,7 +17,6 @@ from agent.core.settings import ContainerPolicy, Settings
 from agent.core.suitability import Suitability
 
 _STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
-_BACKUP = "vzdump"
 
 
 class Purpose(Enum):
@@ -43,7 +43,8 @@ class Conditions:
         self._suitability = Suitability(snapshot)
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
-        self._backup_nodes = {task.node for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
+        self._due = due_backups(snapshot)
+        self._backup_nodes = backup_nodes(snapshot, self._due)
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
         self.open_nodes = tuple(name for name, why in self._closed.items() if why is None)
 
@@ -101,6 +102,8 @@ class Conditions:
         if purpose is Purpose.LOAD:
             if vmid in self.question.cooling and not self.question.force:
                 return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
+            if (due := self._due.guests.get(vmid)) is not None:
+                return refuse(RefusalReason.BACKUP_DUE, due.words)
             if measured_load(guest) is None:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
@@ -167,7 +170,7 @@ class Conditions:
         return None
 
     def has_backup(self, name: str) -> bool:
-        """True while a backup runs on the node."""
+        """True while a backup runs on the node, or is about to begin there."""
         return name in self._backup_nodes
 
     def why_closed(self, name: str) -> Refusal | None:
@@ -179,7 +182,9 @@ class Conditions:
         if (closed := self.why_closed(target)) is not None:
             return Refusal(guest.vmid, closed.reason, closed.detail)
         if purpose is Purpose.LOAD and target in self._backup_nodes:
-            return Refusal(guest.vmid, RefusalReason.NODE_BACKUP)
+            return Refusal(guest.vmid, RefusalReason.NODE_BACKUP, self._backup_nodes[target])
+        if (failed := self.question.avoided.get(guest.vmid, {}).get(target)) is not None:
+            return Refusal(guest.vmid, RefusalReason.NODE_FAILED, failed)
         verdict = self.question.verdicts.get(guest.vmid)
         if verdict is not None:
             if (refused := dict(verdict.refused_nodes).get(target)) is not None:

@@ -9,9 +9,14 @@ from collections.abc import Sequence
 from agent.core.migrations import Migration
 from agent.core.plan_types import Move
 from agent.core.reasons import MoveReason
-from agent.core.settings import Settings
+from agent.core.settings import DrainSettings, MigrationSettings, Settings
 
 _DRAIN = frozenset({MoveReason.MAINTENANCE, MoveReason.RETURN_HOME})
+
+
+def slots_of(reason: MoveReason, settings: Settings) -> MigrationSettings | DrainSettings:
+    """The slots that a move of that reason takes: drains and the way home have their own."""
+    return settings.drain if reason in _DRAIN else settings.migration
 
 
 def startable(moves: Sequence[Move], open_records: Sequence[Migration], settings: Settings) -> list[Move]:
@@ -29,7 +34,7 @@ def startable(moves: Sequence[Move], open_records: Sequence[Migration], settings
     for move in moves:
         if move.batch != 1 or not move.first_pass or move.vmid in busy:
             continue
-        slots = settings.drain if move.reason in _DRAIN else settings.migration
+        slots = slots_of(move.reason, settings)
         if total >= slots.parallel_total or max(per_node[move.source], per_node[move.target]) >= slots.parallel_per_node:
             continue
         per_node.update((move.source, move.target))

@@ -134,10 +134,11 @@ class KeepLoads:
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Look at the cluster through the API, for the lead of that epoch."""
+    """Look at the cluster through the API, for the lead of that epoch; and read the configurations of some guests for their digests."""
 
     lane: ClassVar[Lane] = Lane.API
     epoch: int
+    digests_of: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class StartMigration:
 
 @dataclass(frozen=True, slots=True)
 class AskTask:
-    """Ask how a task stands."""
+    """Ask how a task stands, and what it wrote when it failed."""
 
     lane: ClassVar[Lane] = Lane.API
     intent: str

@@ -26,6 +26,7 @@ class Telling:
         self._failure = ""
         self._unseen: tuple[int, ...] = ()
         self._pressure: str | None = None
+        self._schedules: tuple[str, ...] = ()
         self._full: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
 
     def refusals(self, plan: Plan) -> list[Output]:
@@ -67,6 +68,15 @@ class Telling:
         if unknown == before:
             return []
         return [Say(Record(Level.NOTICE, MessageId.OUTSIDE, unknown if unknown is not None else "the pressure of all nodes is known"))]
+
+    def schedules(self, not_understood: tuple[str, ...]) -> list[Output]:
+        """The backup jobs whose schedule cannot be read, when they have changed."""
+        before, self._schedules = self._schedules, not_understood
+        new = [job for job in not_understood if job not in before]
+        if not new:
+            return []
+        text = f"the schedule of backup job {'; '.join(new)} is not understood: load balancing does not keep off its guests beforehand"
+        return [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
 
     def full_storages(self, snapshot: Snapshot, threshold_percent: float) -> list[Output]:
         """Each storage that has come over the threshold, once until it has been clearly below."""

@@ -339,11 +339,10 @@ class TestRefusals:
         with pytest.raises(RefusedError, match="does not exist"):
             api.migrate(MigrationOrder(100, GuestType.QEMU, "pve2", "pve3", online=True, restart=False))
 
-    def test_no_permission_says_what_to_do(self, pve: PveServer, api: PveApi) -> None:
+    def test_no_permission_for_one_guest_is_a_refusal(self, pve: PveServer, api: PveApi) -> None:
         pve.load(cluster(NODES, [vm(100, "pve1")], acl=[{"user": TOKEN_ID, "path": "/", "privs": ["Sys.Audit", "VM.Audit"]}]))
-        with pytest.raises(PermanentError, match=r"VM\.Migrate") as caught:
+        with pytest.raises(RefusedError, match=r"VM\.Migrate"):
             api.migrate(ORDER)
-        assert caught.value.hint == "run: proxlb-agent setup"
 
     @pytest.mark.parametrize("status", [400, 404, 500, 501])
     def test_any_no_to_a_post_is_a_refusal(self, pve: PveServer, api: PveApi, status: int) -> None:

@@ -76,6 +76,7 @@ class Facts:
     unsampled: frozenset[int] = frozenset()
     refused_guests: frozenset[int] = frozenset()
     refused_nodes: frozenset[tuple[int, str]] = frozenset()
+    avoided: frozenset[tuple[int, str]] = frozenset()
     needs: Mapping[int, GuestNeeds] = field(default_factory=dict)
     per_pass: int = 1 << 30
     left: int = 1 << 30
@@ -449,6 +450,8 @@ class _Check:
         yield from (f"{what}: guest {vmid} must stay, and goes to {move.target}" for what in self._why_stays(guest, move.reason.value))
         if (vmid, move.target) in self.facts.refused_nodes:
             yield f"verdict: PVE does not allow guest {vmid} on {move.target}"
+        if (vmid, move.target) in self.facts.avoided:
+            yield f"avoided: guest {vmid} failed to migrate to {move.target}"
         if (needs := self.facts.needs.get(vmid)) is not None:
             yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in unfit(self.snapshot, guest, needs, move.target))
         pins = self.tags.pins.get(vmid)
@@ -720,7 +723,7 @@ class _Check:
         if reason in LOAD | HOME and target in self.backups:
             return False
         for member in unit:
-            if self._why_stays(self.guests[member], reason) or (member, target) in self.facts.refused_nodes:
+            if self._why_stays(self.guests[member], reason) or (member, target) in self.facts.refused_nodes | self.facts.avoided:
                 return False
             if target not in self.tags.pins.get(member, {target}):
                 return False
@@ -747,6 +750,7 @@ class _Check:
             "node-stale": lambda: any(why is not None and why.startswith("stale") for why in closed),
             "node-backup": lambda: bool(self.backups),
             "node-refused": lambda: any(vmid in self._partners(refusal.vmid) for vmid, _ in self.facts.refused_nodes),
+            "node-failed": lambda: any(vmid in self._partners(refusal.vmid) for vmid, _ in self.facts.avoided),
             "pinned": lambda: any(vmid in self.tags.pins for vmid in self._partners(refusal.vmid)),
             "affinity": lambda: len(self._partners(refusal.vmid)) > 1,
             "anti-affinity": lambda: any(vmid in vmids for vmids in self.tags.apart.values() for vmid in self._partners(refusal.vmid)),

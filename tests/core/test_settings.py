@@ -28,15 +28,13 @@ from agent.core.settings import (
     Mode,
     PoolRule,
     PoolSettings,
-    Problem,
     Row,
     Settings,
     TagTrust,
     as_document,
-    check,
-    combine,
     rows,
 )
+from agent.core.settings_check import Problem, check, combine
 
 SCHEMA = Path(__file__).resolve().parents[2] / "agent/schemas/config-1.json"
 

@@ -132,7 +132,8 @@ def test_a_container_stops_and_starts() -> None:
     ("kind", "exit_status", "node", "runs"),
     [
         (FailureKind.ABORTED, "migration aborted", "pve1", True),
-        (FailureKind.HALF_WAY, "migration aborted", "pve1", True),
+        (FailureKind.HALF_WAY, {VM: "migration problems", CT: "migration aborted"}, "pve1", True),
+        (FailureKind.WARNINGS, "WARNINGS: 1", "pve2", True),
         (FailureKind.PROBLEMS, "migration problems", "pve2", True),
         (FailureKind.NOT_RUNNING, "migration problems", "pve2", False),
         (FailureKind.STUCK, None, "pve1", None),
@@ -140,13 +141,14 @@ def test_a_container_stops_and_starts() -> None:
 )
 @pytest.mark.parametrize("order", [VM, CT], ids=["vm", "ct"])
 def test_migrations_go_wrong_as_asked(
-    kind: FailureKind, exit_status: str | None, node: str, runs: bool | None, order: MigrationOrder
+    kind: FailureKind, exit_status: str | dict[MigrationOrder, str] | None, node: str, runs: bool | None, order: MigrationOrder
 ) -> None:
     world = made_world()
     world.fail_next_migration(kind)
     upid = on(world, "pve1").api.migrate(order)
     world.advance(600.0)
-    assert on(world, "pve1").api.task(upid).exit_status == exit_status
+    expected = exit_status[order] if isinstance(exit_status, dict) else exit_status
+    assert on(world, "pve1").api.task(upid).exit_status == expected
     assert world.placements()[order.vmid] == node
     if runs is not None:
         assert (order.vmid in world.running()) is runs
@@ -155,6 +157,35 @@ def test_migrations_go_wrong_as_asked(
         world.end_migration(order.vmid)
         assert world.running()[order.vmid] == "pve1"
     assert on(world, "pve1").api.migrate(MigrationOrder(100, GuestType.QEMU, world.placements()[100], "pve3", online=True, restart=False))
+
+
+def test_why_a_migration_failed_stands_in_its_log_alone() -> None:
+    world = made_world()
+    world.fail_next_migration(FailureKind.HALF_WAY, text="mirroring error: x")
+    upid = on(world, "pve1").api.migrate(VM)
+    world.advance(600.0)
+    log = on(world, "pve1").api.task_log(upid)
+    assert any("ERROR: online migrate failure - mirroring error: x" in line for line in log)
+    assert log[-1] == "TASK ERROR: migration problems"
+
+
+def test_a_killed_worker_leaves_the_lock_and_no_last_word() -> None:
+    world = made_world()
+    world.fail_next_migration(FailureKind.WORKER_KILLED)
+    upid = on(world, "pve1").api.migrate(VM)
+    world.advance(600.0)
+    assert on(world, "pve1").api.task(upid).exit_status == "unexpected status"
+    assert (world.placements()[100], world.guests[100].lock, world.running()[100]) == ("pve1", "migrate", "pve1")
+
+
+def test_a_forgotten_task_is_not_known_any_more() -> None:
+    world = made_world()
+    world.fail_next_migration(FailureKind.FORGOTTEN)
+    upid = on(world, "pve1").api.migrate(VM)
+    world.advance(600.0)
+    with pytest.raises(RefusedError):
+        on(world, "pve1").api.task(upid)
+    assert world.placements()[100] == "pve2"
 
 
 def test_what_pve_refuses_is_its_own_text() -> None:
