@@ -158,6 +158,8 @@ class Follow:
         return self._put(replace(record, text=answer.text or "no answer"), now), [_outcome(record, None, text)]
 
     def _on_search(self, record: Migration, answer: SearchAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
+        if record.state not in (MigrationState.PLANNED, MigrationState.ASKED):
+            return [], []  # the answer to the request itself, long given up, came after all
         if answer.upid is not None:
             if record.state is MigrationState.PLANNED:
                 record = advanced(record, MigrationState.ASKED, now.wall_s)

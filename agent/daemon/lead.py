@@ -50,7 +50,7 @@ class Lead:
             leader = self._file(LeaderState.LEADING, self.state.highest_epoch + 1, now)
         elif act is LockAct.WRITE_RELEASED:
             leader = self._file(LeaderState.RELEASED, self.state.epoch, now)
-        return [*said, DoLock(act, leader)]
+        return [*said, DoLock(act, leader, self.state.lease_until_s)]
 
     def _file(self, state: LeaderState, epoch: int, now: Now) -> LeaderFile:
         return LeaderFile(LEADER_SCHEMA, self.state.node, self.state.incarnation, epoch, state, now.wall_s, __version__)

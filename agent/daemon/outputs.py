@@ -28,11 +28,16 @@ class Lane(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DoLock:
-    """One act of the leader protocol; `leader` is what to write, for the acts that write."""
+    """One act of the leader protocol.
+
+    Shape:   `leader` is what to write, for the acts that write; `until_s` is when the lease of the last renewal ends: a lock is not
+             removed after it, as it may be the next leader's by then.
+    """
 
     lane: ClassVar[Lane] = Lane.LOCK
     act: LockAct
     leader: LeaderFile | None = None
+    until_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,6 +222,9 @@ class Performer:
                         leader_text = render(asked.leader)
                         ports.files.write(LEADER_PATH, leader_text)
                 case LockAct.RELEASE:
+                    # Nobody is asked who removes it: a process that was stopped for minutes would remove the next leader's.
+                    if ports.clock.boottime_s() >= asked.until_s:
+                        raise NotHolderError("the lease ran out before the lock could be removed")
                     ports.lock.release()
         except NotHolderError as error:
             outcome, text = LockOutcome.NOT_HOLDER, str(error)
@@ -334,11 +337,13 @@ class Performer:
 
     def _start(self, asked: outputs.StartMigration) -> inputs.MigrationAnswer:
         """The one place that changes something outside: it asks once more, right before, whether this node leads."""
-        why_not = self._why_not_leading(asked.leader, asked.lease_until_s)
+        called_s = self._ports.clock.boottime_s()
+        why_not = self._why_not_leading(asked.leader, asked.lease_until_s, called_s)
         if why_not is not None:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=why_not)
         try:
-            return inputs.MigrationAnswer(asked.intent, PostOutcome.STARTED, upid=self._ports.api().migrate(asked.order))
+            upid = self._ports.api().migrate(asked.order, self._send_until_s(called_s))
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.STARTED, upid=upid)
         except RefusedError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.REFUSED, text=str(error))
         except InDoubtError as error:
@@ -346,9 +351,8 @@ class Performer:
         except OutsideError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=str(error) or type(error).__name__)
 
-    def _why_not_leading(self, leader: LeaderFile, lease_until_s: float) -> str | None:
-        ports, times = self._ports, self._times
-        called_s = ports.clock.boottime_s()
+    def _why_not_leading(self, leader: LeaderFile, lease_until_s: float, called_s: float) -> str | None:
+        ports = self._ports
         if called_s >= lease_until_s:
             return "the lease ran out before the request could be sent"
         try:
@@ -357,9 +361,14 @@ class Performer:
             return f"the lock could not be renewed: {error}"
         if (why_not := self._why_not_leader(leader)) is not None:
             return why_not
-        if called_s + times.lease_s - ports.clock.boottime_s() <= times.post_timeout_s + times.post_margin_s:
+        if ports.clock.boottime_s() >= self._send_until_s(called_s):
             return "the renewal of the lock took too long"
         return None
+
+    def _send_until_s(self, renewed_s: float) -> float:
+        """From when on no request goes out: its answer is due before the lease of that renewal ends."""
+        times = self._times
+        return renewed_s + times.lease_s - times.post_timeout_s - times.post_margin_s
 
     def _why_not_leader(self, leader: LeaderFile, *, same_since: bool = True) -> str | None:
         """Why leader.json does not name this lead, None when it does."""

@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.core.cluster import GIB, Snapshot
+from agent.core.conditions import leaves_stopped
 from agent.core.events import Event
 from agent.core.journal import Level, MessageId, Record
 from agent.core.plan_types import Plan
+from agent.core.settings import Settings
 from agent.daemon.outputs import Output, Say
 
 FULL_AGAIN_PERCENT = 1.0  # points below the threshold at which a storage is no longer full, so that one on the edge is not said daily
@@ -55,9 +57,9 @@ class Telling:
             return [Say(Record(Level.NOTICE, MessageId.ALARM, "load balancing goes on"))]
         return []
 
-    def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str]) -> list[Output]:
-        """Each node in maintenance once when no running guest is left on it, and none is on its way out of it."""
-        full = {guest.node for guest in snapshot.guests if guest.is_running} | set(leaving)
+    def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str], settings: Settings) -> list[Output]:
+        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it."""
+        full = {guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)} | set(leaving)
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]

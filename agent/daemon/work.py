@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum, auto
@@ -15,15 +16,18 @@ from agent.core.documents import Answer, HistoryFile, LeaderFile, render
 from agent.core.durations import bounded as bounded_timings
 from agent.core.durations import timing_of
 from agent.core.events import Event, EventKind, EventSource
-from agent.core.failures import TREATMENT, FailureClass, Treatment, remedy, understood
+from agent.core.failures import TREATMENT, FailureClass, Treatment, remedy
 from agent.core.ha_moves import partners, pulled_back, with_partners
 from agent.core.journal import Level, MessageId, Record
+from agent.core.known_loads import ledger_of
 from agent.core.leadership import Leadership
 from agent.core.learned import of_starting
-from agent.core.load import Ledger, Weights, why_pressure_unknown
-from agent.core.migrations import Migration, MigrationState, in_flight, intended, left_locks
+from agent.core.load import Weights, why_pressure_unknown
+from agent.core.local_disks import one_copy_a_node
+from agent.core.migrations import Migration, MigrationState, intended, left_locks
+from agent.core.others import Foreign, foreign_migrations, foreign_words
 from agent.core.placement import Placement
-from agent.core.plan_types import Gate, Move, Plan, Verdict
+from agent.core.plan_types import Gate, Move, Plan
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
@@ -34,19 +38,19 @@ from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
+from agent.daemon.orders import order_of
 from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartMigration, WriteShared
 from agent.daemon.perform import HISTORY_PATH
 from agent.daemon.permission import NOTHING, Permission, permission
 from agent.daemon.senses import Senses
 from agent.daemon.telling import Telling, of_event
-from agent.ports import MigrationOrder
+from agent.daemon.verdicts import PATIENCE, Verdicts
 
-VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
 LANDING_S = memory.SAMPLED_S  # before that, loads still show the guest where it was
 RETRY_S = 10.0
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
+FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
-REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
 LEFT_LOCK_S = 30.0  # a lock of a migration that nobody carries out: PVE takes it back within seconds after a task's end
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
@@ -82,7 +86,10 @@ class Work:
         self._look_at_s: float | None = None
         self._opened_by: Gate | None = None
         self._has_moved = self._has_failed = False
-        self._verdicts: dict[int, Verdict] = {}
+        self._waits_for: tuple[Foreign, ...] = ()
+        self._verdicts = Verdicts()
+        self._again: Trigger | None = None
+        self._again_at_s = math.inf
         self._unanswered: set[int] = set()
         self._rounds = 0
         self._to_start: list[Migration] = []
@@ -157,6 +164,9 @@ class Work:
         if self._retry_at_s is not None and now.boot_s >= self._retry_at_s:
             self._retry_at_s = None
             self.pending = joined(self.pending, Event(EventKind.TIMER, EventSource.AGENT, now.boot_s))
+        if self._again is not None and now.boot_s >= self._again_at_s:
+            self.pending = self._again if self.pending is None else _merged(self._again, self.pending)
+            self._again, self._again_at_s = None, math.inf
         if self.pending is not None and now.boot_s >= self._pending_due_s(settings):
             self.current = self.pending if self.current is None else _merged(self.current, self.pending)
             self.pending = None
@@ -170,7 +180,7 @@ class Work:
 
     def next_wakeup_s(self, settings: Settings) -> float:
         """When something is due by itself."""
-        due = self.follow.next_wakeup_s()
+        due = min(self.follow.next_wakeup_s(), self._again_at_s)
         if self.pending is not None:
             due = min(due, self._pending_due_s(settings))
         if self._retry_at_s is not None:
@@ -222,7 +232,7 @@ class Work:
         outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
         outputs += self._telling.schedules(not_understood(self.snapshot))
         outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
-        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
+        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records), settings)
         if self.current is None:
             return outputs
         trigger: Trigger | None = self.current
@@ -254,7 +264,8 @@ class Work:
         started = frozenset(event.node for event in trigger.events if event.kind in _JUDGED_AT_ONCE and event.node is not None)
         is_old = now.boot_s - trigger.first_s > OPEN_S
         under_way = sum(record.reason is not MoveReason.MAINTENANCE for record in self.follow.records)
-        held = None if senses.held is None else senses.long_held(now, settings) | started
+        is_asked_for = bool(trigger.requests)  # a person does not wait for hold_s, and was shown a plan without it
+        held = None if senses.held is None or is_asked_for else senses.long_held(now, settings) | started
         return Question(
             trigger=trigger.events[0].kind.value,
             scope=trigger.scope,
@@ -262,17 +273,12 @@ class Work:
             opened_by=None if is_old else self._opened_by,
             force=trigger.force and not is_old,
             balance_load=self.permission.load,
-            ledger=Ledger(
-                of_starting(senses.learned, self.snapshot) | memory.learned(self.history, now.wall_s),
-                in_flight(self.follow.records),
-                memory.landed(self.history, now.wall_s),
-                memory.unsampled(self.history, self.snapshot, now.wall_s),
-            ),
+            ledger=ledger_of(self.snapshot, self.history, self.follow.records, now.wall_s, of_starting(senses.learned, self.snapshot)),
             cooling=memory.cooling(self.history, self.snapshot, now.wall_s, settings.balance.guest_cooldown_s),
             set_aside=aside.set_aside(self.history, now.wall_s),
             avoided=aside.avoided(self.history, now.wall_s),
             homes={home.vmid: home.home for home in self.history.homes} if settings.drain.return_home else {},
-            verdicts={vmid: verdict for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < REFUSAL_S},
+            verdicts=self._verdicts.for_planning(now),
             moves_per_pass=max(0, settings.balance.max_moves_per_pass - under_way),
             moves_left=memory.moves_left(self.history, now.wall_s, settings.balance.max_moves_per_hour),
         )
@@ -296,16 +302,17 @@ class Work:
         outputs += self._telling.alarm(memory.alarm(self.history, now.wall_s))
         self.plan = make_plan(self.snapshot, settings, self.question(self.current, senses, settings, now))
         open_records = self.follow.records
-        ready = startable(self.plan.moves, open_records, settings) if self.permission.act else []
+        foreign = foreign_migrations(self.snapshot, {record.vmid for record in open_records})
+        ready = startable(self.plan.moves, open_records, settings, foreign) if self.permission.act else []
+        is_held_up = bool(foreign) and not ready and self.permission.act and bool(startable(self.plan.moves, open_records, settings))
         ready = with_partners(ready, self.plan.moves, self.snapshot, open_records)
-        fresh = {vmid for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < VERDICT_S}
-        ask = [move for move in ready if move.vmid not in fresh]
+        ask = [move for move in ready if not self._verdicts.is_fresh(move.vmid, now)]
         if ask and self._rounds < MOST_ROUNDS:
             self._rounds += 1
             self._phase = Phase.ASKING
             self._unanswered = {move.vmid for move in ask}
             return [*outputs, *(AskVerdict(move.vmid, move.type, move.source) for move in ask)]
-        ready = [move for move in ready if move.vmid in fresh]
+        ready = one_copy_a_node([move for move in ready if move not in ask], open_records)
         if ready and now.boot_s - self._looked_s > OLD_LOOK_S:
             self._wish_look(now.boot_s)  # PVE took long to answer: what was seen before may not hold any more
             return outputs
@@ -315,10 +322,22 @@ class Work:
         if open_records:
             self._look_at_survival(settings)
             return outputs  # a slot or a batch has to end first; its end is a look
+        if is_held_up:
+            self._wish_look(now.boot_s + FOREIGN_S)
+            return outputs + self._wait_for_others(foreign, now)
         if now.boot_s < self._landed_s + LANDING_S and (self.current.scope.nodes != frozenset() or self.plan.refused):
             self._wish_look(self._landed_s + LANDING_S)
             return outputs
         return outputs + self._end_cycle(settings, now)
+
+    def _wait_for_others(self, foreign: tuple[Foreign, ...], now: Now) -> list[Output]:
+        """All slots are taken by migrations that others started; said when it begins."""
+        assert self.current is not None and self.plan is not None
+        text = f"{described(self.current)}: {summary(self.plan)} wait for slots, which other migrations take ({foreign_words(foreign)})"
+        if self._waits_for == foreign:
+            return []
+        self._waits_for = foreign
+        return self._conclude(text, Level.INFO, now)
 
     def _end_cycle(self, settings: Settings, now: Now) -> list[Output]:
         assert self.current is not None and self.plan is not None and self.snapshot is not None
@@ -326,7 +345,7 @@ class Work:
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
         away = {*(maintenance.node for maintenance in self.snapshot.maintenance), *self.snapshot.no_target}
-        stuck = stuck_words(self.plan, self.snapshot)
+        stuck = stuck_words(self.plan, self.snapshot, settings)
         if stuck is not None and not self.plan.moves:
             text, level = stuck, Level.WARNING
         elif not self.plan.moves:
@@ -346,8 +365,10 @@ class Work:
             text = f"{summary(self.plan)} wait: max_moves_per_hour is used up"
         else:
             text = f"{summary(self.plan)} wait for the next look"
+        raised_again = () if self._again is None else self._again.requests
         for request in self.current.requests:
-            self.history = memory.with_answer(self.history, Answer(request, now.wall_s, text, final=True, failed=self._has_failed))
+            answer = Answer(request, now.wall_s, text, final=request not in raised_again, failed=self._has_failed)
+            self.history = memory.with_answer(self.history, answer)
             self._dirty = True
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
@@ -358,13 +379,13 @@ class Work:
         assert self.snapshot is not None
         if abs(self.snapshot.taken_at - self.survival_at) < SURVIVAL_S:
             return
-        question = Question(ledger=Ledger(memory.learned(self.history, self.snapshot.taken_at), in_flight(self.follow.records)))
+        question = Question(ledger=ledger_of(self.snapshot, self.history, self.follow.records, self.snapshot.taken_at))
         self.survival = survival(Placement(self.snapshot, settings, question))
         self.survival_at = self.snapshot.taken_at
 
     def _done(self) -> None:
         """The trigger is answered."""
-        self.current, self._opened_by = None, None
+        self.current, self._opened_by, self._waits_for = None, None, ()
         self._has_moved = self._has_failed = False
 
     def _conclude(self, text: str, level: Level, now: Now, moves: Sequence[Move] = ()) -> list[Output]:
@@ -380,17 +401,25 @@ class Work:
         self._unanswered.discard(seen.vmid)
         outputs: list[Output] = []
         if seen.verdict is not None:
-            self._verdicts[seen.vmid] = seen.verdict
+            self._verdicts.take(seen.verdict)
         else:
-            outputs.append(Say(Record(Level.WARNING, MessageId.OUTSIDE, f"guest {seen.vmid} stays for now: {seen.error}", vmid=seen.vmid)))
-            failure = understood(seen.error).failure
-            self.history = aside.with_failure(self.history, seen.vmid, failure, seen.error, now.wall_s)
+            outputs.append(self._left_unanswered(seen, now))
         if self._phase is not Phase.ASKING or self._unanswered:
             return outputs
         self._phase = Phase.IDLE
         if self.current is None:
             return outputs
         return outputs + self._plan_and_go(senses, settings, lead, now)
+
+    def _left_unanswered(self, seen: VerdictSeen, now: Now) -> Say:
+        """PVE's check of a guest got no answer: what asked for its move is raised again when the guest may be asked about again."""
+        silence = self._verdicts.no_answer(seen.vmid, seen.error, now)
+        if self.current is not None and silence.times <= PATIENCE:
+            self._again = self.current if self._again is None else _merged(self._again, self.current)
+            self._again_at_s = min(silence.until_s, self._again_at_s)
+        again = f"asked about again in {silence.until_s - now.boot_s:.0f} s"
+        text = f"guest {seen.vmid} stays for now, {again}: {seen.error}"
+        return Say(Record(Level.WARNING, MessageId.OUTSIDE, text, vmid=seen.vmid))
 
     # acting
 
@@ -467,17 +496,11 @@ class Work:
                 self._forget([record])
                 self._wish_look(now.boot_s + RETRY_S)
                 continue
-            asked = self.follow.ask(record, now)
+            assert self.snapshot is not None
+            order = order_of(record, self.snapshot, self._verdicts.needs(record.vmid), settings)
+            limit_kib_s = None if record.through_ha else order.bandwidth_limit_kib_s  # the HA manager drops it
+            asked = self.follow.ask(replace(record, limit_kib_s=limit_kib_s), now)
             self._record([asked])
-            order = MigrationOrder(
-                record.vmid,
-                record.type,
-                record.source,
-                record.target,
-                online=record.online and record.type == "qemu",
-                restart=record.online and record.type == "lxc",
-                bandwidth_limit_kib_s=settings.migration.bandwidth_limit_kib_s,
-            )
             move = next((move for move in (self.plan.moves if self.plan else ()) if move.vmid == record.vmid), None)
             lead_vmid = next((other.vmid for other in records if other.intent == record.along_with), None)
             how = "" if lead_vmid is None else f", along with guest {lead_vmid}, as the HA manager wants"
@@ -554,17 +577,16 @@ class Work:
         for record in changed:
             if record.state is MigrationState.DONE:
                 self.history = memory.with_success(self.history, record)
-                self._time(record, snapshot, settings)
-                self._verdicts.pop(record.vmid, None)  # that was asked of the node it has left
+                self._time(record, snapshot)
+                self._verdicts.forget(record.vmid)  # that was asked of the node it has left
                 self._landed_s = now.boot_s
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
         return outputs + self._tell_pulled_back(snapshot, now)
 
-    def _time(self, record: Migration, snapshot: Snapshot, settings: Settings) -> None:
-        """Keep what the migration took, for the next ones to be foretold; the HA manager drops the limit that was asked for."""
-        limit_kib_s = None if record.through_ha else settings.migration.bandwidth_limit_kib_s
-        timing = timing_of(record, snapshot.tasks, limit_kib_s)
+    def _time(self, record: Migration, snapshot: Snapshot) -> None:
+        """Keep what the migration took, for the next ones to be foretold."""
+        timing = timing_of(record, snapshot.tasks)
         if timing is not None:
             self.history = replace(self.history, timings=bounded_timings((*self.history.timings, timing)))
 
@@ -574,7 +596,7 @@ class Work:
         outputs: list[Output] = []
         for vmid, why in sorted(released.items()):
             self._dirty = True
-            self._verdicts.pop(vmid, None)
+            self._verdicts.forget(vmid)
             text = f"guest {vmid} is no longer set aside: {why}"
             outputs.append(Say(Record(Level.INFO, MessageId.OUTCOME, text, vmid=vmid)))
         ours = {record.vmid for record in self.history.migrations if not record.is_open and record.asked_at is not None}
@@ -624,7 +646,7 @@ class Work:
         )
         if TREATMENT[failure] is Treatment.WAIT:
             self._retry_at_s = now.boot_s + aside.WAIT_S + 1.0
-        self._verdicts.pop(record.vmid, None)
+        self._verdicts.forget(record.vmid)
         self._has_failed = True
         self._wish_look(now.boot_s + RETRY_S)
 

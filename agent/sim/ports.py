@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from agent.core.backups import CRON_FILE, JOBS_FILE, read_cron, read_jobs
@@ -205,19 +206,21 @@ class SimApi:
             refusal = Refusal(vmid, RefusalReason.LOCKED, guest.lock)
         elif guest.local_devices:
             refusal = Refusal(vmid, RefusalReason.LOCAL_DEVICE, ", ".join(guest.local_devices))
-        elif guest.local_disks:
-            refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
         if guest is None or refusal is not None:
             return Verdict(vmid, wall_s, refusal)
+        if guest.local_disks:
+            refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
         refused = {name: Refusal(vmid, RefusalReason.NODE_REFUSED, why) for name, why in guest.not_allowed.items()}
         for name in self._world.nodes:
             if missing := [device for device, nodes in sorted(guest.mapped.items()) if name not in nodes]:
                 refused[name] = Refusal(vmid, RefusalReason.DEVICE_MISSING, ", ".join(missing))
-        return Verdict(vmid, wall_s, None, tuple(sorted(refused.items())), guest.needs)
+        return Verdict(vmid, wall_s, refusal, tuple(sorted(refused.items())), guest.needs)
 
-    def migrate(self, order: MigrationOrder) -> str:
+    def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """See `agent.ports.ClusterApi`."""
         world = self._world
+        if self._node.boottime_s(world.now_s) >= send_until_s:
+            raise TemporaryError("timed out before the request was sent")
         lock = self._node.partition.lock
         held_lock = lock is not None and lock.writer == self._node.name and world.pmxcfs.is_quorate(self._node)
         try:

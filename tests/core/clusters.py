@@ -142,6 +142,10 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
             for pool in settings.pools
         ),
         containers=settings.guests.containers.value,
+        stopped_leave=settings.drain.stopped,
+        takes_disks=settings.guests.local_disks,
+        storage_map=dict(settings.guests.storage_map),
+        storage_full=threshold(balance.storage.threshold_percent) or 1.0,
         ignored_guests=settings.guests.is_ignored,
         ignored_nodes=frozenset(name.lower() for name in settings.nodes.ignore),
         drained_nodes=frozenset(name.lower() for name in settings.nodes.maintenance),

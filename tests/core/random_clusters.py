@@ -28,7 +28,9 @@ HOW: list[Settings] = [
             "guests": {"containers": "never", "ignore": ["100-109"]},
         }
     ),
-    settings({"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}}),
+    settings(
+        {"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}, "drain": {"stopped": True}}
+    ),
 ]
 
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from agent.core.cluster import GIB, Guest, GuestType, Snapshot
 from agent.core.clusterlog import ClusterLogCursor
 from agent.core.statistics import parse_rrd, parse_vmlist
-from agent.ports import FilesystemState, InDoubtError, MigrationOrder, NotMountedError, RefusedError, TemporaryError
+from agent.ports import FilesystemState, InDoubtError, MigrationOrder, NotMountedError, OutsideError, RefusedError, TemporaryError
 from agent.sim.inventory import START_WALL_S
 from agent.sim.migrations import FailureKind, MigrationState
 from agent.sim.ports import NodePorts, ports_of
@@ -438,3 +440,25 @@ def test_two_equal_worlds_give_equal_bytes() -> None:
         return "".join(files.read(name) or "" for name in (".rrd", ".vmlist", ".members", ".clusterlog", ".version"))
 
     assert life() == life()
+
+
+def test_the_record_of_requests_says_whether_the_senders_node_had_the_lock() -> None:
+    """Had it in the quorate part, whatever the sender's own copy says; also for requests that come to nothing."""
+
+    def held(made: World) -> bool:
+        with contextlib.suppress(OutsideError):
+            on(made, "pve2").api.migrate(VM)
+        return made.post_record[-1].held_lock
+
+    world = made_world()
+    assert not held(world), "nobody has it"
+    assert on(world, "pve2").lock.take()
+    assert held(world)
+    world.cut_node("pve2")
+    assert not held(world), "cut off, with its own copy of the lock"
+    world.heal()
+    assert held(world)
+    world.remove_lock()
+    assert on(world, "pve3").lock.take()
+    assert not held(world), "another's"
+    assert len(world.post_record) == 5
