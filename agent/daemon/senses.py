@@ -35,6 +35,8 @@ class Senses:
         self._texts: dict[str, str] = {}
         self._log = ""
         self._flags: dict[str, str] | None = None
+        self._names: dict[str, str] = {}  # of the cluster's nodes, by their names in small letters; empty while not known
+        self.strange_flags: frozenset[str] = frozenset()
         self._before: Snapshot | None = None
         self._raised: dict[str, float] = {}
         self.inboxes: dict[str, InboxFile] = {}
@@ -77,6 +79,10 @@ class Senses:
             last = seqs.get(node, 0)
             if inbox.seq < last:
                 last = 0  # the file was made anew, and counts from the start
+            missed = inbox.seq - last - sum(entry.seq > last for entry in inbox.events)
+            if missed > 0 and node != self._node and not is_first:
+                detail = f"{missed} event{'s' if missed > 1 else ''}"
+                events.append(Event(EventKind.GAP, EventSource.INBOX, now.boot_s, node=node, detail=detail))
             for entry in inbox.events:
                 is_request = entry.kind is EventKind.REQUEST and entry.request is not None and abs(now.wall_s - entry.at) < REQUEST_S
                 is_news = entry.seq > last and not is_first
@@ -99,6 +105,9 @@ class Senses:
                     )
             seqs[node] = inbox.seq
         self._seqs = seqs
+        if seen.inboxes is not None:
+            there = {node for node, _ in seen.inboxes}
+            self._texts = {node: text for node, text in self._texts.items() if node in there}
         return events
 
     def has_reported(self, node: str, taken_at: float, uptime_s: float | None) -> bool:
@@ -119,7 +128,7 @@ class Senses:
         self._cursor = advance.cursor
         events = [event for task in log_tasks(advance.entries) if (event := self._of_task(task, now)) is not None]
         if advance.gap:
-            events.append(Event(EventKind.LOG_GAP, EventSource.CLUSTER_LOG, now.boot_s))
+            events.append(Event(EventKind.GAP, EventSource.CLUSTER_LOG, now.boot_s))
         return events
 
     def _of_task(self, task: LogTask, now: Now) -> Event | None:
@@ -148,12 +157,20 @@ class Senses:
     def _from_flags(self, seen: SignsSeen, now: Now) -> list[Event]:
         if seen.flags is None:
             return []
-        flags = dict(seen.flags)
+        if (members := None if seen.members is None else parse_members(seen.members)) is not None:
+            self._names = {name.lower(): name for name in members.nodes}
+        wanted = dict(seen.flags)
+        self.strange_flags = frozenset(wanted if self._names else ()) - {name for name in wanted if name.lower() in self._names}
         for node, inbox in sorted(self.inboxes.items()):
             if inbox.flag is not None:
-                flags.setdefault(node, inbox.flag)
+                wanted.setdefault(node, inbox.flag)
         for node in asked_of_ha(seen.ha_status):
-            flags.setdefault(node, "asked of the HA manager")
+            wanted.setdefault(node, "asked of the HA manager")
+        flags: dict[str, str] = {}
+        for node, reason in wanted.items():
+            name = self._names.get(node.lower()) if self._names else node
+            if name is not None:  # of a node that has left the cluster, files may still be there
+                flags.setdefault(name, reason)
         before, self._flags = self._flags, flags
         if before is None:
             return []
