@@ -138,7 +138,8 @@ def test_a_leader_that_dies_is_followed_by_another_and_comes_back_as_a_follower(
     assert trio.leader()["epoch"] == epoch + 1
     assert drain.asked() == asked, "nobody asks while nobody leads"
     drain.let_go_on()
-    drain.wait_empty()
+    with trio.telling():
+        drain.wait_empty()
     asked_after_s = float(str(drain.posts()[len(asked)]["time"])) - killed_at
     drain.judge()
 

@@ -175,9 +175,23 @@ class Trio(Played):
         self.api.wait_until(lambda: self.leader()["state"] == "leading" and self.leader()["node"] in names, within_s)
         return self.members[self.leader()["node"]]
 
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Print what the agents said if the block fails."""
+        try:
+            yield
+        except BaseException:
+            print(*self.journals(), sep="\n")
+            raise
+
     def journals(self) -> Iterator[str]:
         """Yield what the agents said, each line with its node, by time."""
-        said = [(int(entry["__REALTIME_TIMESTAMP"]), name, entry) for name, one in self.members.items() for entry in one.entries()]
+        said = [
+            (int(entry["__REALTIME_TIMESTAMP"]), name, entry)
+            for name, one in self.members.items()
+            if one.machine.pid
+            for entry in one.entries()
+        ]
         for at_us, name, entry in sorted(said, key=lambda line: line[:2]):
             yield f"{at_us / 1e6 % 1000:7.3f} {name} {entry['MESSAGE']}"
 
