@@ -159,6 +159,18 @@ class StartMigration:
 
 
 @dataclass(frozen=True, slots=True)
+class StartGuest:
+    """Ask PVE to start a guest that its migration has left stopped, with the same care as for a migration."""
+
+    lane: ClassVar[Lane] = Lane.API
+    vmid: int
+    type: GuestType
+    node: str
+    leader: LeaderFile
+    lease_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class AskTask:
     """Ask how a task stands, and what it wrote when it failed."""
 
@@ -225,6 +237,7 @@ Output = (
     | Observe
     | AskVerdict
     | StartMigration
+    | StartGuest
     | AskTask
     | SearchMigration
     | Say
