@@ -257,7 +257,7 @@ class Follow:
                 self._wish_look(now.boot_s + POLL_S)  # the task list lags behind, or somebody moves it again
                 continue
             guest = snapshot.guest(record.vmid)
-            why = self._why.get(record.intent, Failure(FailureClass.UNKNOWN))
+            why = _blamed(self._why.get(record.intent, Failure(FailureClass.UNKNOWN)), record.target, snapshot)
             state, text = _judged(record, guest, status, why)
             waited_s = now.boot_s - self._ended_s.get(record.intent, now.boot_s)
             if state in (MigrationState.DONE, MigrationState.FAILED) and guest is not None and _has_stopped(record, guest):
@@ -408,6 +408,15 @@ def _judged(record: Migration, guest: Guest | None, status: str, why: Failure) -
     if guest.node != record.source:
         return MigrationState.FAILED, f"the guest is on {guest.node} now"
     return MigrationState.FAILED, f"the guest stayed where it was, its task says: {_said(status, why)}"
+
+
+def _blamed(why: Failure, target: str, snapshot: Snapshot) -> Failure:
+    """The failure as that of a target that went down meanwhile; PVE's words for it are many, and say little."""
+    node = snapshot.node(target)
+    if why.failure is not FailureClass.UNKNOWN or node is None or node.online:
+        return why
+    offline = f"{target} is offline"
+    return Failure(FailureClass.NETWORK, f"{why.text}, {offline}" if why.text else offline)
 
 
 def _said(status: str, why: Failure) -> str:

@@ -59,8 +59,12 @@ class Telling:
         return []
 
     def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str], settings: Settings) -> list[Output]:
-        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it."""
+        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it.
+
+        Of one that is offline nobody can tell, and its guests did not leave it.
+        """
         full = {guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)} | set(leaving)
+        full |= {node.name for node in snapshot.nodes if not node.online}
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]

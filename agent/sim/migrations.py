@@ -378,7 +378,7 @@ class Migrations:
                 if switched:
                     self._end(migration, MigrationState.FAILED, PROBLEMS)
                 else:
-                    self._abort(migration, "no reply to command 'resume': broken pipe")
+                    self._abort(migration, "aborting")  # all that QEMU's broken connection becomes in PVE's words
                 continue
             for due in migration.due:
                 due.cancelled = True
