@@ -135,6 +135,9 @@ MIGRATE_KINDS = frozenset({"qmigrate", "vzmigrate", "hamigrate"})
 BULK_KINDS = frozenset({"startall", "stopall", "migrateall"})
 
 
+ASKED_OF_HA = "ha-manager"  # the cause of a maintenance that stands in the HA manager's own requests
+
+
 @dataclass(frozen=True, slots=True)
 class Maintenance:
     """A node that is to be emptied, and who asked for it."""

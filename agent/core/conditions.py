@@ -16,6 +16,7 @@ from agent.core.settings import ContainerPolicy, Settings
 from agent.core.suitability import Suitability
 
 _STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
+_EMPTIED_STATES = frozenset({"started", "migrate", "relocate"})  # the HA manager moves only what it has in order
 _BACKUP = "vzdump"
 
 
@@ -116,6 +117,8 @@ class Conditions:
             return None if guest.ha is None else Refusal(guest.vmid, RefusalReason.HA_BUSY, "the HA manager has not said how it keeps it")
         if resource.requested == "ignored":
             return None
+        if guest.node in ha.closed_nodes and not ha.disarmed and resource.requested == "started" and resource.state in _EMPTIED_STATES:
+            return Refusal(guest.vmid, RefusalReason.HA_EMPTIES)
         if ha.balances and resource.auto_rebalance:
             return Refusal(guest.vmid, RefusalReason.HA_BALANCED)
         detail = ""
@@ -129,8 +132,6 @@ class Conditions:
             detail = f"on its way to {resource.target}"
         elif resource.node is not None and resource.node != guest.node:
             detail = f"the HA manager has it on {resource.node}"
-        elif guest.node in ha.closed_nodes:
-            detail = f"the HA manager empties {guest.node} itself"
         elif resource.maintenance_node is not None:
             detail = f"it goes back to {resource.maintenance_node} after the maintenance"
         return Refusal(guest.vmid, RefusalReason.HA_BUSY, detail) if detail else None

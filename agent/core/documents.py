@@ -107,6 +107,29 @@ class SetAside:
     text: str
 
 
+class HaAskState(StrEnum):
+    """How it stands with a node's maintenance that the HA manager was asked for."""
+
+    ASKED = "asked"
+    TAKEN = "taken"
+    GIVEN_UP = "given-up"
+    WITHDRAWN = "withdrawn"
+    RETURNING = "returning"
+
+
+@dataclass(frozen=True, slots=True)
+class HaAsk:
+    """A node whose maintenance a leader asked of the HA manager, from before it asked until that has been taken back.
+
+    Shape:   given up is what the HA manager did not take up, withdrawn what somebody else took back: neither is asked for again
+             before the flag is gone. Returning is what is being taken back.
+    """
+
+    node: str
+    at: float
+    state: HaAskState = HaAskState.ASKED
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came of a command's request; `final` when nothing more follows."""
@@ -131,6 +154,7 @@ class HistoryFile:
     homes: tuple[Home, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
     answers: tuple[Answer, ...] = ()
+    ha_asks: tuple[HaAsk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class EventKind(StrEnum):
     LOG_GAP = "log-gap"
     TOOK_LEAD = "took-lead"
     SETTINGS_CHANGED = "settings-changed"
+    RESUMED = "resumed"
     TIMER = "timer"
 
 

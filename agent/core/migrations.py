@@ -59,7 +59,8 @@ class Migration:
     Units:   times in Unix seconds, memory in bytes, cpu in cores; None is not yet.
     Shape:   `intent` identifies the attempt in the cluster: epoch and a running number; `through_ha` says that the HA manager
              carries it out, `along_with` is the intent of the request that takes this guest along, None for one of its own;
-             `online` that the guest ran.
+             `online` that the guest ran; `drains` is the node in maintenance that the move empties or makes room for, None for
+             another purpose.
     """
 
     intent: str
@@ -83,6 +84,7 @@ class Migration:
     online: bool = True
     through_ha: bool = False
     along_with: str | None = None
+    drains: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -104,6 +106,7 @@ def intended(
     *,
     through_ha: bool = False,
     along_with: str | None = None,
+    drains: str | None = None,
 ) -> Migration:
     """The record of a move that is about to be asked for."""
     return Migration(
@@ -123,6 +126,7 @@ def intended(
         online=move.is_running,
         through_ha=through_ha,
         along_with=along_with,
+        drains=drains,
     )
 
 

@@ -35,10 +35,11 @@ _EVERYWHERE = frozenset(
         EventKind.TOOK_LEAD,
         EventKind.LOG_GAP,
         EventKind.SETTINGS_CHANGED,
+        EventKind.RESUMED,
         EventKind.TIMER,
     }
 )
-_AT_ONCE = frozenset({EventKind.MAINTENANCE_BEGAN, EventKind.REQUEST})
+_AT_ONCE = frozenset({EventKind.MAINTENANCE_BEGAN, EventKind.REQUEST, EventKind.RESUMED})
 _OF_A_GUEST = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
 _NOT_YET_SEEN = frozenset({"stopped", "unknown"})
 _RANK = {EventKind.MAINTENANCE_BEGAN: Rank.MAINTENANCE, EventKind.OVERLOAD: Rank.OVERLOAD, EventKind.SPREAD: Rank.SPREAD}
@@ -200,6 +201,15 @@ def described(trigger: Trigger) -> str:
     return ", ".join(parts)
 
 
+_PLAIN = {
+    EventKind.LOG_GAP: "the cluster log has a gap",
+    EventKind.TOOK_LEAD: "took the lead",
+    EventKind.SETTINGS_CHANGED: "the settings changed",
+    EventKind.RESUMED: "the pause is over",
+    EventKind.TIMER: "regular look",
+}
+
+
 def _words(event: Event) -> str:
     guest = f"guest {event.vmid}"
     where = f" on {event.node}" if event.node else ""
@@ -213,7 +223,7 @@ def _words(event: Event) -> str:
         case EventKind.MAINTENANCE_BEGAN:
             return f"maintenance of {event.node} began" + (f" ({event.detail})" if event.detail else "")
         case EventKind.MAINTENANCE_ENDED:
-            return f"maintenance of {event.node} ended"
+            return f"maintenance of {event.node} ended" + (f" ({event.detail})" if event.detail else "")
         case EventKind.NODE_ONLINE:
             return f"node {event.node} is online"
         case EventKind.NODE_OFFLINE:
@@ -224,11 +234,5 @@ def _words(event: Event) -> str:
             return f"the load is uneven ({event.detail})"
         case EventKind.REQUEST:
             return "balancing was asked for" + (f" by {event.detail}" if event.detail else "")
-        case EventKind.LOG_GAP:
-            return "the cluster log has a gap"
-        case EventKind.TOOK_LEAD:
-            return "took the lead"
-        case EventKind.SETTINGS_CHANGED:
-            return "the settings changed"
-        case EventKind.TIMER:
-            return "regular look"
+        case _:
+            return _PLAIN[event.kind]

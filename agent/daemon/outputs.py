@@ -22,6 +22,7 @@ class Lane(Enum):
     LOCK = auto()
     FILES = auto()
     API = auto()
+    HA = auto()
     LOCAL = auto()
     NOW = auto()
 
@@ -68,6 +69,17 @@ class WriteShared:
     text: str
     serial: int
     leader: LeaderFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFlag:
+    """Remove a flag whose time is up, if it still has that text and while leader.json names `leader`."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    path: str
+    text: str
+    words: str
+    leader: LeaderFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +165,17 @@ class StartMigration:
 
 
 @dataclass(frozen=True, slots=True)
+class AskHaMaintenance:
+    """Hand the HA manager a request for maintenance, or what takes it back; as `StartMigration` only while this node leads."""
+
+    lane: ClassVar[Lane] = Lane.HA
+    node: str
+    wanted: bool
+    leader: LeaderFile
+    lease_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class AskTask:
     """Ask how a task stands."""
 
@@ -209,6 +232,7 @@ Output = (
     | ReadHistory
     | ReadOwnInbox
     | WriteShared
+    | RemoveFlag
     | ReadSettings
     | ClaimInbox
     | ReadFacts
@@ -219,6 +243,7 @@ Output = (
     | Observe
     | AskVerdict
     | StartMigration
+    | AskHaMaintenance
     | AskTask
     | SearchMigration
     | Say

@@ -10,12 +10,14 @@ from agent.core.documents import DocumentError, LeaderFile, parse, render
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.plan_types import Verdict
 from agent.daemon import inputs, outputs
+from agent.daemon.flags import FLAG_FOLDER, PAUSE_PATH
 from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
 from agent.ports import (
     Clock,
     ClusterApi,
     ClusterFiles,
     FactsSource,
+    HaNodes,
     InDoubtError,
     JournalSink,
     LeaderLock,
@@ -33,7 +35,6 @@ from agent.ports import (
 LEADER_PATH = "proxlb/leader.json"
 HISTORY_PATH = "proxlb/history.json"
 INBOX_FOLDER = "proxlb/inbox"
-FLAG_FOLDER = "proxlb/maintenance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Ports:
     api: Callable[[], ClusterApi]
     inbox: LocalInbox
     facts: FactsSource
+    ha_nodes: HaNodes
     local: LocalFiles
     settings: SettingsSource
     journal: JournalSink
@@ -77,12 +79,16 @@ class Performer:
                 return inputs.OwnInboxSeen(text, error)
             case outputs.WriteShared():
                 return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._write(output)))
+            case outputs.RemoveFlag():
+                return self._remove(output)
             case outputs.ReadSettings():
                 return self._settings(output)
             case outputs.ClaimInbox() | outputs.WriteStatus() | outputs.KeepDecision() | outputs.ReadLoads() | outputs.KeepLoads():
                 return self._on_this_node(output)
             case outputs.ReadFacts():
                 return self._facts()
+            case outputs.AskHaMaintenance():
+                return self._ask_ha(output)
             case outputs.Say():
                 self._ports.journal.say(output.record)
                 return None
@@ -98,7 +104,7 @@ class Performer:
             case _:
                 return self._through_api(output)
 
-    def failed(self, output: outputs.Output, text: str) -> inputs.Input | None:
+    def failed(self, output: outputs.Output, text: str) -> inputs.Input | None:  # noqa: C901  # one case an output
         """The answer for an output that a bug kept from being done, so that the daemon does not wait for ever."""
         match output:
             case outputs.DoLock():
@@ -114,6 +120,8 @@ class Performer:
                 return inputs.OwnInboxSeen(None, text)
             case outputs.WriteShared():
                 return inputs.WriteAnswer(output.what, output.serial, text)
+            case outputs.RemoveFlag():
+                return inputs.FlagRemoved(output.words, error=text)
             case outputs.ReadSettings():
                 return inputs.SettingsSeen(None, text, asked=output.asked)
             case outputs.ClaimInbox():
@@ -126,6 +134,8 @@ class Performer:
                 return inputs.VerdictSeen(output.vmid, None, text)
             case outputs.StartMigration():
                 return inputs.MigrationAnswer(output.intent, PostOutcome.IN_DOUBT, text=text)
+            case outputs.AskHaMaintenance():
+                return inputs.HaMaintenanceAnswer(output.node, output.wanted, text)
             case outputs.AskTask():
                 return inputs.TaskAnswer(output.intent, error=text)
             case outputs.SearchMigration():
@@ -174,6 +184,19 @@ class Performer:
         if asked.leader is not None and (why_not := self._why_not_leader(asked.leader)) is not None:
             raise TemporaryError(why_not)
         self._ports.files.write(asked.path, asked.text)
+
+    def _remove(self, asked: outputs.RemoveFlag) -> inputs.FlagRemoved:
+        """Only the flag that was seen: one that somebody has written meanwhile is another."""
+        if (why_not := self._why_not_leader(asked.leader)) is not None:
+            return inputs.FlagRemoved(asked.words, error=why_not)
+        files = self._ports.files
+        try:
+            if files.read(asked.path) != asked.text:
+                return inputs.FlagRemoved(asked.words)
+            files.remove(asked.path)
+        except OutsideError as error:
+            return inputs.FlagRemoved(asked.words, error=str(error) or type(error).__name__)
+        return inputs.FlagRemoved(asked.words, was_there=True)
 
     def _read(self, path: str) -> tuple[str | None, str]:
         try:
@@ -227,7 +250,7 @@ class Performer:
             for name in files.list(FLAG_FOLDER):
                 text = None if name.startswith(".") else files.read(f"{FLAG_FOLDER}/{name}")
                 if text is not None:
-                    flags.append((name, text.strip()))
+                    flags.append((name, text))
             return inputs.SignsSeen(
                 log=files.read(".clusterlog"),
                 rrd=files.read(".rrd") if asked.statistics else None,
@@ -236,6 +259,7 @@ class Performer:
                 ha_status=files.read("ha/manager_status"),
                 inboxes=tuple(inboxes),
                 flags=tuple(flags),
+                paused=files.read(PAUSE_PATH),
             )
         except OutsideError as error:
             return inputs.SignsSeen(error=str(error) or type(error).__name__)
@@ -297,6 +321,19 @@ class Performer:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.IN_DOUBT, text=str(error))
         except OutsideError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=str(error) or type(error).__name__)
+
+    def _ask_ha(self, asked: outputs.AskHaMaintenance) -> inputs.HaMaintenanceAnswer:
+        """As `_start`: only who leads tells the HA manager anything."""
+        why_not = self._why_not_leading(asked.leader, asked.lease_until_s)
+        if why_not is not None:
+            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, why_not)
+        try:
+            self._ports.ha_nodes.set_maintenance(asked.node, asked.wanted)
+        except PermanentError as error:
+            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, str(error), is_lasting=True)
+        except OutsideError as error:
+            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, str(error) or type(error).__name__)
+        return inputs.HaMaintenanceAnswer(asked.node, asked.wanted)
 
     def _why_not_leading(self, leader: LeaderFile, lease_until_s: float) -> str | None:
         ports, times = self._ports, self._times

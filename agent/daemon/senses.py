@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from agent.core.cluster import MIGRATE_KINDS, Maintenance, Snapshot
@@ -16,6 +17,7 @@ from agent.core.settings import Settings
 from agent.core.smoothing import Held, Smoothing
 from agent.core.statistics import parse_members, parse_rrd, parse_vmlist
 from agent.core.watch import asked_of_ha, differences, loads_snapshot
+from agent.daemon.flags import Flags, Told
 from agent.daemon.inputs import Now, SignsSeen
 
 _STARTS = frozenset({"qmstart", "vzstart"})
@@ -34,7 +36,8 @@ class Senses:
         self._seqs: dict[str, int] | None = None
         self._texts: dict[str, str] = {}
         self._log = ""
-        self._flags: dict[str, str] | None = None
+        self.flags = Flags()
+        self._members: frozenset[str] = frozenset()
         self._before: Snapshot | None = None
         self._raised: dict[str, float] = {}
         self.inboxes: dict[str, InboxFile] = {}
@@ -47,11 +50,14 @@ class Senses:
         self.membership_changed_s: float | None = None
         self.has_seen = False
 
-    def on_signs(self, seen: SignsSeen, now: Now, settings: Settings, is_answered: Callable[[str], bool]) -> list[Event]:
-        """The events in what was read; `is_answered` tells requests that a former leader has answered."""
+    def on_signs(
+        self, seen: SignsSeen, now: Now, settings: Settings, is_answered: Callable[[str], bool], ours: AbstractSet[str] = frozenset()
+    ) -> list[Event]:
+        """The events in what was read; `is_answered` tells requests that a former leader has answered, `ours` are the nodes whose
+        maintenance the HA manager was asked for by leaders: that is no request of an admin."""
         events = self._from_inboxes(seen, now, is_answered)
         events += self._from_log(seen, now)
-        events += self._from_flags(seen, now)
+        events += self._from_flags(seen, now, settings, ours)
         events += self._from_statistics(seen, now, settings)
         self.has_seen = True
         return events
@@ -142,28 +148,22 @@ class Senses:
 
     # flags
 
-    def _from_flags(self, seen: SignsSeen, now: Now) -> list[Event]:
+    def _from_flags(self, seen: SignsSeen, now: Now, settings: Settings, ours: AbstractSet[str]) -> list[Event]:
         if seen.flags is None:
             return []
-        flags = dict(seen.flags)
-        for node, inbox in sorted(self.inboxes.items()):
-            if inbox.flag is not None:
-                flags.setdefault(node, inbox.flag)
-        for node in asked_of_ha(seen.ha_status):
-            flags.setdefault(node, "asked of the HA manager")
-        before, self._flags = self._flags, flags
-        if before is None:
-            return []
-        events = []
-        for node in sorted(flags.keys() - before.keys()):
-            events.append(Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, now.boot_s, node=node, detail=flags[node][:100]))
-        for node in sorted(before.keys() - flags.keys()):
-            events.append(Event(EventKind.MAINTENANCE_ENDED, EventSource.FLAG, now.boot_s, node=node))
-        return events
+        if seen.members is not None and (members := parse_members(seen.members)) is not None:
+            self._members = frozenset(members.nodes)
+        told = Told(
+            by_node={node: inbox.flag for node, inbox in self.inboxes.items() if inbox.flag is not None},
+            by_settings=settings.nodes.maintenance,
+            by_ha=[node for node in asked_of_ha(seen.ha_status) if node not in ours],
+            known=self._members,
+        )
+        return self.flags.on_signs(seen.flags, seen.paused, told, now)
 
     def maintenance(self) -> tuple[Maintenance, ...]:
-        """Nodes whose flag is set, with the flag's text."""
-        return tuple(Maintenance(node, text or "maintenance flag") for node, text in sorted((self._flags or {}).items()))
+        """The nodes that are to be empty, and why."""
+        return self.flags.maintenance()
 
     # statistics
 
@@ -228,7 +228,8 @@ class Senses:
 
     def _balanced(self, loads: Mapping[str, NodeLoad], settings: Settings) -> list[NodeLoad]:
         """The loads that should be even: not those of nodes in maintenance or ignored."""
-        away = {name.lower() for name in (*settings.nodes.ignore, *settings.nodes.maintenance, *(self._flags or {}))}
+        away = {name.lower() for name in (*settings.nodes.ignore, *settings.nodes.maintenance)}
+        away |= {maintenance.node.lower() for maintenance in self.maintenance()}
         return [load for name, load in loads.items() if name.lower() not in away]
 
     def long_held(self, now: Now, settings: Settings) -> frozenset[str]:
@@ -237,12 +238,14 @@ class Senses:
             return frozenset()
         return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
 
-    def enriched(self, snapshot: Snapshot) -> Snapshot:
+    def enriched(self, snapshot: Snapshot, ours: AbstractSet[str] = frozenset()) -> Snapshot:
         """The snapshot with what only this node's files tell: flags, who has reported and what it has, smoothed loads, pressures,
-        ZFS caches, unseen guests."""
+        ZFS caches, unseen guests. `ours` as for `on_signs`."""
         if not self.has_seen:
             return snapshot
-        asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
+        asked = {maintenance.node: maintenance for maintenance in snapshot.maintenance if maintenance.node not in ours}
+        asked |= {maintenance.node: maintenance for maintenance in self.maintenance()}
+        still_closed = ours & {maintenance.node for maintenance in snapshot.maintenance} - asked.keys()
         ages: dict[str, float] = {}
         if self.loads is not None:  # as old as they were when they were read, and what has passed since
             since_s = max(0.0, snapshot.taken_at - self.loads.taken_at)
@@ -266,6 +269,7 @@ class Senses:
                 snapshot,
                 nodes=nodes,
                 maintenance=tuple(maintenance for _, maintenance in sorted(asked.items())),
+                no_target=tuple(sorted({*snapshot.no_target, *still_closed})),
                 unseen=tuple(sorted(self.vmids - known)),
             )
         )
