@@ -7,6 +7,7 @@ to what is written here. A call may take long or hang; none may be made from the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -133,7 +134,9 @@ class MigrationOrder:
     """What is asked of PVE for one guest.
 
     Units:   `bandwidth_limit_kib_s` in KiB/s, None leaves PVE's own settings alone.
-    Shape:   `online` for a running VM, `restart` for a running container, neither for a stopped guest.
+    Shape:   `online` for a running VM, `restart` for a running container, neither for a stopped guest; `local_disks` lets a running VM
+             take disks of its node along, `storage_map` names the storages that take them, where these change; `conntrack` lets it
+             keep the connections that its node's firewall knows, which PVE can from 9 on.
     """
 
     vmid: int
@@ -143,6 +146,9 @@ class MigrationOrder:
     online: bool
     restart: bool
     bandwidth_limit_kib_s: int | None = None
+    local_disks: bool = False
+    storage_map: tuple[tuple[str, str], ...] = ()
+    conntrack: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,9 @@ class TaskSight:
 
     upid: str
     exit_status: str | None
+
+
+MOST_LOG_LINES = 400  # why a migration failed stands at its begin or at its end; what lies between is progress
 
 
 class ClusterApi(Protocol):
@@ -163,12 +172,16 @@ class ClusterApi(Protocol):
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
         """PVE's own check whether the guest may migrate, and where not; one request, two for a container."""
 
-    def migrate(self, order: MigrationOrder) -> str:
+    def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """Start a migration; returns its UPID. Raises RefusedError with PVE's text when nothing was started, InDoubtError
-        when that is not known. Never sends the request to a second host after bytes went out."""
+        when that is not known. Never sends the request to a second host after bytes went out, and none once CLOCK_BOOTTIME
+        is past `send_until_s`: TemporaryError."""
 
     def task(self, upid: str) -> TaskSight:
         """How the task stands. Raises TemporaryError when its node does not answer, RefusedError when it is unknown there."""
+
+    def task_log(self, upid: str) -> tuple[str, ...]:
+        """What the task wrote, a line each; of more than `MOST_LOG_LINES` the first and the last ones. Raises as `task`."""
 
     def close(self) -> None:
         """Close connections; the next call opens them again."""

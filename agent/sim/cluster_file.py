@@ -68,6 +68,12 @@ class NodeEntry:
         )
 
 
+def _volume(text: str) -> Volume:
+    """`local-zfs:vm-101-disk-0`, with `,size_gib=32` where that matters."""
+    name, found, gib = text.partition(",size_gib=")
+    return Volume(name, name.partition(":")[0], size_bytes=int(float(gib) * GIB) if found else None)
+
+
 @dataclass(frozen=True, slots=True)
 class GuestEntry:
     """A guest in the list `guests`. `used_*` default to a quarter of the cores and seven tenths of the memory."""
@@ -132,7 +138,7 @@ class GuestEntry:
             local_devices=self.local_devices,
             mapped=dict(self.mapped),
             needs=GuestNeeds(
-                volumes=tuple(Volume(name, name.partition(":")[0]) for name in self.volumes),
+                volumes=tuple(_volume(text) for text in self.volumes),
                 bridges=self.bridges,
                 cpu_type=self.cpu,
                 machine=self.machine,
@@ -233,7 +239,7 @@ class HaEntry:
 class ClusterEntry:
     """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason.
 
-    `registered_tags` are those that only admins may set.
+    `registered_tags` are those that only admins may set, `utc_offset_h` is what local time is ahead of UTC.
     """
 
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
@@ -247,6 +253,7 @@ class ClusterEntry:
     flags: Mapping[str, str] = field(default_factory=dict)
     ha: HaEntry = HaEntry()
     registered_tags: tuple[str, ...] | None = None
+    utc_offset_h: float = 0.0
 
 
 def read_cluster(document: Json) -> World:
@@ -271,6 +278,7 @@ def read_cluster(document: Json) -> World:
         world.set_storage_use(use.use())
     entry.ha.put_into(world)
     world.registered_tags = entry.registered_tags
+    world.set_utc_offset(entry.utc_offset_h * 3600)
     for path, text in sorted(entry.files.items()):
         world.put_file(path, text)
     for node, reason in sorted(entry.flags.items()):

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse
 from agent.core.journal import Record
+from agent.core.needs import Volume
 from agent.ports import MigrationOrder, PermanentError, TemporaryError
 from agent.sim import dot_files, statistics
 from agent.sim.ha import HaManager
@@ -96,6 +97,7 @@ class World:
         self.tasks = Tasks(self.timeline)
         self.migrations = Migrations(self, bandwidth_bytes_s)
         self.ha = HaManager(self)
+        self.utc_offset_s = 0.0
         self.registered_tags: tuple[str, ...] | None = None
         self.pmxcfs = Pmxcfs(self.timeline, self.nodes)
         self.main = Partition()
@@ -143,6 +145,10 @@ class World:
         """Somebody sets the node's clock."""
         self._node(node).wall_offset_s += by_s
 
+    def set_utc_offset(self, offset_s: float) -> None:
+        """The nodes' local time is so far ahead of UTC from now on: summer time begins or ends."""
+        self.utc_offset_s = offset_s
+
     # what is
 
     def placements(self) -> dict[int, str]:
@@ -156,6 +162,36 @@ class World:
     def in_flight(self) -> tuple[Migration, ...]:
         """The migrations whose task runs, by VMID."""
         return tuple(migration for _, migration in sorted(self.migrations.under_way.items()))
+
+    def local_volumes(self, guest: SimGuest) -> list[Volume]:
+        """The guest's volumes on storages of its node alone."""
+        local = {storage.name for storage in self.storages if not storage.shared}
+        return [volume for volume in guest.needs.volumes if volume.storage in local]
+
+    def local_disk_bytes(self, guest: SimGuest) -> int:
+        """What a migration copies beside the guest's memory."""
+        return sum(volume.size_bytes or 0 for volume in self.local_volumes(guest))
+
+    def copy_disks(self, guest: SimGuest, node: str, renamed: Mapping[str, str], *, sign: int = 1) -> None:
+        """The guest's disks are allocated on the node, or are gone from it."""
+        for volume in self.local_volumes(guest):
+            key = (renamed.get(volume.storage, volume.storage), (node,))
+            if (use := self.storage_use.get(key)) is not None:
+                self.storage_use[key] = replace(use, used_bytes=use.used_bytes + sign * (volume.size_bytes or 0))
+
+    def free_disks(self, guest: SimGuest, node: str, renamed: Mapping[str, str] | None = None) -> None:
+        """The guest's disks are gone from the node."""
+        self.copy_disks(guest, node, renamed or {}, sign=-1)
+
+    def rename_disks(self, guest: SimGuest, renamed: Mapping[str, str]) -> None:
+        """The guest's disks are on storages of other names from now on."""
+        moved = []
+        for volume in guest.needs.volumes:
+            storage = renamed.get(volume.storage, volume.storage)
+            moved.append(replace(volume, name=f"{storage}:{volume.name.partition(':')[2]}", storage=storage))
+        names = {volume.name: new.name for volume, new in zip(guest.needs.volumes, moved, strict=True)}
+        guest.needs = replace(guest.needs, volumes=tuple(moved))
+        guest.local_disks = tuple(names.get(name, name) for name in guest.local_disks)
 
     def use(self) -> dict[str, NodeUse]:
         """What is on each node that is up, at this instant and not as last sampled."""
@@ -181,6 +217,15 @@ class World:
         for node in self.nodes.values():
             if self.pmxcfs.is_quorate(node):
                 return node.partition.lock.writer if node.partition.lock else None
+        return None
+
+    def guest_of_file(self, path: str) -> SimGuest | None:
+        """The guest whose configuration the file below /etc/pve is, None when it is no such file."""
+        match path.split("/"):
+            case ["nodes", node, ("qemu-server" | "lxc") as folder, name] if name.removesuffix(".conf").isdigit():
+                guest = self.guests.get(int(name.removesuffix(".conf")))
+                kind = GuestType.QEMU if folder == "qemu-server" else GuestType.LXC
+                return guest if guest is not None and (guest.node, guest.type) == (node, kind) else None
         return None
 
     def residents(self, node: str) -> Mapping[int, SimGuest]:
@@ -281,6 +326,12 @@ class World:
         """Somebody writes other tags into the guest's configuration."""
         guest = self._guest(vmid)
         guest.tags = tuple(tags)
+        self._configuration_written(guest)
+
+    def edit_guest(self, vmid: int) -> None:
+        """Somebody edits the guest's configuration, in a way that nobody here need know."""
+        guest = self._guest(vmid)
+        guest.description += "edited "
         self._configuration_written(guest)
 
     def set_ha(self, vmid: int, state: str | None) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,12 @@ def test_a_free_guest_may_migrate(pve: ApiStage) -> None:
     for order in (VM, CT):
         found = pve.api().verdict(order.vmid, order.type, order.source, 1234.5)
         assert (found.vmid, found.asked_at, found.refusal, found.refused_nodes) == (order.vmid, 1234.5, None, ())
+
+
+def test_a_migration_is_not_asked_for_once_its_time_is_over(pve: ApiStage) -> None:
+    with pytest.raises(TemporaryError, match="timed out before the request was sent"):
+        pve.api().migrate(VM, 0.0)
+    assert pve.api().find_migration(100, "pve1", 0.0) is None
 
 
 def test_a_locked_guest_may_not_migrate(pve: ApiStage) -> None:
@@ -141,7 +148,10 @@ def test_a_migration_that_fails_leaves_the_guest_where_it_was(pve: ApiStage) -> 
     pve.fail_migration(100)
     upid = api.migrate(VM)
     pve.finish_migration(100)
-    assert api.task(upid).exit_status == "migration aborted"
+    assert api.task(upid).exit_status == "migration problems"
+    log = api.task_log(upid)
+    assert any(" ERROR: " in line and "something went wrong" in line for line in log), log
+    assert log[-1] == "TASK ERROR: migration problems"
     guest = api.look().guest(100)
     assert guest is not None
     assert (guest.node, guest.lock, guest.status) == ("pve1", None, "running")
@@ -165,6 +175,8 @@ def test_an_unknown_task_is_not_a_running_one(pve: ApiStage) -> None:
     for upid in ("UPID:pve1:00000001:00000001:6955B900:qmigrate:100:root@pam:", "nonsense"):
         with pytest.raises(RefusedError):
             pve.api().task(upid)
+        with pytest.raises(RefusedError):
+            pve.api().task_log(upid)
 
 
 def test_a_dead_node_is_seen_and_asks_for_patience(pve: ApiStage) -> None:
@@ -272,3 +284,10 @@ def test_a_request_for_a_guest_in_the_ha_managers_error_state_fails_in_its_task(
     api = pve.api()
     upid = api.migrate(VM)
     assert eventually(pve, lambda: "error state" in (api.task(upid).exit_status or ""))
+
+
+def test_a_vm_may_keep_its_connections(pve: ApiStage) -> None:
+    api = pve.api()
+    upid = api.migrate(replace(VM, conntrack=True))
+    pve.finish_migration(100)
+    assert api.task(upid).exit_status == "OK"
