@@ -18,7 +18,13 @@ from agent.core.settings import ContainerPolicy, Settings
 from agent.core.suitability import Suitability
 
 _STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
+_STARTS_ALL = "startall"
 _EMPTIED_STATES = frozenset({"started", "migrate", "relocate"})  # the HA manager moves only what it has in order
+
+
+def why_starting(node: Node) -> str | None:
+    """How long the node is up when that is not long enough to have started its own guests, else None."""
+    return None if node.uptime_s is None or node.uptime_s >= NODE_SETTLED_S else f"up for {node.uptime_s:.0f} s"
 
 
 class Purpose(Enum):
@@ -44,6 +50,7 @@ class Conditions:
         self._suitability = Suitability(snapshot, settings)
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
+        self._starting_all = {task.node for task in snapshot.tasks if task.is_running and task.kind == _STARTS_ALL}
         self._due = due_backups(snapshot)
         self._backup_nodes = backup_nodes(snapshot, self._due)
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
@@ -73,6 +80,8 @@ class Conditions:
             return refuse(RefusalReason.NODE_OFFLINE, guest.node)
         if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
             return refuse(RefusalReason.NODE_IGNORED, guest.node)
+        if (starting := self._why_starting(node)) is not None:
+            return refuse(RefusalReason.NODE_STARTING, starting)  # who runs there is not known, or about to change
         if (why := self._why_ha_keeps(guest)) is not None:
             return why
         if vmid in self.rules.ignored:
@@ -108,6 +117,10 @@ class Conditions:
             if measured_load(guest) is None:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
+
+    def _why_starting(self, node: Node) -> str | None:
+        """Why the node's guests are not left to themselves yet: it has just booted, or is still starting them."""
+        return "startall is running" if node.name in self._starting_all else why_starting(node)
 
     def _takes_disks_along(self, guest: Guest, verdict: Verdict) -> bool:
         """True where all that PVE has against the guest is disks, and these it may take along."""
@@ -170,8 +183,8 @@ class Conditions:
             return refuse(RefusalReason.NODE_IGNORED)
         if (why := why_not_measured(node)) is not None:
             return refuse(RefusalReason.NODE_STALE, why)
-        if node.uptime_s is not None and node.uptime_s < NODE_SETTLED_S:
-            return refuse(RefusalReason.NODE_STARTING, f"up for {node.uptime_s:.0f} s")
+        if (starting := why_starting(node)) is not None:
+            return refuse(RefusalReason.NODE_STARTING, starting)
         if node.reports is False:
             return refuse(RefusalReason.NODE_SILENT)
         if memory_limit_bytes(node, self.settings) <= 0:

@@ -52,8 +52,11 @@ def usable_nodes(snapshot: Snapshot, settings: Settings) -> tuple[str, ...]:
 
 
 def closing(snapshot: Snapshot, asks: Iterable[HaAsk], wanted: Collection[str]) -> Snapshot:
-    """The snapshot in which nodes that the HA manager has just been asked to empty count as emptied by it, so that nobody else does."""
-    asked = {ask.node for ask in asks if ask.state is HaAskState.ASKED and ask.node in wanted}
+    """The snapshot in which nodes that the HA manager was asked to empty count as emptied by it, so that nobody else does.
+
+    Its own status shows that only when the node's manager has reported to keep to it: in between, its guests are not free, either.
+    """
+    asked = {ask.node for ask in asks if ask.state in (HaAskState.ASKED, HaAskState.TAKEN) and ask.node in wanted}
     if not asked - {*snapshot.ha.closed_nodes}:
         return snapshot
     return replace(snapshot, ha=replace(snapshot.ha, closed_nodes=tuple(sorted(asked.union(snapshot.ha.closed_nodes)))))

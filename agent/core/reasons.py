@@ -110,7 +110,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NODE_OFFLINE: "the node is offline",
     RefusalReason.NODE_MAINTENANCE: "the node is in maintenance",
     RefusalReason.NODE_IGNORED: "nodes.ignore keeps the node out",
-    RefusalReason.NODE_STARTING: "the node has been up for less than two minutes",
+    RefusalReason.NODE_STARTING: "the node has been up for less than two minutes, or still starts its guests",
     RefusalReason.NODE_SILENT: "the node's agent has not reported itself",
     RefusalReason.NODE_STALE: "the node's load is unknown or older than a minute",
     RefusalReason.NODE_BACKUP: "a backup runs on the node, or is about to begin there",

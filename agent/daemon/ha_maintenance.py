@@ -100,6 +100,10 @@ class HaMaintenance:
             if is_moving or ask.state in (HaAskState.ASKED, HaAskState.RETURNING):
                 is_new = now.boot_s - self._since_s.get(node, now.boot_s) < QUICK_S
                 waits.append(LOOK_S if is_new else SLOW_LOOK_S)
+        for node in asked_nodes(snapshot) - self._asks.keys():  # an admin's own request
+            since_s = self._since_s.setdefault(node, now.boot_s)
+            if leaving(snapshot, node):
+                waits.append(LOOK_S if now.boot_s - since_s < QUICK_S else SLOW_LOOK_S)
         self.look_at_s = now.boot_s + min(waits) if waits else None
 
     def due(self, leader: LeaderFile, lease_until_s: float, now: Now) -> list[Output]:

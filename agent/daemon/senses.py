@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from agent.core.cluster import MIGRATE_KINDS, Maintenance, Snapshot
+from agent.core.cluster import MIGRATE_KINDS, Maintenance, Node, Snapshot
 from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.events import Event, EventKind, EventSource
@@ -49,6 +49,7 @@ class Senses:
         self.migrating: dict[int, float | None] = {}
         self.ended: tuple[str, ...] = ()  # migrations that the cluster log said the end of just now
         self.membership_changed_s: float | None = None
+        self._came_s: dict[str, float] = {}
         self.has_seen = False
 
     def on_signs(
@@ -180,6 +181,7 @@ class Senses:
         events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
+        self._came_s |= {event.node: now.wall_s for event in events if event.kind is EventKind.NODE_ONLINE and event.node is not None}
         if self._before is not None:
             happened = {event.vmid for event in events if event.vmid is not None}
             self.learned = with_look(self.learned, self._before, self.smoothing, snapshot, happened)
@@ -235,6 +237,13 @@ class Senses:
         away |= {maintenance.node.lower() for maintenance in self.maintenance()}
         return [load for name, load in loads.items() if name.lower() not in away]
 
+    def _uptime_s(self, node: Node, age_s: float | None, taken_at: float) -> float | None:
+        """How long the node is up: what PVE tells of one that has just come online may be from before."""
+        came = self._came_s.get(node.name)
+        since_s = None if came is None else max(0.0, taken_at - came)
+        is_old = since_s is not None and (age_s is None or age_s >= since_s)
+        return node.uptime_s if since_s is None or not is_old or node.uptime_s is None else min(node.uptime_s, since_s)
+
     def long_held(self, now: Now, settings: Settings) -> frozenset[str]:
         """Nodes that have been over a threshold for as long as the settings want."""
         if self.held is None:
@@ -263,6 +272,7 @@ class Senses:
                 facts=told.node if (told := facts.get(node.name)) is not None else None,
                 sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name),
                 zfs_cache_bytes=node.zfs_cache_bytes if node.zfs_cache_bytes is not None else caches.get(node.name),
+                uptime_s=self._uptime_s(node, ages.get(node.name), snapshot.taken_at),
             )
             for node in snapshot.nodes
         )

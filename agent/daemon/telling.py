@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.core.cluster import GIB, Snapshot
-from agent.core.conditions import leaves_stopped
+from agent.core.conditions import leaves_stopped, why_starting
 from agent.core.events import Event
 from agent.core.flags import Flag, flag_words
 from agent.core.ha_maintenance import usable_nodes
@@ -77,8 +77,10 @@ class Telling:
         return []
 
     def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str], settings: Settings) -> list[Output]:
-        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it."""
+        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it. One that has
+        just booted is not called empty before it has started its guests."""
         full = {guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)} | set(leaving)
+        full |= {node.name for node in snapshot.nodes if why_starting(node) is not None}
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]

@@ -32,7 +32,7 @@ from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Move, Plan, drained_by
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
-from agent.core.reasons import LOAD_REASONS, MoveReason
+from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.sentences import decision_line, migration_words, move_words, nothing_words, state_words, stuck_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
@@ -62,6 +62,7 @@ from agent.daemon.verdicts import PATIENCE, Verdicts
 LANDING_S = memory.SAMPLED_S  # before that, loads still show the guest where it was
 RETRY_S = 10.0
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
+STARTING_S = 30.0  # between looks while guests wait for a node that has just booted
 FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 LEFT_LOCK_S = 30.0  # a lock of a migration that nobody carries out: PVE takes it back within seconds after a task's end
@@ -432,6 +433,8 @@ class Work:
             answer = Answer(request, now.wall_s, text, final=request not in raised_again, failed=self._has_failed)
             self.history = memory.with_answer(self.history, answer)
             self._dirty = True
+        if any(refusal.reason is RefusalReason.NODE_STARTING for refusal in self.plan.refused):
+            self._retry_at_s = now.boot_s + STARTING_S
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
         return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)

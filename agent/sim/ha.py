@@ -144,7 +144,7 @@ class HaManager:
             ),
             node_affinity=tuple(sorted(self.node_affinity, key=lambda rule: rule.name)),
             resource_affinity=tuple(sorted(self.resource_affinity, key=lambda rule: rule.name)),
-            closed_nodes=tuple(sorted(self._world.ha_states)),
+            closed_nodes=tuple(sorted(self._world.ha_states.keys() | self._world.ha_requests)),
             balances=self.balances,
             disarmed=self.disarmed,
         )
