@@ -173,6 +173,8 @@ class Agent:
                 return self.work.on_verdict(one, self.senses, self.settings, self.lead.state, now)
             case inputs.MigrationAnswer() | inputs.TaskAnswer() | inputs.SearchAnswer():
                 return self.work.on_migration(one, self.settings, now)
+            case inputs.StartAnswer():
+                return self.work.on_start(one)
         raise TypeError(f"nobody takes {one!r}")
 
     def _on_lock(self, answer: inputs.LockAnswer, now: Now) -> list[Output]:

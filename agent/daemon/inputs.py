@@ -179,6 +179,14 @@ class MigrationAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class StartAnswer:
+    """The request to start a guest came back; `error` is "" when PVE is at it."""
+
+    vmid: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TaskAnswer:
     """A task was asked for: `exit_status` None while it runs; `is_known` False when its node does not know it.
 
@@ -231,6 +239,7 @@ Input = (
     | VerdictSeen
     | HaMaintenanceAnswer
     | MigrationAnswer
+    | StartAnswer
     | TaskAnswer
     | SearchAnswer
     | BellRang

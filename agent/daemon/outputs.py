@@ -182,6 +182,18 @@ class AskHaMaintenance:
 
 
 @dataclass(frozen=True, slots=True)
+class StartGuest:
+    """Ask PVE to start a guest that its migration has left stopped, with the same care as for a migration."""
+
+    lane: ClassVar[Lane] = Lane.API
+    vmid: int
+    type: GuestType
+    node: str
+    leader: LeaderFile
+    lease_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class AskTask:
     """Ask how a task stands, and what it wrote when it failed."""
 
@@ -250,6 +262,7 @@ Output = (
     | AskVerdict
     | StartMigration
     | AskHaMaintenance
+    | StartGuest
     | AskTask
     | SearchMigration
     | Say

@@ -304,6 +304,8 @@ class Performer:
                     return inputs.VerdictSeen(output.vmid, None, str(error) or type(error).__name__)
             case outputs.StartMigration():
                 return self._start(output)
+            case outputs.StartGuest():
+                return self._start_guest(output)
             case outputs.AskTask():
                 try:
                     status = self._ports.api().task(output.upid).exit_status
@@ -345,7 +347,7 @@ class Performer:
         return self._ports.api().verdict(asked.vmid, asked.type, asked.node, self._ports.clock.wall_s())
 
     def _start(self, asked: outputs.StartMigration) -> inputs.MigrationAnswer:
-        """The one place that changes something outside: it asks once more, right before, whether this node leads."""
+        """Like `_start_guest`, a place that changes something outside: it asks once more, right before, whether this node leads."""
         called_s = self._ports.clock.boottime_s()
         why_not = self._why_not_leading(asked.leader, asked.lease_until_s, called_s)
         if why_not is not None:
@@ -372,6 +374,16 @@ class Performer:
         except OutsideError as error:
             return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, str(error) or type(error).__name__)
         return inputs.HaMaintenanceAnswer(asked.node, asked.wanted)
+
+    def _start_guest(self, asked: outputs.StartGuest) -> inputs.StartAnswer:
+        called_s = self._ports.clock.boottime_s()
+        if (why_not := self._why_not_leading(asked.leader, asked.lease_until_s, called_s)) is not None:
+            return inputs.StartAnswer(asked.vmid, why_not)
+        try:
+            self._ports.api().start(asked.vmid, asked.type, asked.node, self._send_until_s(called_s))
+        except OutsideError as error:
+            return inputs.StartAnswer(asked.vmid, str(error) or type(error).__name__)
+        return inputs.StartAnswer(asked.vmid)
 
     def _why_not_leading(self, leader: LeaderFile, lease_until_s: float, called_s: float) -> str | None:
         ports = self._ports
