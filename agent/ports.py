@@ -197,6 +197,16 @@ class ClusterApi(Protocol):
         source's clock: allow for a difference of clocks."""
 
 
+class HaNodes(Protocol):
+    """Maintenance of nodes as the HA manager does it: it takes all its guests off the node, and back when the maintenance ends."""
+
+    def set_maintenance(self, node: str, wanted: bool) -> None:
+        """Hand the HA manager the request for maintenance of the node, or what takes it back. It reads that within 10 s, or drops it
+        (the node is not online, it is disarmed): its status shows. Asking for what is so already changes nothing. Raises
+        TemporaryError (busy, no quorum, no answer in time: it may have been handed over all the same), PermanentError (no such node,
+        no HA manager here, or one that is too old)."""
+
+
 @dataclass(frozen=True, slots=True)
 class InboxSight:
     """What a look into this node's inbox found; all of it is claimed, and gone from the inbox.

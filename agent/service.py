@@ -19,7 +19,7 @@ from agent.daemon.outputs import Lane
 from agent.daemon.perform import Performer
 from agent.ports import Clock, ServiceNotifier
 
-LANES = (Lane.LOCK, Lane.FILES, Lane.API, Lane.LOCAL)
+LANES = (Lane.LOCK, Lane.FILES, Lane.API, Lane.HA, Lane.LOCAL)
 ALIVE_FRACTION = 3.0  # systemd hears from the agent so often within its watchdog's time
 
 

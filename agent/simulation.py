@@ -122,6 +122,7 @@ class Simulation:
             api=lambda: given.api,
             inbox=given.inbox,
             facts=given.facts,
+            ha_nodes=given.ha_nodes,
             local=given.local_files,
             settings=self.settings,
             journal=given.journal,

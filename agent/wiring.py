@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.adapters import local_files as local_folders
 from agent.adapters import yaml_files
+from agent.adapters.ha_manager import HaManagerCommand
 from agent.adapters.inbox import InboxBell, InboxFolder
 from agent.adapters.inbox import leave_request as leave_in_inbox
 from agent.adapters.instance_lock import InstanceLock
@@ -360,6 +361,7 @@ def run_agent(config: str | None = None) -> int:
         api=_OneApi(lambda: agent.settings),
         inbox=_WatchedInbox(InboxFolder(inbox), bell),
         facts=ThisNode(),
+        ha_nodes=HaManagerCommand(),
         local=local_folders.NodeFiles(node_settings.paths.run, node_settings.paths.state),
         settings=source,
         journal=journal,

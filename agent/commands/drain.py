@@ -27,7 +27,8 @@ from agent.core.reasons import MEANING
 from agent.core.settings import Mode, Settings
 from agent.core.shutdown import ShutdownFlag, parse_flag, would_keep_quorum
 from agent.core.statistics import parse_members
-from agent.daemon.perform import FLAG_FOLDER, LEADER_PATH
+from agent.daemon.flags import FLAG_FOLDER
+from agent.daemon.perform import LEADER_PATH
 from agent.ports import ClusterFiles, FilesystemState, OutsideError
 
 UNIT = "proxlb-agent-drain.service"
@@ -189,8 +190,8 @@ class _Emptying:
         if state is not FilesystemState.QUORATE:
             return f"{self._settings.paths.pmxcfs} says {state.value}"
         senses = wiring.read_senses(self._settings, self._files)
-        if self._is_own and senses is not None and self._node in senses.going_down:
-            return senses.going_down[self._node]
+        if self._is_own and senses is not None and self._node in senses.flags.going_down:
+            return senses.flags.going_down[self._node]
         if self._has_leader():
             self._led_s = now_s
         elif now_s - self._led_s >= LEADERLESS_S:

@@ -18,7 +18,8 @@ from agent.commands.wrong_use import own_node_or_refuse, settings_of
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.settings import Mode, Settings
 from agent.core.statistics import parse_members
-from agent.daemon.perform import FLAG_FOLDER, INBOX_FOLDER
+from agent.daemon.flags import FLAG_FOLDER
+from agent.daemon.perform import INBOX_FOLDER
 from agent.ports import ClusterFiles, FilesystemState, NoQuorumError, OutsideError, PermanentError
 
 MAX_REASON = 200

@@ -137,6 +137,9 @@ BULK_KINDS = frozenset(
 )  # of a node, and, with PVE 9, of the cluster
 
 
+ASKED_OF_HA = "ha-manager"  # the cause of a maintenance that stands in the HA manager's own requests
+
+
 @dataclass(frozen=True, slots=True)
 class Maintenance:
     """A node that is to be emptied, and who asked for it; with `shuts_down`, as it is about to go: its HA guests are the HA manager's."""

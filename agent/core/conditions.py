@@ -18,6 +18,13 @@ from agent.core.settings import ContainerPolicy, Settings
 from agent.core.suitability import Suitability
 
 _STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
+_STARTS_ALL = "startall"
+_EMPTIED_STATES = frozenset({"started", "migrate", "relocate"})  # the HA manager moves only what it has in order
+
+
+def why_starting(node: Node) -> str | None:
+    """How long the node is up when that is not long enough to have started its own guests, else None."""
+    return None if node.uptime_s is None or node.uptime_s >= NODE_SETTLED_S else f"up for {node.uptime_s:.0f} s"
 
 
 class Purpose(Enum):
@@ -44,6 +51,7 @@ class Conditions:
         self._suitability = Suitability(snapshot, settings)
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
+        self._starting_all = {task.node for task in snapshot.tasks if task.is_running and task.kind == _STARTS_ALL}
         self._due = due_backups(snapshot)
         self._backup_nodes = backup_nodes(snapshot, self._due)
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
@@ -75,6 +83,8 @@ class Conditions:
             return refuse(RefusalReason.NODE_SHUTS_DOWN, guest.node)
         if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
             return refuse(RefusalReason.NODE_IGNORED, guest.node)
+        if (starting := self._why_starting(node)) is not None:
+            return refuse(RefusalReason.NODE_STARTING, starting)  # who runs there is not known, or about to change
         if (why := self._why_ha_keeps(guest)) is not None:
             return why
         if vmid in self.rules.ignored:
@@ -111,6 +121,10 @@ class Conditions:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
 
+    def _why_starting(self, node: Node) -> str | None:
+        """Why the node's guests are not left to themselves yet: it has just booted, or is still starting them."""
+        return "startall is running" if node.name in self._starting_all else why_starting(node)
+
     def _takes_disks_along(self, guest: Guest, verdict: Verdict) -> bool:
         """True where all that PVE has against the guest is disks, and these it may take along."""
         is_disk = verdict.refusal is not None and verdict.refusal.reason is RefusalReason.LOCAL_DISK
@@ -137,6 +151,8 @@ class Conditions:
             return None
         if guest.node in self._shut_down:
             return Refusal(guest.vmid, RefusalReason.HA_BUSY, f"{guest.node} shuts down, and the HA manager has its own rule for that")
+        if guest.node in ha.closed_nodes and not ha.disarmed and resource.requested == "started" and resource.state in _EMPTIED_STATES:
+            return Refusal(guest.vmid, RefusalReason.HA_EMPTIES)
         if ha.balances and resource.auto_rebalance:
             return Refusal(guest.vmid, RefusalReason.HA_BALANCED)
         detail = ""
@@ -150,8 +166,6 @@ class Conditions:
             detail = f"on its way to {resource.target}"
         elif resource.node is not None and resource.node != guest.node:
             detail = f"the HA manager has it on {resource.node}"
-        elif guest.node in ha.closed_nodes:
-            detail = f"the HA manager empties {guest.node} itself"
         elif resource.maintenance_node is not None:
             detail = f"it goes back to {resource.maintenance_node} after the maintenance"
         return Refusal(guest.vmid, RefusalReason.HA_BUSY, detail) if detail else None
@@ -174,8 +188,8 @@ class Conditions:
             return refuse(RefusalReason.NODE_IGNORED)
         if (why := why_not_measured(node)) is not None:
             return refuse(RefusalReason.NODE_STALE, why)
-        if node.uptime_s is not None and node.uptime_s < NODE_SETTLED_S:
-            return refuse(RefusalReason.NODE_STARTING, f"up for {node.uptime_s:.0f} s")
+        if (starting := why_starting(node)) is not None:
+            return refuse(RefusalReason.NODE_STARTING, starting)
         if node.reports is False:
             return refuse(RefusalReason.NODE_SILENT)
         if memory_limit_bytes(node, self.settings) <= 0:

@@ -138,6 +138,29 @@ class Timing:
     limit_kib_s: int | None = None
 
 
+class HaAskState(StrEnum):
+    """How it stands with a node's maintenance that the HA manager was asked for."""
+
+    ASKED = "asked"
+    TAKEN = "taken"
+    GIVEN_UP = "given-up"
+    WITHDRAWN = "withdrawn"
+    RETURNING = "returning"
+
+
+@dataclass(frozen=True, slots=True)
+class HaAsk:
+    """A node whose maintenance a leader asked of the HA manager, from before it asked until that has been taken back.
+
+    Shape:   given up is what the HA manager did not take up, withdrawn what somebody else took back: neither is asked for again
+             before the flag is gone. Returning is what is being taken back.
+    """
+
+    node: str
+    at: float
+    state: HaAskState = HaAskState.ASKED
+
+
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What a guest takes, and what is used on the nodes it left and came to, in cores and bytes; None is unknown."""
@@ -190,6 +213,7 @@ class HistoryFile:
     answers: tuple[Answer, ...] = ()
     timings: tuple[Timing, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
+    ha_asks: tuple[HaAsk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class EventKind(StrEnum):
     GAP = "gap"
     TOOK_LEAD = "took-lead"
     SETTINGS_CHANGED = "settings-changed"
+    RESUMED = "resumed"
     TIMER = "timer"
 
 

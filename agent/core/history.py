@@ -104,9 +104,10 @@ def is_success(exit_status: str | None) -> bool:
 
 
 def with_success(history: HistoryFile, record: Migration) -> HistoryFile:
-    """The history after a guest has arrived: no longer set aside, and its home is known if it left for a maintenance."""
+    """The history after a guest has arrived: no longer set aside, and its home is known if it left for a maintenance, be it that it
+    only made room for a guest of that node."""
     homes = {home.vmid: home for home in history.homes}
-    if record.reason is MoveReason.MAINTENANCE:
+    if record.reason is MoveReason.MAINTENANCE or (record.reason is MoveReason.ROOM and record.drains is not None):
         first = homes.get(record.vmid)
         home = first.home if first is not None and first.put_on == record.source else record.source
         homes[record.vmid] = Home(record.vmid, home, record.target, record.ended_at or record.planned_at)

@@ -34,6 +34,7 @@ class MessageId(StrEnum):
     OUTSIDE = "389fe981a2bc4410b561363e3acacaf1"
     MAINTENANCE = "d262f7d78e9f4c95bfee58865f79a09c"
     ALARM = "b774dcc0943249b4b6f87460ed94c5fb"
+    PAUSE = "077c0e4a5b32415d99f4b52b28d7e8c3"
     STORAGE = "7a39cefe20034798a54056e0f0612265"
     BUG = "0e1b5ef2fa444abfbac629971256a656"
 

@@ -61,7 +61,8 @@ class Migration:
     Shape:   `intent` identifies the attempt in the cluster: epoch and a running number; `through_ha` says that the HA manager
              carries it out, `along_with` is the intent of the request that takes this guest along, None for one of its own;
              `online` that the guest ran; `began_at` is when PVE was seen to be at it, `failure` the class of a failed one;
-             `disk_bytes` is what is copied beside memory, `limit_kib_s` the limit that was asked for, None without one.
+             `disk_bytes` is what is copied beside memory, `limit_kib_s` the limit that was asked for, None without one;
+             `drains` is the node in maintenance that the move empties or makes room for, None for another purpose.
     """
 
     intent: str
@@ -89,6 +90,7 @@ class Migration:
     failure: FailureClass | None = None
     disk_bytes: int = 0
     limit_kib_s: int | None = None
+    drains: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -110,6 +112,7 @@ def intended(
     *,
     through_ha: bool = False,
     along_with: str | None = None,
+    drains: str | None = None,
 ) -> Migration:
     """The record of a move that is about to be asked for."""
     return Migration(
@@ -129,6 +132,7 @@ def intended(
         online=move.is_running,
         through_ha=through_ha,
         along_with=along_with,
+        drains=drains,
         disk_bytes=move.disk_bytes,
     )
 

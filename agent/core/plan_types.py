@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,6 +43,15 @@ class Move:
     gain: float
     is_running: bool = True
     disk_bytes: int = 0
+
+
+def drained_by(move: Move, moves: Iterable[Move]) -> str | None:
+    """The node in maintenance that the move empties, or for one of whose guests it makes room; None for another purpose."""
+    if move.reason is MoveReason.MAINTENANCE:
+        return move.source
+    if move.reason is not MoveReason.ROOM:
+        return None
+    return next((other.source for other in moves if other.reason is MoveReason.MAINTENANCE and other.target == move.source), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class RefusalReason(StrEnum):
     IGNORED = "ignored"
     HA_BALANCED = "ha-balanced"
     HA_BUSY = "ha-busy"
+    HA_EMPTIES = "ha-empties"
     TEMPLATE = "template"
     NOT_RUNNING = "not-running"
     STATE = "state"
@@ -88,6 +89,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.IGNORED: "a plb_ignore tag or guests.ignore keeps the guest where it is",
     RefusalReason.HA_BALANCED: "the cluster balances its HA guests itself, this one among them; it counts as load only",
     RefusalReason.HA_BUSY: "the HA manager is at work on the guest, will move it by itself, or takes no requests for it",
+    RefusalReason.HA_EMPTIES: "the HA manager empties the node, and takes the guest along by itself",
     RefusalReason.TEMPLATE: "templates do not move",
     RefusalReason.NOT_RUNNING: "the guest does not run",
     RefusalReason.STATE: "the guest is paused, suspended, in prelaunch or in an I/O error",
@@ -110,7 +112,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NODE_OFFLINE: "the node is offline",
     RefusalReason.NODE_MAINTENANCE: "the node is in maintenance",
     RefusalReason.NODE_IGNORED: "nodes.ignore keeps the node out",
-    RefusalReason.NODE_STARTING: "the node has been up for less than two minutes",
+    RefusalReason.NODE_STARTING: "the node has been up for less than two minutes, or still starts its guests",
     RefusalReason.NODE_SILENT: "the node's agent has not reported itself",
     RefusalReason.NODE_STALE: "the node's load is unknown or older than a minute",
     RefusalReason.NODE_BACKUP: "a backup runs on the node, or is about to begin there",

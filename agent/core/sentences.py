@@ -58,6 +58,9 @@ def state_words(plan: Plan, weights: Weights, without: AbstractSet[str] = frozen
 def nothing_words(plan: Plan, weights: Weights, without: AbstractSet[str] = frozenset()) -> str:
     """Why a plan moves nobody; `without` as for `state_words`."""
     state = state_words(plan, weights, without)
+    leave = sum(refusal.reason is RefusalReason.HA_EMPTIES for refusal in plan.refused)
+    if leave and leave == len(plan.refused):
+        return f"nothing to do: the HA manager moves {leave} guest{'s' if leave != 1 else ''} ({state})"
     if plan.refused:
         counted = Counter(refusal.reason.value for refusal in plan.refused)
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counted.items(), key=lambda item: (-item[1], item[0])))
@@ -91,12 +94,15 @@ def nodes_words(refusals: Mapping[str, Refusal]) -> str:
     return "; ".join(parts)
 
 
+_PASSING = frozenset({RefusalReason.HA_EMPTIES, RefusalReason.NODE_STARTING})  # what ends by itself before long
+
+
 def stuck_words(plan: Plan, snapshot: Snapshot, settings: Settings) -> str | None:
     """Which nodes in maintenance cannot be emptied, and whom that is down to; None when nobody has to leave any more."""
     places = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)}
     parts = []
     for node in sorted({maintenance.node for maintenance in snapshot.maintenance}):
-        here = [refusal for refusal in plan.refused if places.get(refusal.vmid) == node]
+        here = [refusal for refusal in plan.refused if places.get(refusal.vmid) == node and refusal.reason not in _PASSING]
         if here:
             shown = ", ".join(f"{refusal.vmid} ({refusal.reason.value})" for refusal in here[:5])
             more = f" and {len(here) - 5} more" if len(here) > 5 else ""

@@ -35,10 +35,11 @@ _EVERYWHERE = frozenset(
         EventKind.TOOK_LEAD,
         EventKind.GAP,
         EventKind.SETTINGS_CHANGED,
+        EventKind.RESUMED,
         EventKind.TIMER,
     }
 )
-_AT_ONCE = frozenset({EventKind.MAINTENANCE_BEGAN, EventKind.REQUEST})
+_AT_ONCE = frozenset({EventKind.MAINTENANCE_BEGAN, EventKind.REQUEST, EventKind.RESUMED})
 _OF_A_GUEST = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
 _NOT_YET_SEEN = frozenset({"stopped", "unknown"})
 _RANK = {EventKind.MAINTENANCE_BEGAN: Rank.MAINTENANCE, EventKind.OVERLOAD: Rank.OVERLOAD, EventKind.SPREAD: Rank.SPREAD}
@@ -222,7 +223,15 @@ def gathered(events: Iterable[Event], left_out: int = 0) -> str:
 _HAPPENED = {EventKind.GUEST_STARTED: "started", EventKind.GUEST_STOPPED: "stopped", EventKind.GUEST_CHANGED: "changed"}
 
 
-def _words(event: Event) -> str:  # noqa: C901  # one case a kind
+_PLAIN = {
+    EventKind.TOOK_LEAD: "took the lead",
+    EventKind.SETTINGS_CHANGED: "the settings changed",
+    EventKind.RESUMED: "the pause is over",
+    EventKind.TIMER: "regular look",
+}
+
+
+def _words(event: Event) -> str:
     guest = f"guest {event.vmid}"
     where = f" on {event.node}" if event.node else ""
     match event.kind:
@@ -235,7 +244,7 @@ def _words(event: Event) -> str:  # noqa: C901  # one case a kind
         case EventKind.MAINTENANCE_BEGAN:
             return f"maintenance of {event.node} began" + (f" ({event.detail})" if event.detail else "")
         case EventKind.MAINTENANCE_ENDED:
-            return f"maintenance of {event.node} ended"
+            return f"maintenance of {event.node} ended" + (f" ({event.detail})" if event.detail else "")
         case EventKind.NODE_SHUTS_DOWN:
             return f"{event.node} shuts down ({event.detail})"
         case EventKind.NODE_ONLINE:
@@ -250,9 +259,5 @@ def _words(event: Event) -> str:  # noqa: C901  # one case a kind
             return "balancing was asked for" + (f" by {event.detail}" if event.detail else "")
         case EventKind.GAP:
             return "the cluster log has a gap" if event.node is None else f"{event.detail} of {event.node} did not get here"
-        case EventKind.TOOK_LEAD:
-            return "took the lead"
-        case EventKind.SETTINGS_CHANGED:
-            return "the settings changed"
-        case EventKind.TIMER:
-            return "regular look"
+        case _:
+            return _PLAIN[event.kind]

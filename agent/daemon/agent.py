@@ -11,6 +11,7 @@ from agent import __version__
 from agent.core import history as memory
 from agent.core.documents import DocumentError, HistoryFile, LoadsFile, parse, render
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.ha_maintenance import ours as ours_of
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import LockTimes, Stage
 from agent.core.learned import Learned, as_file, bounded
@@ -86,6 +87,7 @@ class Agent:
         self._said_state: FilesystemState | None = FilesystemState.QUORATE
         self._said_settings = ""
         self._said_signs = ""
+        self._said_flag = ""
         self._local_events: list[Event] = []
         self._status = ""
         self._line = ""
@@ -133,6 +135,8 @@ class Agent:
                 return self.mailbox.on_written(one)
             case inputs.WriteAnswer():
                 return [] if self.work is None else self.work.on_written(one, self.lead.state, self.senses, self.settings, now)
+            case inputs.FlagRemoved():
+                return self._on_flag_removed(one)
             case inputs.InboxSeen():
                 events, said = self.mailbox.on_claimed(one, now)
                 if self.work is not None:
@@ -168,6 +172,8 @@ class Agent:
         match one:
             case inputs.Observed():
                 return self.work.on_observed(one, self.senses, self.settings, self.lead.state, now)
+            case inputs.HaMaintenanceAnswer():
+                return self.work.on_ha_maintenance(one, self.senses, now)
             case inputs.VerdictSeen():
                 return self.work.on_verdict(one, self.senses, self.settings, self.lead.state, now)
             case inputs.MigrationAnswer() | inputs.TaskAnswer() | inputs.SearchAnswer():
@@ -211,20 +217,32 @@ class Agent:
         answered = frozenset(answer.request for answer in self._history.answers) if self._history is not None else frozenset()
         if self.work is not None:
             answered = frozenset(answer.request for answer in self.work.history.answers)
-        events = self.senses.on_signs(seen, now, self.settings, lambda request: request in answered)
+        ours = ours_of(self._history.ha_asks) if self._history is not None else frozenset()
+        if self.work is not None:
+            ours = self.work.ha.ours
+        events = self.senses.on_signs(seen, now, self.settings, lambda request: request in answered, ours)
         self.mailbox.nodes = max(1, len(self.senses.inboxes))
         if self.senses.shuts_down(self.identity.node, self.identity.boot_id):
             return self.lead.give_up(now, stops=False, why="this node shuts down")
         if self.work is None:
             self._local_events += [event for event in events if event.request is not None]
             return self._begin_work(now)
-        result = self.work.on_flags(self.senses)
+        result: list[Output] = self.work.on_pause(self.senses)
+        result += self.work.on_flags(self.senses)
         for event in events:
             result += self.work.on_event(event, self.senses, now)
         self.work.follow.on_log(self.senses.ended)
         if self.senses.membership_changed_s == now.boot_s:
             self.work.membership_changed(now.boot_s)
         return result
+
+    def _on_flag_removed(self, answer: inputs.FlagRemoved) -> list[Output]:
+        before, self._said_flag = self._said_flag, answer.error
+        if answer.error:
+            text = f"the time of {answer.words} is up, and its flag cannot be removed: {answer.error}"
+            return [_outside(Level.WARNING, text)] if answer.error != before else []
+        text = f"the time of {answer.words} is up: its flag is removed"
+        return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, text))] if answer.was_there else []
 
     def _on_history(self, seen: inputs.HistorySeen, now: Now) -> list[Output]:
         self._asked_history = False
@@ -285,7 +303,8 @@ class Agent:
         self.work = Work(self._history, leader, now)
         self._timer_s = now.boot_s
         self._was_warm = False
-        said = self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s), self.senses, now)
+        said = self.work.on_pause(self.senses)
+        said += self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s), self.senses, now)
         for event in self._local_events:
             said += self.work.on_event(event, self.senses, now)
         said += self.work.on_flags(self.senses)
@@ -368,6 +387,8 @@ class Agent:
                 result += self.work.on_event(Event(EventKind.TIMER, EventSource.AGENT, now.boot_s), self.senses, now)
             self._timer_s = now.boot_s
         self._was_warm = is_warm
+        for ended in self.senses.flags.ended(now):
+            result.append(outputs.RemoveFlag(ended.path, ended.text, ended.words, self.work.leader))
         return result + self.work.next_outputs(now, self.lead.state, self.settings)
 
     def _give_up(self, now: Now, *, stops: bool, why: str) -> list[Output]:
@@ -413,7 +434,7 @@ class Agent:
             return now.boot_s + 0.2
         due = min(now.boot_s + self.lead.state.times.look_every_s, self.mailbox.next_wakeup_s())
         if self.work is not None:
-            due = min(due, self.work.next_wakeup_s(self.settings))
+            due = min(due, self.work.next_wakeup_s(self.settings), self.senses.flags.next_end_s())
         return max(due, now.boot_s + 0.05)
 
 

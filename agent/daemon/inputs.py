@@ -46,6 +46,7 @@ class SignsSeen:
     ha_status: str | None = None
     inboxes: tuple[tuple[str, str], ...] | None = None
     flags: tuple[tuple[str, str], ...] | None = None
+    paused: str | None = None
     error: str = ""
 
 
@@ -86,6 +87,15 @@ class WriteAnswer:
 
     what: Written
     serial: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FlagRemoved:
+    """A flag whose time is up was removed, if it `was_there` as it had been seen; `words` say what it was for, `error` why not."""
+
+    words: str
+    was_there: bool = False
     error: str = ""
 
 
@@ -156,6 +166,17 @@ class PostOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class HaMaintenanceAnswer:
+    """A request for the HA manager's maintenance was handed over, or taken back; `error` says why not, `is_lasting` that trying
+    again would not help."""
+
+    node: str
+    wanted: bool
+    error: str = ""
+    is_lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationAnswer:
     """The request for a migration came back: a UPID, PVE's refusal, nothing, or it was never sent."""
 
@@ -217,6 +238,7 @@ Input = (
     | HistorySeen
     | LoadsSeen
     | WriteAnswer
+    | FlagRemoved
     | InboxSeen
     | FactsSeen
     | OwnInboxSeen
@@ -224,6 +246,7 @@ Input = (
     | SettingsSeen
     | Observed
     | VerdictSeen
+    | HaMaintenanceAnswer
     | MigrationAnswer
     | StartAnswer
     | TaskAnswer

@@ -22,6 +22,7 @@ class Lane(Enum):
     LOCK = auto()
     FILES = auto()
     API = auto()
+    HA = auto()
     LOCAL = auto()
     NOW = auto()
 
@@ -89,6 +90,17 @@ class MakeFlagFolder:
     """Make the folder of the maintenance flags where it is missing, so that a person needs nothing but a file for one."""
 
     lane: ClassVar[Lane] = Lane.FILES
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFlag:
+    """Remove a flag whose time is up, if it still has that text and while leader.json names `leader`."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    path: str
+    text: str
+    words: str
+    leader: LeaderFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +187,17 @@ class StartMigration:
 
 
 @dataclass(frozen=True, slots=True)
+class AskHaMaintenance:
+    """Hand the HA manager a request for maintenance, or what takes it back; as `StartMigration` only while this node leads."""
+
+    lane: ClassVar[Lane] = Lane.HA
+    node: str
+    wanted: bool
+    leader: LeaderFile
+    lease_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StartGuest:
     """Ask PVE to start a guest that its migration has left stopped, with the same care as for a migration."""
 
@@ -245,6 +268,7 @@ Output = (
     | WithdrawShutdownFlag
     | WriteShared
     | MakeFlagFolder
+    | RemoveFlag
     | ReadSettings
     | ClaimInbox
     | ReadFacts
@@ -255,6 +279,7 @@ Output = (
     | Observe
     | AskVerdict
     | StartMigration
+    | AskHaMaintenance
     | StartGuest
     | AskTask
     | SearchMigration

@@ -14,12 +14,14 @@ from agent.core.leadership import LockAct, LockTimes
 from agent.core.plan_types import Verdict
 from agent.core.shutdown import parse_flag
 from agent.daemon import inputs, outputs
+from agent.daemon.flags import FLAG_FOLDER, PAUSE_PATH
 from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
 from agent.ports import (
     Clock,
     ClusterApi,
     ClusterFiles,
     FactsSource,
+    HaNodes,
     InDoubtError,
     JournalSink,
     LeaderLock,
@@ -37,7 +39,6 @@ from agent.ports import (
 LEADER_PATH = "proxlb/leader.json"
 HISTORY_PATH = "proxlb/history.json"
 INBOX_FOLDER = "proxlb/inbox"
-FLAG_FOLDER = "proxlb/maintenance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Ports:
     api: Callable[[], ClusterApi]
     inbox: LocalInbox
     facts: FactsSource
+    ha_nodes: HaNodes
     local: LocalFiles
     settings: SettingsSource
     journal: JournalSink
@@ -66,7 +68,7 @@ class Performer:
         self._ports = ports
         self._times = times
 
-    def perform(self, output: outputs.Output) -> inputs.Input | None:
+    def perform(self, output: outputs.Output) -> inputs.Input | None:  # noqa: C901  # one case an output
         """Do it; returns the answer for the daemon, None when there is none to give."""
         match output:
             case outputs.DoLock():
@@ -86,12 +88,16 @@ class Performer:
             case outputs.MakeFlagFolder():
                 self._try(lambda: self._ports.files.make_folder(FLAG_FOLDER))
                 return None
+            case outputs.RemoveFlag():
+                return self._remove(output)
             case outputs.ReadSettings():
                 return self._settings(output)
             case outputs.ClaimInbox() | outputs.WriteStatus() | outputs.KeepDecision() | outputs.ReadLoads() | outputs.KeepLoads():
                 return self._on_this_node(output)
             case outputs.ReadFacts():
                 return self._facts()
+            case outputs.AskHaMaintenance():
+                return self._ask_ha(output)
             case outputs.Say():
                 self._ports.journal.say(output.record)
                 return None
@@ -125,6 +131,8 @@ class Performer:
                 return inputs.ShutdownFlagWithdrawn(done=False, error=text)
             case outputs.WriteShared():
                 return inputs.WriteAnswer(output.what, output.serial, text)
+            case outputs.RemoveFlag():
+                return inputs.FlagRemoved(output.words, error=text)
             case outputs.ReadSettings():
                 return inputs.SettingsSeen(None, text, asked=output.asked)
             case outputs.ClaimInbox():
@@ -137,6 +145,8 @@ class Performer:
                 return inputs.VerdictSeen(output.vmid, None, text)
             case outputs.StartMigration():
                 return inputs.MigrationAnswer(output.intent, PostOutcome.IN_DOUBT, text=text)
+            case outputs.AskHaMaintenance():
+                return inputs.HaMaintenanceAnswer(output.node, output.wanted, text)
             case outputs.AskTask():
                 return inputs.TaskAnswer(output.intent, error=text)
             case outputs.SearchMigration():
@@ -195,6 +205,19 @@ class Performer:
             return inputs.ShutdownFlagWithdrawn(done=False, error=error)
         error = self._try(lambda: self._ports.files.remove(path))
         return inputs.ShutdownFlagWithdrawn(done=not error, error=error)
+
+    def _remove(self, asked: outputs.RemoveFlag) -> inputs.FlagRemoved:
+        """Only the flag that was seen: one that somebody has written meanwhile is another."""
+        if (why_not := self._why_not_leader(asked.leader)) is not None:
+            return inputs.FlagRemoved(asked.words, error=why_not)
+        files = self._ports.files
+        try:
+            if files.read(asked.path) != asked.text:
+                return inputs.FlagRemoved(asked.words)
+            files.remove(asked.path)
+        except OutsideError as error:
+            return inputs.FlagRemoved(asked.words, error=str(error) or type(error).__name__)
+        return inputs.FlagRemoved(asked.words, was_there=True)
 
     def _read(self, path: str) -> tuple[str | None, str]:
         try:
@@ -260,7 +283,7 @@ class Performer:
             for name in files.list(FLAG_FOLDER):
                 text = None if name.startswith(".") else files.read(f"{FLAG_FOLDER}/{name}")
                 if text is not None:
-                    flags.append((name, text.strip()))
+                    flags.append((name, text))
             return inputs.SignsSeen(
                 log=files.read(".clusterlog"),
                 rrd=files.read(".rrd") if asked.statistics else None,
@@ -269,6 +292,7 @@ class Performer:
                 ha_status=files.read("ha/manager_status"),
                 inboxes=tuple(inboxes),
                 flags=tuple(flags),
+                paused=files.read(PAUSE_PATH),
             )
         except OutsideError as error:
             return inputs.SignsSeen(error=str(error) or type(error).__name__)
@@ -355,6 +379,19 @@ class Performer:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.IN_DOUBT, text=str(error))
         except OutsideError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=str(error) or type(error).__name__)
+
+    def _ask_ha(self, asked: outputs.AskHaMaintenance) -> inputs.HaMaintenanceAnswer:
+        """As `_start`: only who leads tells the HA manager anything."""
+        why_not = self._why_not_leading(asked.leader, asked.lease_until_s, self._ports.clock.boottime_s())
+        if why_not is not None:
+            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, why_not)
+        try:
+            self._ports.ha_nodes.set_maintenance(asked.node, asked.wanted)
+        except PermanentError as error:
+            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, str(error), is_lasting=True)
+        except OutsideError as error:
+            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, str(error) or type(error).__name__)
+        return inputs.HaMaintenanceAnswer(asked.node, asked.wanted)
 
     def _start_guest(self, asked: outputs.StartGuest) -> inputs.StartAnswer:
         called_s = self._ports.clock.boottime_s()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent.core import history as memory
 from agent.core.cluster import BULK_KINDS, Snapshot
 from agent.core.documents import HistoryFile
+from agent.core.flags import Flag, flag_words
 from agent.core.settings import Mode, Settings
 from agent.daemon.inputs import Now
 
@@ -25,23 +26,36 @@ NOTHING = Permission(act=False, load=False, why_not="nothing has been looked at 
 
 
 def permission(
-    settings: Settings, snapshot: Snapshot, history: HistoryFile, now: Now, *, warm_at_s: float, settled_at_s: float, force: bool
+    settings: Settings,
+    snapshot: Snapshot,
+    history: HistoryFile,
+    now: Now,
+    *,
+    paused: Flag | None,
+    warm_at_s: float,
+    settled_at_s: float,
+    force: bool,
 ) -> Permission:
     """Return what is allowed: maintenance and rules wait for less than load, and a person's force for less than both.
+
+    A pause is for everybody: nobody is moved, whatever for and whoever asks.
 
     Units:   `warm_at_s` and `settled_at_s` are CLOCK_BOOTTIME seconds: when loads may be judged again after a change of
              leader or members, and after a guest has arrived.
     """
-    observing = _why_only_observe(settings, snapshot, history, now)
+    observing = why_only_observe(settings, snapshot, history, now, paused)
     if observing is not None:
         return Permission(act=False, load=True, why_not=observing)
     why_not = _why_no_load(settings, snapshot, history, now, warm_at_s, settled_at_s, force)
     return Permission(act=True, load=why_not is None, why_not=why_not or "")
 
 
-def _why_only_observe(settings: Settings, snapshot: Snapshot, history: HistoryFile, now: Now) -> str | None:
+def why_only_observe(settings: Settings, snapshot: Snapshot, history: HistoryFile, now: Now, paused: Flag | None) -> str | None:
+    """Why nobody may be moved at all, None when that is allowed."""
     if settings.mode in (Mode.OFF, Mode.OBSERVE):
         return f"mode is {settings.mode.value}"
+    if paused is not None:
+        return pause_words(paused)
     if snapshot.unseen:
         shown = ", ".join(str(vmid) for vmid in snapshot.unseen[:5])
         return f"the token does not see guests {shown}: run proxlb-agent setup"
@@ -49,6 +63,12 @@ def _why_only_observe(settings: Settings, snapshot: Snapshot, history: HistoryFi
     if observed_s < settings.triggers.first_observe_s:
         return f"the cluster is new and only observed for {settings.triggers.first_observe_s - observed_s:.0f} s more"
     return None
+
+
+def pause_words(paused: Flag) -> str:
+    """`paused (asked for by root, until 2026-01-01 12:00 UTC)`."""
+    words = flag_words(paused)
+    return "paused" + (f" ({words})" if words else "")
 
 
 def _why_no_load(

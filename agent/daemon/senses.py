@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from agent.core.cluster import MIGRATE_KINDS, Maintenance, Snapshot
+from agent.core.cluster import MIGRATE_KINDS, Maintenance, Node, Snapshot
 from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.learned import Learned, of_starting, with_look
 from agent.core.load import Ledger, NodeLoad, Weights, node_loads, over_threshold, spread
 from agent.core.settings import Settings
-from agent.core.shutdown import ShutdownFlag, flags_of_nodes, why_guests_stay
+from agent.core.shutdown import ShutdownFlag
 from agent.core.smoothing import Held, Smoothing
 from agent.core.statistics import parse_members, parse_rrd, parse_vmlist
 from agent.core.watch import asked_of_ha, differences, loads_snapshot
+from agent.daemon.flags import Flags, Told
 from agent.daemon.inputs import Now, SignsSeen
 
 _STARTS = frozenset({"qmstart", "vzstart"})
@@ -35,12 +37,9 @@ class Senses:
         self._seqs: dict[str, int] | None = None
         self._texts: dict[str, str] = {}
         self._log = ""
-        self._flags: dict[str, str] | None = None
-        self.strange_flags: frozenset[str] = frozenset()
+        self.flags = Flags()
         self._nodes: Mapping[str, bool] | None = None
-        self._shutdowns: dict[str, ShutdownFlag] = {}
         self._gone: set[tuple[str, str]] = set()
-        self.going_down: dict[str, str] = {}
         self._before: Snapshot | None = None
         self._raised: dict[str, float] = {}
         self.inboxes: dict[str, InboxFile] = {}
@@ -52,13 +51,17 @@ class Senses:
         self.migrating: dict[int, float | None] = {}
         self.ended: tuple[str, ...] = ()  # migrations that the cluster log said the end of just now
         self.membership_changed_s: float | None = None
+        self._came_s: dict[str, float] = {}
         self.has_seen = False
 
-    def on_signs(self, seen: SignsSeen, now: Now, settings: Settings, is_answered: Callable[[str], bool]) -> list[Event]:
-        """The events in what was read; `is_answered` tells requests that a former leader has answered."""
+    def on_signs(
+        self, seen: SignsSeen, now: Now, settings: Settings, is_answered: Callable[[str], bool], ours: AbstractSet[str] = frozenset()
+    ) -> list[Event]:
+        """The events in what was read; `is_answered` tells requests that a former leader has answered, `ours` are the nodes whose
+        maintenance the HA manager was asked for by leaders: that is no request of an admin."""
         events = self._from_inboxes(seen, now, is_answered)
         events += self._from_log(seen, now)
-        events += self._from_flags(seen, now)
+        events += self._from_flags(seen, now, settings, ours)
         events += self._from_statistics(seen, now, settings)
         self.has_seen = True
         return events
@@ -158,52 +161,30 @@ class Senses:
 
     # flags
 
-    def _from_flags(self, seen: SignsSeen, now: Now) -> list[Event]:
+    def _from_flags(self, seen: SignsSeen, now: Now, settings: Settings, ours: AbstractSet[str]) -> list[Event]:
         if seen.flags is None:
             return []
         members = None if seen.members is None else parse_members(seen.members)
         self._nodes = dict(members.nodes) if members is not None and members.nodes else self._nodes
-        names = {name.lower(): name for name in self._nodes or ()}
-        wanted = dict(seen.flags)
-        self.strange_flags = frozenset(name for name in wanted if names and name.lower() not in names)
-        for node, inbox in sorted(self.inboxes.items()):
-            if inbox.flag is not None:
-                wanted.setdefault(node, inbox.flag)
-        for node in asked_of_ha(seen.ha_status):
-            wanted.setdefault(node, "asked of the HA manager")
-        flags: dict[str, str] = {}
-        for node, reason in wanted.items():
-            name = names.get(node.lower()) if names else node
-            if name is not None:  # of a node that has left the cluster, files may still be there
-                flags.setdefault(name, reason)
-        self._shutdowns = flags_of_nodes(flags)
-        going_before, self.going_down = self.going_down, why_guests_stay(self._shutdowns, self._going(seen, now))
-        before, self._flags = self._flags, flags
-        if before is None:
-            return []
-        events = []
-        emptied = flags.keys() - self.going_down.keys()
-        for node in sorted(emptied - (before.keys() - going_before.keys())):
-            detail = "it shuts down" if node in self._shutdowns else flags[node][:100]
-            events.append(Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, now.boot_s, node=node, detail=detail))
-        for node in sorted(self.going_down.keys() - going_before.keys()):
-            detail = f"its guests stay: {self.going_down[node]}"[:100]
-            events.append(Event(EventKind.NODE_SHUTS_DOWN, EventSource.FLAG, now.boot_s, node=node, detail=detail))
-        for node in sorted(before.keys() - flags.keys()):
-            events.append(Event(EventKind.MAINTENANCE_ENDED, EventSource.FLAG, now.boot_s, node=node))
-        return events
+        told = Told(
+            by_node={node: inbox.flag for node, inbox in sorted(self.inboxes.items()) if inbox.flag is not None},
+            by_settings=settings.nodes.maintenance,
+            by_ha=[node for node in asked_of_ha(seen.ha_status) if node not in ours],
+            known=self._nodes or (),
+        )
+        return self.flags.on_signs(seen.flags, seen.paused, told, now, lambda shutdowns: self._going(shutdowns, seen, now))
 
-    def _going(self, seen: SignsSeen, now: Now) -> frozenset[str]:
+    def _going(self, shutdowns: Mapping[str, ShutdownFlag], seen: SignsSeen, now: Now) -> frozenset[str]:
         """The nodes that are there, in the boot that their flags say ends."""
-        if not self._shutdowns:
+        if not shutdowns:
             return frozenset()
         if self._nodes is not None:  # right after its boot, a node's report and statistics are still those of before
-            self._gone |= {(node, flag.boot_id) for node, flag in self._shutdowns.items() if not self._nodes.get(node, False)}
+            self._gone |= {(node, flag.boot_id) for node, flag in shutdowns.items() if not self._nodes.get(node, False)}
         known = () if self.loads is None else self.loads.nodes
         uptimes = {node.name: node.uptime_s for node in (known if seen.rrd is None else parse_rrd(seen.rrd).nodes)}
         return frozenset(
             node
-            for node, flag in self._shutdowns.items()
+            for node, flag in shutdowns.items()
             if (node, flag.boot_id) not in self._gone
             and (inbox := self.inboxes.get(node)) is not None
             and inbox.boot_id == flag.boot_id
@@ -211,16 +192,12 @@ class Senses:
         )
 
     def maintenance(self) -> tuple[Maintenance, ...]:
-        """Nodes that somebody wants empty by a flag, with its text."""
-        return tuple(
-            Maintenance(node, text or "maintenance flag", shuts_down=node in self._shutdowns)
-            for node, text in sorted((self._flags or {}).items())
-            if node not in self.going_down
-        )
+        """The nodes that are to be empty, and why."""
+        return self.flags.maintenance()
 
     def shuts_down(self, node: str, boot_id: str) -> bool:
         """True when the node has said that this boot of it ends."""
-        flag = self._shutdowns.get(node)
+        flag = self.flags.shutdowns.get(node)
         return flag is not None and flag.boot_id == boot_id
 
     # statistics
@@ -235,6 +212,7 @@ class Senses:
         events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
+        self._came_s |= {event.node: now.wall_s for event in events if event.kind is EventKind.NODE_ONLINE and event.node is not None}
         if self._before is not None:
             happened = {event.vmid for event in events if event.vmid is not None}
             self.learned = with_look(self.learned, self._before, self.smoothing, snapshot, happened)
@@ -286,8 +264,16 @@ class Senses:
 
     def _balanced(self, loads: Mapping[str, NodeLoad], settings: Settings) -> list[NodeLoad]:
         """The loads that should be even: not those of nodes in maintenance or ignored."""
-        away = {name.lower() for name in (*settings.nodes.ignore, *settings.nodes.maintenance, *(self._flags or {}))}
+        away = {name.lower() for name in (*settings.nodes.ignore, *settings.nodes.maintenance)}
+        away |= {maintenance.node.lower() for maintenance in self.maintenance()}
         return [load for name, load in loads.items() if name.lower() not in away]
+
+    def _uptime_s(self, node: Node, age_s: float | None, taken_at: float) -> float | None:
+        """How long the node is up: what PVE tells of one that has just come online may be from before."""
+        came = self._came_s.get(node.name)
+        since_s = None if came is None else max(0.0, taken_at - came)
+        is_old = since_s is not None and (age_s is None or age_s >= since_s)
+        return node.uptime_s if since_s is None or not is_old or node.uptime_s is None else min(node.uptime_s, since_s)
 
     def long_held(self, now: Now, settings: Settings) -> frozenset[str]:
         """Nodes that have been over a threshold for as long as the settings want."""
@@ -295,12 +281,14 @@ class Senses:
             return frozenset()
         return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
 
-    def enriched(self, snapshot: Snapshot) -> Snapshot:
+    def enriched(self, snapshot: Snapshot, ours: AbstractSet[str] = frozenset()) -> Snapshot:
         """The snapshot with what only this node's files tell: flags, who has reported and what it has, smoothed loads, pressures,
-        ZFS caches, unseen guests."""
+        ZFS caches, unseen guests. `ours` as for `on_signs`."""
         if not self.has_seen:
             return snapshot
-        asked = {maintenance.node: maintenance for maintenance in (*self.maintenance(), *snapshot.maintenance)}
+        asked = {maintenance.node: maintenance for maintenance in snapshot.maintenance if maintenance.node not in ours}
+        asked |= {maintenance.node: maintenance for maintenance in self.maintenance()}
+        still_closed = ours & {maintenance.node for maintenance in snapshot.maintenance} - asked.keys()
         ages: dict[str, float] = {}
         if self.loads is not None:  # as old as they were when they were read, and what has passed since
             since_s = max(0.0, snapshot.taken_at - self.loads.taken_at)
@@ -315,6 +303,7 @@ class Senses:
                 facts=told.node if (told := facts.get(node.name)) is not None else None,
                 sample_age_s=node.sample_age_s if node.sample_age_s is not None else ages.get(node.name),
                 zfs_cache_bytes=node.zfs_cache_bytes if node.zfs_cache_bytes is not None else caches.get(node.name),
+                uptime_s=self._uptime_s(node, ages.get(node.name), snapshot.taken_at),
             )
             for node in snapshot.nodes
         )
@@ -324,8 +313,8 @@ class Senses:
                 snapshot,
                 nodes=nodes,
                 maintenance=tuple(maintenance for _, maintenance in sorted(asked.items())),
-                no_target=tuple(sorted({*snapshot.no_target, *self.going_down})),
-                going_down=tuple(sorted(self.going_down)),
+                no_target=tuple(sorted({*snapshot.no_target, *still_closed, *self.flags.going_down})),
+                going_down=tuple(sorted(self.flags.going_down)),
                 unseen=tuple(sorted(self.vmids - known)),
             )
         )

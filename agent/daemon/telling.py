@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.core.cluster import GIB, Snapshot
-from agent.core.conditions import leaves_stopped
+from agent.core.conditions import leaves_stopped, why_starting
 from agent.core.events import Event
+from agent.core.flags import Flag, flag_words
+from agent.core.ha_maintenance import usable_nodes
 from agent.core.journal import Level, MessageId, Record
 from agent.core.plan_types import Plan
+from agent.core.reasons import RefusalReason
 from agent.core.settings import Settings
 from agent.daemon.outputs import Output, Say
 
@@ -26,6 +29,8 @@ class Telling:
         self._alarm: str | None = None
         self._empty: frozenset[str] = frozenset()
         self._failure = ""
+        self._paused: Flag | None = None
+        self._last: frozenset[str] = frozenset()
         self._unseen: tuple[int, ...] = ()
         self._pressure: str | None = None
         self._schedules: tuple[str, ...] = ()
@@ -36,12 +41,26 @@ class Telling:
         """Each refusal of the plan whose reason is new."""
         said: list[Output] = []
         for refusal in plan.refused:
+            if refusal.reason is RefusalReason.HA_EMPTIES or (self._last and refusal.reason is RefusalReason.NO_TARGET):
+                continue  # said once, of the node
             if self._refusals.get(refusal.vmid) != refusal.reason.value and len(said) < MOST_REFUSALS:
                 detail = f" ({refusal.detail})" if refusal.detail else ""
                 text = f"guest {refusal.vmid} stays: {refusal.reason.value}{detail}"
                 said.append(Say(Record(Level.INFO, MessageId.REFUSAL, text, reason=refusal.reason.value, vmid=refusal.vmid)))
         self._refusals = {refusal.vmid: refusal.reason.value for refusal in plan.refused}
         return said
+
+    def pause(self, paused: Flag | None) -> list[Output]:
+        """The beginning and the end of a pause, and a change of what it says."""
+        before, self._paused = self._paused, paused
+        if paused == before:
+            return []
+        if paused is None:
+            return [Say(Record(Level.NOTICE, MessageId.PAUSE, "goes on: the pause is over"))]
+        words = flag_words(paused)
+        end = "" if paused.until is not None else ", until proxlb-agent resume"
+        text = f"paused{f' ({words})' if words else ''}{end}: nobody is moved, not for maintenance either; what is under way goes on"
+        return [Say(Record(Level.NOTICE, MessageId.PAUSE, text))]
 
     def conflicts(self, plan: Plan) -> list[Output]:
         """Each conflict of the rules that is new."""
@@ -61,13 +80,26 @@ class Telling:
     def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str], settings: Settings) -> list[Output]:
         """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it.
 
-        Of one that is offline nobody can tell, and its guests did not leave it.
+        Of one that is offline nobody can tell, and its guests did not leave it; one that has just booted is not called empty before
+        it has started its guests.
         """
         full = {guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)} | set(leaving)
-        full |= {node.name for node in snapshot.nodes if not node.online}
+        full |= {node.name for node in snapshot.nodes if not node.online or why_starting(node) is not None}
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
+
+    def last_nodes(self, snapshot: Snapshot, settings: Settings) -> list[Output]:
+        """Nodes in maintenance whose guests have nowhere to go, as no other node is usable: once until one is."""
+        full = {guest.node for guest in snapshot.guests if guest.is_running}
+        kept = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node in full)
+        before, self._last = self._last, frozenset() if usable_nodes(snapshot, settings) else kept
+        if not self._last - before:
+            return []
+        names = sorted(self._last)
+        which = f"{names[0]} is the last usable node" if len(names) == 1 else f"{', '.join(names)} are the last usable nodes"
+        text = f"{which}: nobody leaves until another node can be used; the maintenance stays asked for"
+        return [Say(Record(Level.WARNING, MessageId.MAINTENANCE, text, source=names[0] if len(names) == 1 else None))]
 
     def pressure(self, unknown: str | None) -> list[Output]:
         """Of which nodes the pressure is not known, when that has changed."""

@@ -18,6 +18,8 @@ from agent.core.durations import bounded as bounded_timings
 from agent.core.durations import timing_of
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.failures import TREATMENT, FailureClass, Treatment, remedy
+from agent.core.flags import Flag
+from agent.core.ha_maintenance import closing
 from agent.core.ha_moves import partners, pulled_back, with_partners
 from agent.core.journal import Level, MessageId, Record
 from agent.core.known_loads import ledger_of
@@ -28,21 +30,33 @@ from agent.core.local_disks import one_copy_a_node
 from agent.core.migrations import Migration, MigrationState, intended, left_locks
 from agent.core.others import Foreign, foreign_migrations, foreign_words
 from agent.core.placement import Placement
-from agent.core.plan_types import Gate, Move, Plan
+from agent.core.plan_types import Gate, Move, Plan, drained_by
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
-from agent.core.reasons import LOAD_REASONS, MoveReason
+from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.sentences import decision_line, migration_words, move_words, nothing_words, state_words, stuck_words, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
 from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, gathered, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
-from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, StartAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
+from agent.daemon.ha_maintenance import HaMaintenance
+from agent.daemon.inputs import (
+    HaMaintenanceAnswer,
+    MigrationAnswer,
+    Now,
+    Observed,
+    SearchAnswer,
+    StartAnswer,
+    TaskAnswer,
+    VerdictSeen,
+    WriteAnswer,
+    Written,
+)
 from agent.daemon.orders import order_of
 from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartGuest, StartMigration, WriteShared
 from agent.daemon.perform import HISTORY_PATH
-from agent.daemon.permission import NOTHING, Permission, permission
+from agent.daemon.permission import NOTHING, Permission, permission, why_only_observe
 from agent.daemon.senses import Senses
 from agent.daemon.telling import Telling, of_event
 from agent.daemon.verdicts import PATIENCE, Verdicts
@@ -50,6 +64,7 @@ from agent.daemon.verdicts import PATIENCE, Verdicts
 LANDING_S = memory.SAMPLED_S  # before that, loads still show the guest where it was
 RETRY_S = 10.0
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
+STARTING_S = 30.0  # between looks while guests wait for a node that has just booted
 FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 LEFT_LOCK_S = 30.0  # a lock of a migration that nobody carries out: PVE takes it back within seconds after a task's end
@@ -84,6 +99,8 @@ class Work:
         self.permission = NOTHING
         self.failing_since_s: float | None = None
         self.follow = Follow(memory.open_migrations(history), now)
+        self.ha = HaMaintenance(history.ha_asks, now)
+        self.paused: Flag | None = None
         self._phase = Phase.IDLE
         self._look_at_s: float | None = None
         self._opened_by: Gate | None = None
@@ -164,7 +181,12 @@ class Work:
 
     def on_flags(self, senses: Senses) -> list[Output]:
         """Say which maintenance flags are for nobody."""
-        return self._telling.strange_flags(senses.strange_flags)
+        return self._telling.strange_flags(senses.flags.strange)
+
+    def on_pause(self, senses: Senses) -> list[Output]:
+        """Take note of whether all moves are paused."""
+        self.paused = senses.flags.paused
+        return self._telling.pause(self.paused)
 
     # stepping
 
@@ -174,6 +196,9 @@ class Work:
         if self.follow.look_at_s is not None:
             self._wish_look(self.follow.look_at_s)
             self.follow.look_at_s = None
+        if self.ha.look_at_s is not None:
+            self._wish_look(self.ha.look_at_s)
+            self.ha.look_at_s = None
         if self._retry_at_s is not None and now.boot_s >= self._retry_at_s:
             self._retry_at_s = None
             self.pending = joined(self.pending, Event(EventKind.TIMER, EventSource.AGENT, now.boot_s))
@@ -237,8 +262,9 @@ class Work:
             return self._telling.failure(seen.error, seen.hint)
         outputs = self._telling.success()
         self.failing_since_s = None
-        self.snapshot = senses.enriched(seen.snapshot)
+        self.snapshot = senses.enriched(seen.snapshot, self.ha.ours)
         outputs += self._settle_ended(seen.snapshot, settings, now)
+        outputs += self._see_to_ha(seen.snapshot, senses, settings, now)
         outputs += self._start_left(lead)
         self._calibrate(settings, now)
         outputs += self._reconsider(seen.snapshot, dict(seen.digests), now)
@@ -251,6 +277,7 @@ class Work:
         outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
         outputs += self._telling.schedules(not_understood(self.snapshot))
         outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
+        outputs += self._telling.last_nodes(self.snapshot, settings)
         outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records), settings)
         if self.current is None:
             return outputs
@@ -268,6 +295,42 @@ class Work:
             return outputs
         self._rounds = 0
         return outputs + self._plan_and_go(senses, settings, lead, now)
+
+    def _see_to_ha(self, snapshot: Snapshot, senses: Senses, settings: Settings, now: Now) -> list[Output]:
+        """Ask the HA manager to empty nodes, as far as that helps, and take back what was asked for nodes that need not be empty."""
+        assert self.snapshot is not None
+        wanted = {maintenance.node for maintenance in senses.maintenance() if not maintenance.shuts_down}
+        may_act = why_only_observe(settings, self.snapshot, self.history, now, self.paused) is None
+        outputs = self.ha.on_look(replace(snapshot, no_target=self.snapshot.no_target), wanted, settings, now, may_act=may_act)
+        self._keep_ha_asks()
+        self.snapshot = closing(self.snapshot, self.ha.asks, wanted)
+        outputs += self._tell_of_ha(senses, now)
+        return outputs
+
+    def _tell_of_ha(self, senses: Senses, now: Now) -> list[Output]:
+        """What the HA manager no longer sees to is looked at anew: the way home, and guests that it does not move after all."""
+        came_back, self.ha.came_back = self.ha.came_back, []
+        let_go, self.ha.let_go = self.ha.let_go, []
+        told = [(EventKind.MAINTENANCE_BEGAN, node, "without the HA manager") for node in let_go]
+        homes = {home.home for home in self.history.homes}
+        told += [(EventKind.MAINTENANCE_ENDED, node, "the HA manager's, too") for node in came_back if node in homes]
+        outputs: list[Output] = []
+        for kind, node, detail in told:
+            outputs += self.on_event(Event(kind, EventSource.AGENT, now.boot_s, node=node, detail=detail), senses, now)
+        return outputs
+
+    def _keep_ha_asks(self) -> None:
+        if self.history.ha_asks != self.ha.asks:
+            self.history = replace(self.history, ha_asks=self.ha.asks)
+            self._dirty = True
+        if self.ha.has_due:
+            self._dirty = True
+
+    def on_ha_maintenance(self, answer: HaMaintenanceAnswer, senses: Senses, now: Now) -> list[Output]:
+        """Take what became of a request for the HA manager's maintenance."""
+        outputs = self.ha.on_answer(answer, now)
+        self._keep_ha_asks()
+        return outputs + self._tell_of_ha(senses, now)
 
     def warm_at_s(self, settings: Settings) -> float:
         """When load balancing may begin: `warmup_s` after the lead was taken or the membership changed."""
@@ -309,6 +372,7 @@ class Work:
             self.snapshot,
             self.history,
             now,
+            paused=self.paused,
             warm_at_s=self.warm_at_s(settings),
             settled_at_s=self._landed_s + LANDING_S,
             force=self.current.force,
@@ -389,6 +453,8 @@ class Work:
             answer = Answer(request, now.wall_s, text, final=request not in raised_again, failed=self._has_failed)
             self.history = memory.with_answer(self.history, answer)
             self._dirty = True
+        if any(refusal.reason is RefusalReason.NODE_STARTING for refusal in self.plan.refused):
+            self._retry_at_s = now.boot_s + STARTING_S
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
         return self._conclude(f"{what}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
@@ -451,7 +517,8 @@ class Work:
         for move in moves:
             self._intents += 1
             intent, through_ha, along_with = f"{lead.epoch}-{self._intents}", self._is_of_ha(move.vmid), self._leads_along(move)
-            record = intended(move, intent, lead.epoch, now.wall_s, request, through_ha=through_ha, along_with=along_with)
+            drains = drained_by(move, self.plan.moves)
+            record = intended(move, intent, lead.epoch, now.wall_s, request, through_ha=through_ha, along_with=along_with, drains=drains)
             self._to_start.append(record)
         self.history = memory.with_migrations(self.history, self._to_start)
         count = "starting now"
@@ -493,11 +560,16 @@ class Work:
         if answer.error:
             self._dirty = True
             self._write_again_s = now.boot_s + RETRY_S
+        requests = [] if answer.error or not lead.may_act(now.boot_s) else self.ha.due(self.leader, lead.lease_until_s, now)
         if self._phase is not Phase.WRITING:
-            return []
+            return requests
+        return requests + self._start(answer.error, lead, senses, settings, now)
+
+    def _start(self, error: str, lead: Leadership, senses: Senses, settings: Settings, now: Now) -> list[Output]:
+        """Ask PVE for what was written down just now."""
         self._phase = Phase.IDLE
         records, self._to_start = self._to_start, []
-        why = self._why_not_start(lead, settings, now, answer.error)
+        why = self._why_not_start(lead, settings, now, error)
         if why is not None:
             self._forget(records)
             self._wish_look(now.boot_s + RETRY_S)
@@ -507,8 +579,8 @@ class Work:
         unwanted = {
             record.along_with or record.intent
             for record in records
-            if (record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings))
-            or (record.reason is MoveReason.ROOM and ended)  # for whom room is made is seen anew
+            if (record.drains is not None and not self._is_still_wanted(record.drains, senses, settings))
+            or (record.reason is MoveReason.ROOM and record.drains is None and ended)  # for whom room is made is seen anew
         }
         for record in records:
             if (record.along_with or record.intent) in unwanted:  # who moves along with one stays with it

@@ -210,7 +210,8 @@ class ResourceAffinityEntry:
 
 @dataclass(frozen=True, slots=True)
 class HaEntry:
-    """The HA manager. `no_failback` and `no_auto_rebalance` list guests whose resource says so; `balances` as the cluster's options."""
+    """The HA manager. `no_failback` and `no_auto_rebalance` list guests whose resource says so; `balances` as the cluster's options;
+    one that `drops_maintenance` takes no request for it, as a Proxmox VE before 8.3 in which no guest is an HA resource."""
 
     node_affinity: tuple[NodeAffinityEntry, ...] = ()
     resource_affinity: tuple[ResourceAffinityEntry, ...] = ()
@@ -218,6 +219,7 @@ class HaEntry:
     no_auto_rebalance: tuple[int, ...] = ()
     balances: bool = False
     disarmed: bool = False
+    drops_maintenance: bool = False
 
     def put_into(self, world: World) -> None:
         """Tell the world's HA manager."""
@@ -229,7 +231,7 @@ class HaEntry:
         ha.resource_affinity = tuple(
             HaResourceAffinity(rule.name, tuple(sorted(rule.vmids)), rule.together) for rule in self.resource_affinity
         )
-        ha.balances, ha.disarmed = self.balances, self.disarmed
+        ha.balances, ha.disarmed, ha.drops_maintenance = self.balances, self.disarmed, self.drops_maintenance
         for vmid, service in ha.services.items():
             service.failback = vmid not in self.no_failback
             service.auto_rebalance = vmid not in self.no_auto_rebalance

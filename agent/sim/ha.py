@@ -49,8 +49,9 @@ class Service:
 class HaManager:
     """The cluster's HA manager with the local ones of all nodes.
 
-    Shape:   `services` by VMID; `commands` are (vmid, target, what goes wrong with its migration), not read yet; a `hanging`
-             manager keeps its commands and does nothing.
+    Shape:   `services` by VMID; `commands` are (vmid, target, what goes wrong with its migration), not read yet, `node_commands`
+             (node, whether it is to be in maintenance), of which one that `drops_maintenance` takes none; a `hanging` manager keeps
+             its commands and does nothing.
     """
 
     def __init__(self, world: World) -> None:
@@ -59,6 +60,8 @@ class HaManager:
         self.commands: list[tuple[int, str, Failure | None]] = []
         self.node_affinity: tuple[HaNodeAffinity, ...] = ()
         self.resource_affinity: tuple[HaResourceAffinity, ...] = ()
+        self.node_commands: list[tuple[str, bool]] = []
+        self.drops_maintenance = False
         self.balances = False
         self.disarmed = False
         self.hanging = False
@@ -81,6 +84,11 @@ class HaManager:
     def command(self, vmid: int, target: str, failure: Failure | None = None) -> None:
         """Somebody asks for the guest to be moved: the next round reads it."""
         self.commands.append((vmid, target, failure))
+        self.wake()
+
+    def ask_maintenance(self, node: str, wanted: bool) -> None:
+        """`ha-manager crm-command node-maintenance`: the next round reads it."""
+        self.node_commands.append((node, wanted))
         self.wake()
 
     def add(self, rule: HaNodeAffinity) -> None:
@@ -136,7 +144,7 @@ class HaManager:
             ),
             node_affinity=tuple(sorted(self.node_affinity, key=lambda rule: rule.name)),
             resource_affinity=tuple(sorted(self.resource_affinity, key=lambda rule: rule.name)),
-            closed_nodes=tuple(sorted(self._world.ha_states)),
+            closed_nodes=tuple(sorted(self._world.ha_states.keys() | self._world.ha_requests)),
             balances=self.balances,
             disarmed=self.disarmed,
         )
@@ -163,11 +171,33 @@ class HaManager:
         self._is_awake = False
         if self.hanging:
             return
+        node_commands, self.node_commands = self.node_commands, []
+        for node, wanted in node_commands:
+            self._take_node_command(node, wanted)
         commands, self.commands = self.commands, []
         for vmid, target, failure in commands:
             self._take(vmid, target, failure)
         if sum([self._step(self._world.guests[vmid], service) for vmid, service in sorted(self.services.items())]):
             self.wake()
+
+    def _take_node_command(self, node: str, wanted: bool) -> None:
+        """The request stands at once; the node's own manager reports that it keeps to it, and then its state changes."""
+        world = self._world
+        if wanted and (self.drops_maintenance or self.disarmed or not world.nodes[node].online):
+            return
+        if wanted:
+            world.ha_requests.add(node)
+        else:
+            world.ha_requests.discard(node)
+
+        def reported() -> None:
+            if node in world.ha_requests:
+                world.ha_states[node] = "maintenance"
+            elif world.ha_states.get(node) == "maintenance":
+                del world.ha_states[node]
+            self.wake()
+
+        world.timeline.after(LOCAL_S, reported)
 
     def _take(self, vmid: int, target: str, failure: Failure | None) -> None:
         """Read one command: taken for the guest and its partners, or dropped with a line in the manager's own log."""

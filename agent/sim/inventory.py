@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.core.cluster import GuestType, NodeFacts
 from agent.core.needs import GuestNeeds
+from agent.ports import OutsideError
 
 if TYPE_CHECKING:
     from agent.sim.pmxcfs import Partition
@@ -92,6 +93,7 @@ class SimNode:
     api_cut: bool = field(default=False, init=False)
     api_hangs_until_s: float = field(default=0.0, init=False)
     api_failures: int = field(default=0, init=False)
+    ha_command_failures: list[OutsideError] = field(default_factory=list, init=False)
     inbox: Inbox = field(default_factory=Inbox, init=False)
     local_flag: str | None = field(default=None, init=False)
     disk_full: bool = field(default=False, init=False)

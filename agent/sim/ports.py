@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from agent.core.backups import CRON_FILE, JOBS_FILE, read_cron, read_jobs
-from agent.core.cluster import MIGRATE_KINDS, BackupJob, Guest, GuestType, Maintenance, Node, Snapshot
+from agent.core.cluster import ASKED_OF_HA, MIGRATE_KINDS, BackupJob, Guest, GuestType, Maintenance, Node, Snapshot
 from agent.core.journal import Record
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
@@ -18,6 +18,7 @@ from agent.ports import (
     FactsSight,
     FactsSource,
     FilesystemState,
+    HaNodes,
     InboxSight,
     InDoubtError,
     JournalSink,
@@ -26,7 +27,10 @@ from agent.ports import (
     LocalInbox,
     LockSight,
     MigrationOrder,
+    NoQuorumError,
     NotHolderError,
+    NotMountedError,
+    PermanentError,
     RefusedError,
     ServiceNotifier,
     TaskSight,
@@ -36,10 +40,9 @@ from agent.sim.dot_files import config_text, manager_status_text, members_text, 
 from agent.sim.inventory import START_WALL_S, SimGuest
 from agent.sim.pmxcfs import check_path
 from agent.sim.statistics import GuestRow, NodeRow
-from agent.sim.world import AGENT_USER, JournalLine, Post, World
+from agent.sim.world import AGENT_USER, HaPost, JournalLine, Post, World
 
 LOOK_REQUESTS = ("GET /cluster/resources", "GET /cluster/tasks", "GET /cluster/ha/status/manager_status")
-HA_ASKED_BY = "ha-manager"
 
 
 class SimClock:
@@ -175,7 +178,7 @@ class SimApi:
         world, here = self._world, self._node
         node_rows, guest_rows = world.rows(here.partition)
         reachable = {node.name for node in world.pmxcfs.members(here.partition)}
-        requested = dict.fromkeys(world.ha_requests, HA_ASKED_BY)
+        requested = dict.fromkeys(world.ha_requests, ASKED_OF_HA)
         return Snapshot(
             taken_at=here.wall_s(world.now_s),
             nodes=tuple(_node(name, name in reachable, node_rows.get(name)) for name in world.nodes),
@@ -353,6 +356,28 @@ class SimInbox:
         return InboxSight(tuple(inbox.claimed_names), tuple(inbox.claimed_requests.items()), self._node.local_flag)
 
 
+class SimHaNodes:
+    """`ha-manager` on a node."""
+
+    def __init__(self, world: World, node: str) -> None:
+        self._world, self._node = world, world.nodes[node]
+
+    def set_maintenance(self, node: str, wanted: bool) -> None:
+        """See `agent.ports.HaNodes`."""
+        world, here = self._world, self._node
+        if here.ha_command_failures:
+            raise here.ha_command_failures.pop(0)
+        if node not in world.nodes:
+            raise PermanentError(f"ha-manager: no such cluster node '{node}'")
+        if world.pmxcfs.state(here) is FilesystemState.NOT_MOUNTED:
+            raise NotMountedError("ha-manager: ipcc_send_rec[1] failed: Connection refused")
+        if not world.pmxcfs.is_quorate(here):
+            raise NoQuorumError("ha-manager: cluster not ready - no quorum?")
+        held_lock = here.partition.lock is not None and here.partition.lock.writer == here.name
+        world.ha_record.append(HaPost(world.now_s, here.name, node, wanted, held_lock))
+        world.ha.ask_maintenance(node, wanted)
+
+
 class SimFacts:
     """What a node has."""
 
@@ -454,6 +479,7 @@ class NodePorts:
     api: ClusterApi
     inbox: LocalInbox
     facts: FactsSource
+    ha_nodes: HaNodes
     local_files: LocalFiles
     journal: JournalSink
     notifier: ServiceNotifier
@@ -468,6 +494,7 @@ def ports_of(world: World, node: str) -> NodePorts:
         api=SimApi(world, node),
         inbox=SimInbox(world, node),
         facts=SimFacts(world, node),
+        ha_nodes=SimHaNodes(world, node),
         local_files=SimLocalFiles(world, node),
         journal=SimJournal(world, node),
         notifier=SimNotifier(world, node),

@@ -137,6 +137,14 @@ class _NodeState:
 
 
 @dataclass(frozen=True, slots=True)
+class _HaFailure:
+    node: str
+    text: str
+    commands: int = 1
+    lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _NodeWrite:
     node: str
     applied: bool = False
@@ -273,6 +281,7 @@ VERBS: dict[str, Binder] = {
         _NodeAffinity,
         lambda world, a: world.ha.add(HaNodeAffinity(a.name, tuple(sorted(a.vmids)), tuple(sorted(a.nodes.items())), a.strict)),
     ),
+    "fail-ha-command": _verb(_HaFailure, lambda world, a: world.fail_ha_command(a.node, a.text, a.commands, lasting=a.lasting)),
     "hang-ha-manager": _verb(_Nothing, lambda world, _: world.hang_ha_manager()),
     "free-ha-manager": _verb(_Nothing, lambda world, _: world.hang_ha_manager(hanging=False)),
     # the API

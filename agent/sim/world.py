@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse, Task
 from agent.core.journal import Record
 from agent.core.needs import Volume
-from agent.ports import MigrationOrder
+from agent.ports import MigrationOrder, PermanentError, TemporaryError
 from agent.sim import dot_files, statistics
 from agent.sim.ha import HaManager
 from agent.sim.inventory import AgentWish, Inbox, SimGuest, SimNode
@@ -37,6 +37,17 @@ class Post:
     order: MigrationOrder
     held_lock: bool
     answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class HaPost:
+    """One request for maintenance of a node that an agent handed to the HA manager, or took back. `held_lock` as for `Post`."""
+
+    at_s: float
+    sender: str
+    node: str
+    wanted: bool
+    held_lock: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,7 @@ class World:
         self.pmxcfs = Pmxcfs(self.timeline, self.nodes)
         self.main = Partition()
         self.post_record: list[Post] = []
+        self.ha_record: list[HaPost] = []
         self.journal: list[JournalLine] = []
         self.notices: list[tuple[float, str, str]] = []
         self.api_requests: Counter[str] = Counter()
@@ -594,6 +606,11 @@ class World:
             self.ha_requests.discard(node)
             self.ha_states.pop(node, None)
         self.ha.wake()
+
+    def fail_ha_command(self, node: str, text: str, times: int = 1, *, lasting: bool = False) -> None:
+        """The next calls of `ha-manager` on the node fail."""
+        kind = PermanentError if lasting else TemporaryError
+        self._node(node).ha_command_failures += [kind(f"ha-manager: {text}") for _ in range(times)]
 
     def set_ha_state(self, node: str, state: str | None) -> None:
         """The HA manager's state of the node without an admin's request, as at a reboot with shutdown policy migrate."""

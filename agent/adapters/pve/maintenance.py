@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from agent.adapters.pve.values import Row, flag, number, table, text
-from agent.core.cluster import Maintenance, Node
+from agent.core.cluster import ASKED_OF_HA, Maintenance, Node
 
 HA_STATUS = "cluster/ha/status/manager_status"
 HA_STATUS_FRESH_S = 60.0  # the CRM writes every 10 s while it has something to do, and its last word stays for good when it has not
 HA_NO_TARGET = frozenset({"maintenance", "fence", "unknown", "gone"})
-HA_ASKED_BY = "ha-manager"
 
 
 def ha_nodes(answer: object, known: tuple[Node, ...], wall_s: float) -> tuple[tuple[Maintenance, ...], tuple[str, ...]]:
@@ -25,7 +24,7 @@ def ha_nodes(answer: object, known: tuple[Node, ...], wall_s: float) -> tuple[tu
     is_fresh = written_at is not None and wall_s - written_at < HA_STATUS_FRESH_S
     states = table(manager.get("node_status")) if is_fresh else {}
     barred = {name for name, state in states.items() if isinstance(state, str) and state in HA_NO_TARGET} - asked
-    maintenance = tuple(Maintenance(node.name, HA_ASKED_BY) for node in known if node.name in asked)
+    maintenance = tuple(Maintenance(node.name, ASKED_OF_HA) for node in known if node.name in asked)
     return maintenance, tuple(node.name for node in known if node.online and node.name in barred)
 
 
