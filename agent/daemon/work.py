@@ -151,7 +151,7 @@ class Work:
         if event.kind in _GUEST_EVENTS and sum(other.kind in _GUEST_EVENTS for other in self.pending.events) > TOLD_SINGLY:
             level = Level.DEBUG
             self._gathered.append(event)
-        return [of_event(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)]
+        return [_heard(event, level)]
 
     def _asked_again(self, event: Event) -> frozenset[int] | None:
         """The guests that somebody asks anew to move with this event, None when nobody does."""
@@ -206,7 +206,10 @@ class Work:
             self.pending = self._again if self.pending is None else _merged(self._again, self.pending)
             self._again, self._again_at_s = None, math.inf
         if self.pending is not None and now.boot_s >= self._pending_due_s(settings):
-            if self._gathered:
+            if len(self._gathered) == 1 and not self.pending.left_out:
+                outputs.append(_heard(self._gathered[0]))
+                self._gathered = []
+            elif self._gathered:
                 text = f"{gathered(self._gathered, self.pending.left_out)}, seen since {now.boot_s - self.pending.first_s:.0f} s"
                 outputs.append(Say(Record(Level.INFO, MessageId.EVENT, text)))
                 self._gathered = []
@@ -772,6 +775,11 @@ class Work:
 
 _GUEST_EVENTS = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
 _JUDGED_AT_ONCE = frozenset({EventKind.GUEST_STARTED, EventKind.OVERLOAD})
+
+
+def _heard(event: Event, level: Level = Level.INFO) -> Output:
+    """What happened, and how it got known."""
+    return of_event(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)
 
 
 def _merged(one: Trigger, other: Trigger) -> Trigger:

@@ -66,7 +66,7 @@ def measured(requests: int) -> tuple[list[float], list[float], list[float]]:
         files.write(LEADER_PATH, render(leader))
         lock.take()
         nothing: Any = None
-        ports = Ports(clock, lock, files, lambda: api, nothing, nothing, nothing, nothing, nothing, nothing)
+        ports = Ports(clock, lock, files, lambda: api, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
         performer = Performer(ports, LockTimes())
         wire.Exchange.before_bytes = look  # type: ignore[method-assign]
         wire.HTTPSConnection.send = sent  # type: ignore[method-assign]

@@ -38,7 +38,7 @@ def performer(made: World, api: ClusterApi | None = None) -> Performer:
     given = ports_of(made, "pve1")
     return Performer(
         Ports(
-            given.clock, given.lock, given.files, lambda: api or given.api, given.inbox, given.facts, given.local_files,
+            given.clock, given.lock, given.files, lambda: api or given.api, given.inbox, given.facts, given.ha_nodes, given.local_files,
             SimSettings(Settings()), given.journal, given.notifier,
         ),
         TIMES,
