@@ -484,6 +484,7 @@ class _Check:
         vmid = guest.vmid
         causes = {
             "template": guest.template,
+            "shuts-down": guest.node in self.snapshot.going_down,
             "ha": not self._ha_lets_go(guest),
             "ignored": vmid in self.tags.ignored or self.facts.ignored_guests(vmid),
             "state": guest.status in ("paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"),
@@ -535,6 +536,7 @@ class _Check:
         at_rest = (resource.requested, resource.state, resource.target, resource.maintenance_node) == ("started", "started", None, None)
         is_there = resource.node in (None, guest.node) and guest.node not in ha.closed_nodes
         left_to_us = not ha.disarmed and not (ha.balances and resource.auto_rebalance)
+        left_to_us = left_to_us and not any(entry.node == guest.node and entry.shuts_down for entry in self.snapshot.maintenance)
         return resource.requested == "ignored" or (at_rest and is_there and left_to_us)
 
     def _ends(self, move: Move) -> Iterator[str]:
@@ -811,6 +813,7 @@ _CAUSES = {
     "ha-balanced": "ha",
     "ha-busy": "ha",
     "template": "template",
+    "node-shuts-down": "shuts-down",
     "not-running": "running",
     "state": "state",
     "locked": "lock",

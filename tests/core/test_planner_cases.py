@@ -665,6 +665,24 @@ def test_a_flag_drains_guests_of_the_ha_manager_one_by_one_but_not_against_its_r
     )
 
 
+def test_a_shutdown_moves_no_guest_of_the_ha_manager() -> None:
+    """It has a rule of its own for that: stop, freeze, or migrate and bring back."""
+    snapshot = under_rules(vm(101, "pve1"), vm(102, "pve1"))
+    ignored = tuple(replace(resource, requested="ignored") if resource.vmid == 102 else resource for resource in snapshot.ha.resources)
+    snapshot = replace(snapshot, ha=replace(snapshot.ha, resources=ignored))
+    for shuts_down, movers in ((False, [101, 102]), (True, [102])):
+        result = planned(replace(snapshot, maintenance=(Maintenance("pve1", "flag", shuts_down=shuts_down),)))
+        assert sorted(move.vmid for move in result.moves) == movers
+    assert [(refusal.vmid, refusal.reason.value) for refusal in result.refused] == [(101, "ha-busy")]
+
+
+def test_nobody_leaves_a_node_that_shuts_down_with_its_guests() -> None:
+    """Not for load, not for a rule: a migration would be cut off in the middle."""
+    crowded = cluster(*THREE, *[vm(101 + i, "pve1", 12, 1) for i in range(7)], vm(201, "pve1", 1, 0.1, "plb_pin_pve2"))
+    assert planned(crowded, PLAIN, FORCE).moves
+    assert planned(replace(crowded, going_down=("pve1",), no_target=("pve1",)), PLAIN, FORCE).moves == ()
+
+
 def test_a_rule_that_is_impossible_keeps_no_other_from_being_put_right() -> None:
     how = settings({"pools": {"p": {"rule": "anti-affinity", "pin": ["pve1", "pve2", "pve9"]}}})
     many = pool_of(*[vm(101 + i, "pve1", 2, 0.5) for i in range(3)])
@@ -751,6 +769,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.CPU_AFFINITY: lambda: without(affinity="0-3"),
     RefusalReason.PRECONDITION: lambda: told(RefusalReason.PRECONDITION),
     RefusalReason.UNANSWERED: lambda: told(RefusalReason.UNANSWERED),
+    RefusalReason.NODE_SHUTS_DOWN: lambda: homeward(replace(ONE, going_down=("pve1",))),
     RefusalReason.NODE_OFFLINE: lambda: homeward(changed(ONE, "pve2", online=False)),
     RefusalReason.NODE_MAINTENANCE: lambda: homeward(replace(ONE, no_target=("pve2",))),
     RefusalReason.NODE_IGNORED: lambda: homeward(ONE, settings({"nodes": {"ignore": ["PVE2"]}})),
