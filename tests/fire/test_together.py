@@ -25,13 +25,13 @@ def of_a_drain() -> tuple[Point, ...]:
 
 
 def drawn(number: int, of_a_drain: tuple[Point, ...]) -> Blaze:
-    """One fault on the leader, one or two more on any node, at any call."""
+    """One fault on the leader, one or two more on it or on the one that is to follow it, at any call."""
     draw = random.Random(number)
     faults: dict[Point, Fault] = {draw.choice(of_a_drain): draw.choice(FAULTS)}
     calls = sorted({point.call for point in of_a_drain})
     for _ in range(draw.choice((1, 2))):
         call = draw.choice(calls)
-        point = Point(draw.choice(("pve1", "pve2", "pve3")), call, draw.randint(1, MOST.get(call, 12)), draw.random() < 0.5)
+        point = Point(draw.choice(("pve1", "pve2", "pve2")), call, draw.randint(1, MOST.get(call, 4)), draw.random() < 0.5)
         faults[point] = draw.choice(OF_OTHERS)
     blaze = drain(faults.items(), stop_s=draw.choice((None, None, 21.0, STOP_S)))
     blaze.run(UNTIL_S)
