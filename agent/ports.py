@@ -137,7 +137,9 @@ class MigrationOrder:
     """What is asked of PVE for one guest.
 
     Units:   `bandwidth_limit_kib_s` in KiB/s, None leaves PVE's own settings alone.
-    Shape:   `online` for a running VM, `restart` for a running container, neither for a stopped guest.
+    Shape:   `online` for a running VM, `restart` for a running container, neither for a stopped guest; `local_disks` lets a running VM
+             take disks of its node along, `storage_map` names the storages that take them, where these change; `conntrack` lets it
+             keep the connections that its node's firewall knows, which PVE can from 9 on.
     """
 
     vmid: int
@@ -147,6 +149,9 @@ class MigrationOrder:
     online: bool
     restart: bool
     bandwidth_limit_kib_s: int | None = None
+    local_disks: bool = False
+    storage_map: tuple[tuple[str, str], ...] = ()
+    conntrack: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,9 @@ class ClusterApi(Protocol):
         """Start a migration; returns its UPID. Raises RefusedError with PVE's text when nothing was started, InDoubtError
         when that is not known. Never sends the request to a second host after bytes went out, and none once CLOCK_BOOTTIME
         is past `send_until_s`: TemporaryError."""
+
+    def start(self, vmid: int, type: GuestType, node: str, send_until_s: float = math.inf) -> str:
+        """Start a guest that does not run; returns its UPID. Raises as `migrate`."""
 
     def task(self, upid: str) -> TaskSight:
         """How the task stands. Raises TemporaryError when its node does not answer, RefusedError when it is unknown there."""

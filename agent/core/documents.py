@@ -123,11 +123,13 @@ class Way(StrEnum):
     LIVE = "live"
     RESTART = "restart"
     OFFLINE = "offline"
+    COPY = "copy"  # with disks
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What one migration took. `at` in Unix seconds, `limit_kib_s` is the limit that was asked for, None without one."""
+    """What one migration took. `at` in Unix seconds, `limit_kib_s` is the limit that was asked for, None without one; of one that copied
+    disks `memory_bytes` is all that was copied."""
 
     at: float
     way: Way

@@ -222,7 +222,7 @@ def gathered(events: Iterable[Event], left_out: int = 0) -> str:
 _HAPPENED = {EventKind.GUEST_STARTED: "started", EventKind.GUEST_STOPPED: "stopped", EventKind.GUEST_CHANGED: "changed"}
 
 
-def _words(event: Event) -> str:
+def _words(event: Event) -> str:  # noqa: C901  # one case a kind
     guest = f"guest {event.vmid}"
     where = f" on {event.node}" if event.node else ""
     match event.kind:
@@ -236,6 +236,8 @@ def _words(event: Event) -> str:
             return f"maintenance of {event.node} began" + (f" ({event.detail})" if event.detail else "")
         case EventKind.MAINTENANCE_ENDED:
             return f"maintenance of {event.node} ended"
+        case EventKind.NODE_SHUTS_DOWN:
+            return f"{event.node} shuts down ({event.detail})"
         case EventKind.NODE_ONLINE:
             return f"node {event.node} is online"
         case EventKind.NODE_OFFLINE:

@@ -210,15 +210,15 @@ class SimApi:
             refusal = Refusal(vmid, RefusalReason.LOCKED, guest.lock)
         elif guest.local_devices:
             refusal = Refusal(vmid, RefusalReason.LOCAL_DEVICE, ", ".join(guest.local_devices))
-        elif guest.local_disks:
-            refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
         if guest is None or refusal is not None:
             return Verdict(vmid, wall_s, refusal)
+        if guest.local_disks:
+            refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
         refused = {name: Refusal(vmid, RefusalReason.NODE_REFUSED, why) for name, why in guest.not_allowed.items()}
         for name in self._world.nodes:
             if missing := [device for device, nodes in sorted(guest.mapped.items()) if name not in nodes]:
                 refused[name] = Refusal(vmid, RefusalReason.DEVICE_MISSING, ", ".join(missing))
-        return Verdict(vmid, wall_s, None, tuple(sorted(refused.items())), guest.needs)
+        return Verdict(vmid, wall_s, refusal, tuple(sorted(refused.items())), guest.needs)
 
     def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """See `agent.ports.ClusterApi`."""
@@ -235,6 +235,19 @@ class SimApi:
             raise
         world.post_record.append(Post(world.now_s, self._node.name, order, held_lock, upid))
         return upid
+
+    def start(self, vmid: int, type: GuestType, node: str, send_until_s: float = math.inf) -> str:
+        """See `agent.ports.ClusterApi`."""
+        if self._node.boottime_s(self._world.now_s) >= send_until_s:
+            raise TemporaryError("timed out before the request was sent")
+        self._ask("POST start", of=node)
+        guest = self._world.guests.get(vmid)
+        if guest is None or (guest.node, guest.type) != (node, type):
+            raise RefusedError(f"Configuration file for {vmid} does not exist on {node}")
+        task = self._world.start_guest(vmid, AGENT_USER)
+        if task is None:
+            raise RefusedError(f"{'VM' if guest.type is GuestType.QEMU else 'CT'} {vmid} already running")
+        return task.upid
 
     def task(self, upid: str) -> TaskSight:
         """See `agent.ports.ClusterApi`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse
+from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse, Task
 from agent.core.journal import Record
+from agent.core.needs import Volume
 from agent.ports import MigrationOrder
 from agent.sim import dot_files, statistics
 from agent.sim.ha import HaManager
@@ -150,6 +151,36 @@ class World:
         """The migrations whose task runs, by VMID."""
         return tuple(migration for _, migration in sorted(self.migrations.under_way.items()))
 
+    def local_volumes(self, guest: SimGuest) -> list[Volume]:
+        """The guest's volumes on storages of its node alone."""
+        local = {storage.name for storage in self.storages if not storage.shared}
+        return [volume for volume in guest.needs.volumes if volume.storage in local]
+
+    def local_disk_bytes(self, guest: SimGuest) -> int:
+        """What a migration copies beside the guest's memory."""
+        return sum(volume.size_bytes or 0 for volume in self.local_volumes(guest))
+
+    def copy_disks(self, guest: SimGuest, node: str, renamed: Mapping[str, str], *, sign: int = 1) -> None:
+        """The guest's disks are allocated on the node, or are gone from it."""
+        for volume in self.local_volumes(guest):
+            key = (renamed.get(volume.storage, volume.storage), (node,))
+            if (use := self.storage_use.get(key)) is not None:
+                self.storage_use[key] = replace(use, used_bytes=use.used_bytes + sign * (volume.size_bytes or 0))
+
+    def free_disks(self, guest: SimGuest, node: str, renamed: Mapping[str, str] | None = None) -> None:
+        """The guest's disks are gone from the node."""
+        self.copy_disks(guest, node, renamed or {}, sign=-1)
+
+    def rename_disks(self, guest: SimGuest, renamed: Mapping[str, str]) -> None:
+        """The guest's disks are on storages of other names from now on."""
+        moved = []
+        for volume in guest.needs.volumes:
+            storage = renamed.get(volume.storage, volume.storage)
+            moved.append(replace(volume, name=f"{storage}:{volume.name.partition(':')[2]}", storage=storage))
+        names = {volume.name: new.name for volume, new in zip(guest.needs.volumes, moved, strict=True)}
+        guest.needs = replace(guest.needs, volumes=tuple(moved))
+        guest.local_disks = tuple(names.get(name, name) for name in guest.local_disks)
+
     def use(self) -> dict[str, NodeUse]:
         """What is on each node that is up, at this instant and not as last sampled."""
         cores = {name: node.overhead_cores for name, node in self.nodes.items() if node.online}
@@ -216,16 +247,19 @@ class World:
         del self.guests[vmid], self._residents[guest.node][vmid]
         self.vmlist_version += 1
 
-    def start_guest(self, vmid: int) -> None:
+    def start_guest(self, vmid: int, user: str = ROOT) -> Task | None:
         """Somebody starts the guest: task, hooks, and a process from now on. Nothing when it runs."""
         guest = self._guest(vmid)
         node = self.nodes[guest.node]
         if guest.has_process or not node.online:
-            return
-        task = self.tasks.begin(node, f"{guest.short_kind}start", str(vmid))
+            return None
+        task = self.tasks.begin(node, f"{guest.short_kind}start", str(vmid), user)
         if guest.lock is not None:
             self.tasks.end(node, task, f"{'VM' if guest.type is GuestType.QEMU else 'CT'} is locked ({guest.lock})")
-            return
+            return task
+        if guest.cannot_start:
+            self.tasks.end(node, task, "startup for container failed")
+            return task
         self.hook(guest, node.name, "pre-start")
         self.settle(node.name)
         guest.status = "running"
@@ -237,6 +271,7 @@ class World:
                 self.tasks.end(node, task, "OK")
 
         self.timeline.after(GUEST_START_S, started)
+        return task
 
     def stop_guest(self, vmid: int, *, inside: bool = False) -> None:
         """Somebody stops the guest; `inside`: it powers itself off or crashes, and only a VM's post-stop hook tells."""

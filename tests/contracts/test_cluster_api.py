@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -283,3 +284,19 @@ def test_a_request_for_a_guest_in_the_ha_managers_error_state_fails_in_its_task(
     api = pve.api()
     upid = api.migrate(VM)
     assert eventually(pve, lambda: "error state" in (api.task(upid).exit_status or ""))
+
+
+def test_a_vm_may_keep_its_connections(pve: ApiStage) -> None:
+    api = pve.api()
+    upid = api.migrate(replace(VM, conntrack=True))
+    pve.finish_migration(100)
+    assert api.task(upid).exit_status == "OK"
+
+
+def test_a_guest_that_does_not_run_is_started(pve: ApiStage) -> None:
+    api = pve.api()
+    upid = api.start(101, GuestType.QEMU, "pve1")
+    assert ":qmstart:101:" in upid
+    assert eventually(pve, lambda: api.task(upid).exit_status == "OK")
+    with pytest.raises(RefusedError):
+        api.start(999, GuestType.QEMU, "pve1")

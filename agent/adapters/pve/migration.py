@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asking PVE for a migration: the paths and parameters."""
+"""Asking PVE for a migration, or for a start after one: the paths and parameters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ def migrate_path(node: str, kind: GuestType, vmid: int) -> str:
     return f"nodes/{quoted(node)}/{kind.value}/{vmid}/migrate"
 
 
+def start_path(node: str, kind: GuestType, vmid: int) -> str:
+    """Where a guest is started."""
+    return f"nodes/{quoted(node)}/{kind.value}/{vmid}/status/start"
+
+
 def migrate_parameters(order: MigrationOrder) -> dict[str, Parameter]:
     """What is sent to start a migration. PVE takes booleans as 1 only, and 8 refuses what it does not know."""
     parameters: dict[str, Parameter] = {"target": order.target}
     if order.online and order.type is GuestType.QEMU:
         parameters["online"] = 1
+        if order.local_disks:
+            parameters["with-local-disks"] = 1
+        if order.conntrack:
+            parameters["with-conntrack-state"] = 1
+    if order.storage_map and order.type is GuestType.QEMU:  # its privileges are asked for whenever it is there
+        parameters["targetstorage"] = ",".join(f"{storage}:{taker}" for storage, taker in order.storage_map)
     if order.restart and order.type is GuestType.LXC:
         parameters["restart"] = 1
     if order.bandwidth_limit_kib_s is not None:
