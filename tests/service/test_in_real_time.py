@@ -71,6 +71,11 @@ def test_a_filesystem_that_hangs_for_ninety_seconds_holds_up_nothing_but_itself(
         rig.wait_for("the lock could not be given back in time, it expires by itself")
         assert time.monotonic() < hung_s + HANG_S, "it did not wait for the filesystem"
         assert "STOPPING=1" in "\n".join(told(notify))
+        stuck, rig.process = rig.process, None
+        rig.start()
+        assert rig.ended(20) == 1
+        assert "another agent runs on this node" in rig.log, "systemd tries again until the first one is gone"
+        rig.process = stuck
         assert rig.ended(60) == 0
         assert time.monotonic() > hung_s + HANG_S - 5, "the kernel lets nobody go whose call the filesystem has taken"
         assert rig.pmxcfs.lock_holder("proxlb-agent") == HERE
