@@ -50,6 +50,14 @@ class SignsSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ShutdownFlagWithdrawn:
+    """What became of the flag of an earlier boot's shutdown: `done` when there was one; `error` when it may still be there."""
+
+    done: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HistorySeen:
     """history.json: its text, None when there is none; `error` when it could not be read."""
 
@@ -212,6 +220,7 @@ Input = (
     | InboxSeen
     | FactsSeen
     | OwnInboxSeen
+    | ShutdownFlagWithdrawn
     | SettingsSeen
     | Observed
     | VerdictSeen

@@ -64,6 +64,15 @@ class ReadOwnInbox:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawShutdownFlag:
+    """Remove the flag that this node made when an earlier boot of it was shut down, once after the start."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    node: str
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteShared:
     """Write history.json or this node's relay file; with `leader` only while leader.json still says that."""
 
@@ -226,6 +235,7 @@ Output = (
     | ReadSigns
     | ReadHistory
     | ReadOwnInbox
+    | WithdrawShutdownFlag
     | WriteShared
     | ReadSettings
     | ClaimInbox
