@@ -11,6 +11,7 @@ from enum import Enum, auto
 from agent.core import aside
 from agent.core import history as memory
 from agent.core.backups import kept_off_words, not_understood
+from agent.core.calibration import calibrated, with_arrivals
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile, render
 from agent.core.durations import bounded as bounded_timings
@@ -239,6 +240,7 @@ class Work:
         self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, settings, now)
         outputs += self._start_left(lead)
+        self._calibrate(settings, now)
         outputs += self._reconsider(seen.snapshot, dict(seen.digests), now)
         senses.forget_ended(seen.snapshot)
         self.history = memory.without_stale_homes(self.history, self.snapshot)
@@ -591,15 +593,26 @@ class Work:
     def _settle_ended(self, snapshot: Snapshot, settings: Settings, now: Now) -> list[Output]:
         changed, outputs = self.follow.settle(snapshot, settings, now)
         self._record(changed)
+        arrived: list[Migration] = []
         for record in changed:
             if record.state is MigrationState.DONE:
                 self.history = memory.with_success(self.history, record)
                 self._time(record, snapshot)
                 self._verdicts.forget(record.vmid)  # that was asked of the node it has left
                 self._landed_s = now.boot_s
+                arrived.append(record)
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
+        if arrived and self.snapshot is not None:
+            ledger = ledger_of(self.snapshot, self.history, self.follow.records, now.wall_s)
+            self.history = with_arrivals(self.history, arrived, self.snapshot, ledger, settings)
         return outputs + self._tell_pulled_back(snapshot, now)
+
+    def _calibrate(self, settings: Settings, now: Now) -> None:
+        """Measure what guests take that have moved some minutes ago."""
+        assert self.snapshot is not None
+        before, self.history = self.history, calibrated(self.history, self.snapshot, now.wall_s, settings)
+        self._dirty = self._dirty or before is not self.history
 
     def _start_left(self, lead: Leadership) -> list[Output]:
         """Start the containers that PVE has not started again after their migrations."""
