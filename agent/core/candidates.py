@@ -144,6 +144,10 @@ class Candidates:
             room = self._rooms[node] = self._sketch.room(self._goal.names[node], Purpose.LOAD)
         return room
 
+    def room_now(self, node: int) -> Burden:
+        """The same, for a sketch that is being tried: nothing is remembered of it."""
+        return self._sketch.room(self._goal.names[node], Purpose.LOAD)
+
     def is_allowed(self, unit: tuple[int, ...], node: int) -> bool:
         """Whether all but room and gain let the unit go there."""
         name, sketch = self._goal.names[node], self._sketch

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from agent.core.candidates import NOTHING_GAINED, Candidates
-from agent.core.draft import Draft
+from agent.core.draft import Draft, Mark
 from agent.core.goal import Transfer
 from agent.core.reasons import LOAD_REASONS, MoveReason
+from agent.core.sequences import SHORTEST, best_sequence, is_small
 from agent.core.two_steps import Found, Taken, TwoSteps
 
 WORTH_KNOWING = 0.9  # of the best step so far: what is less between two nodes is not looked for, nor looked at again
@@ -37,7 +38,26 @@ class Descent:
         self._two = TwoSteps(draft, self._candidates)
 
     def run(self) -> None:
-        """Take all the steps that gain."""
+        """Take all the steps that gain; where the cluster is small, those of a better way if there is one."""
+        draft, candidates = self._draft, self._candidates
+        before, steps = draft.mark(), _for_load(draft)
+        self._run()
+        length, potential = _for_load(draft) - steps, draft.potential()
+        if length < SHORTEST or not self._may_move_on or not is_small(self._sketch):
+            return
+        self._back_to(before)
+        for taken in best_sequence(draft, candidates, length, potential):
+            candidates.take(taken.unit, taken.target)
+        self._run()
+        if draft.potential() >= potential:  # it was not better after all
+            self._back_to(before)
+            self._run()
+
+    def _back_to(self, mark: Mark) -> None:
+        self._draft.back_to(mark)
+        self._candidates.forget()
+
+    def _run(self) -> None:
         while self.step() or (self._candidates.is_stale() and self.step()):
             pass
 
@@ -66,8 +86,7 @@ class Descent:
             mark, before = draft.mark(), draft.potential()
             self._take(found)
             if number and draft.potential() > before - NOTHING_GAINED:
-                draft.back_to(mark)
-                self._candidates.forget()
+                self._back_to(mark)
                 return
 
     # one step
@@ -147,8 +166,7 @@ class Descent:
                     candidates.take(unit, target)
                 if draft.potential() < value - NOTHING_GAINED:
                     return True
-            draft.back_to(before)
-            candidates.forget()
+            self._back_to(before)
         return False
 
     def _take_home(self, unit: tuple[int, ...]) -> bool:
@@ -158,3 +176,7 @@ class Descent:
             return False
         self._candidates.take(unit, origin)
         return True
+
+
+def _for_load(draft: Draft) -> int:
+    return sum(step.reason in LOAD_REASONS for step in draft.steps)

@@ -169,8 +169,12 @@ class Goal:
         self.prices: list[tuple[float, float, float]] = []
         self.heat: list[float] = []
         self.changed()
-        if guests := sum(len(state.present) for state in self._states):
-            loaded = math.fsum(measure.weight * measure.mean for measure in self.measures)
+        everywhere = placement.states.values()  # so that no move changes it, be it out of a node that is to be emptied
+        if guests := sum(len(state.present) for state in everywhere):
+            loaded = 0.0
+            for measure in self.measures:
+                amount = math.fsum(state.sums[measure.field] for state in everywhere)
+                loaded += measure.weight * amount / (math.fsum(measure.capacity) or 1.0)
             self._least = min(LEAST_GAIN, LEAST_OF_A_GUEST * loaded * self.n / guests)
 
     def changed(self) -> None:
