@@ -24,7 +24,7 @@ _EMPTIED_STATES = frozenset({"started", "migrate", "relocate"})  # the HA manage
 
 def why_starting(node: Node) -> str | None:
     """How long the node is up when that is not long enough to have started its own guests, else None."""
-    return None if node.uptime_s is None or node.uptime_s >= NODE_SETTLED_S else f"up for {node.uptime_s:.0f} s"
+    return f"up for {node.uptime_s:.0f} s" if node.uptime_s is not None and node.uptime_s < NODE_SETTLED_S else None
 
 
 class Purpose(Enum):

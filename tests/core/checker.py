@@ -527,6 +527,11 @@ class _Check:
             return "silent"
         return None if _memory_limit(node, self.facts) > 0 else "witness"
 
+    def _starts_its_guests(self, node: Node) -> bool:
+        """Whether the node has just booted, or PVE still starts there what is to run."""
+        is_new = node.uptime_s is not None and node.uptime_s < 120
+        return is_new or any(task.kind == "startall" and task.ended_at is None and task.node == node.name for task in self.snapshot.tasks)
+
     def _ha_lets_go(self, guest: Guest) -> bool:
         """Whether the HA manager, if the guest is its, leaves it to others and is not at work on it."""
         ha = self.snapshot.ha
@@ -549,6 +554,8 @@ class _Check:
             yield f"offline: guest {move.vmid} leaves {move.source}"
         elif source.name.lower() in self.facts.ignored_nodes and source.name not in self.drained:
             yield f"ignored-node: guest {move.vmid} leaves {move.source}"
+        elif self._starts_its_guests(source):
+            yield f"starting: guest {move.vmid} leaves {move.source}"
         if (reason in DRAIN) != (move.source in self.drained) and (reason in DRAIN or reason in LOAD | HOME):
             yield f"reason: guest {move.vmid} leaves {move.source} for {reason}"
         if reason in LOAD and source is not None and (why_source := self._why_not_usable(source)) is not None:
@@ -784,7 +791,7 @@ class _Check:
             "node-offline": lambda: "offline" in closed or guest.node not in self.nodes or refusal.vmid in self.facts.homes,
             "node-maintenance": lambda: bool(self.drained or self.snapshot.no_target),
             "node-ignored": lambda: bool(self.facts.ignored_nodes & {name.lower() for name in self.nodes}),
-            "node-starting": lambda: "starting" in closed,
+            "node-starting": lambda: "starting" in closed or any(self._starts_its_guests(node) for node in self.snapshot.nodes),
             "node-silent": lambda: "silent" in closed,
             "node-stale": lambda: any(why is not None and why.startswith("stale") for why in closed),
             "node-backup": lambda: bool(self.backups),
@@ -812,6 +819,7 @@ _CAUSES = {
     "ignored": "ignored",
     "ha-balanced": "ha",
     "ha-busy": "ha",
+    "ha-empties": "ha",
     "template": "template",
     "node-shuts-down": "shuts-down",
     "not-running": "running",

@@ -749,6 +749,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.IGNORED: lambda: pinned_away(vm(101, "pve1", 4, 0.5, "plb_ignore")),
     RefusalReason.HA_BALANCED: lambda: under_ha(balances=True),
     RefusalReason.HA_BUSY: lambda: under_ha(state="error"),
+    RefusalReason.HA_EMPTIES: lambda: under_ha(closed_nodes=("pve1",)),
     RefusalReason.TEMPLATE: lambda: homeward(cluster(*THREE, vm(101, "pve1", template=True))),
     RefusalReason.NOT_RUNNING: lambda: homeward(cluster(*THREE, stopped(vm(101, "pve1")))),
     RefusalReason.STATE: lambda: (cluster(*THREE, vm(101, "pve1", status="paused"), drain=["pve1"]), PLAIN, Question(), 101),
@@ -850,7 +851,6 @@ def test_every_reason_of_the_planner_has_its_scene() -> None:
         *[(under_ha(state=state), state) for state in ("migrate", "relocate", "error", "fence", "recovery", "freeze", "request_stop")],
         (under_ha(target="pve3"), "on its way to pve3"),
         (under_ha(node="pve3"), "the HA manager has it on pve3"),
-        (under_ha(closed_nodes=("pve1",)), "the HA manager empties pve1 itself"),
         (under_ha(maintenance_node="pve3"), "it goes back to pve3 after the maintenance"),
     ],
 )
@@ -881,7 +881,7 @@ def test_a_guest_of_the_ha_manager_moves_like_others(scene: Scene) -> None:
 
 
 def test_a_task_of_a_whole_node_makes_no_guest_busy() -> None:
-    assert planned(cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2"), task("startall", "pve1", 101))).moves
+    assert planned(cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2"), task("stopall", "pve1", 101))).moves
 
 
 def test_a_task_that_has_ended_makes_no_guest_busy() -> None:
