@@ -208,7 +208,8 @@ class SimApi:
     def migrate(self, order: MigrationOrder) -> str:
         """See `agent.ports.ClusterApi`."""
         world = self._world
-        held_lock = self._node.partition.lock is not None and self._node.partition.lock.writer == self._node.name
+        lock = self._node.partition.lock
+        held_lock = lock is not None and lock.writer == self._node.name and world.pmxcfs.is_quorate(self._node)
         try:
             self._ask("POST migrate", of=order.source)
             upid = world.migrations.request(order, AGENT_USER).upid
