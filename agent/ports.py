@@ -7,6 +7,7 @@ to what is written here. A call may take long or hang; none may be made from the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -153,6 +154,9 @@ class TaskSight:
     exit_status: str | None
 
 
+MOST_LOG_LINES = 400  # why a migration failed stands at its begin or at its end; what lies between is progress
+
+
 class ClusterApi(Protocol):
     """PVE's API. Every call raises TemporaryError (unreachable, timed out, 5xx of the proxy) or PermanentError (token
     refused, certificate not trusted, no permission), with one clear line that says what to do."""
@@ -163,12 +167,16 @@ class ClusterApi(Protocol):
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
         """PVE's own check whether the guest may migrate, and where not; one request, two for a container."""
 
-    def migrate(self, order: MigrationOrder) -> str:
+    def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """Start a migration; returns its UPID. Raises RefusedError with PVE's text when nothing was started, InDoubtError
-        when that is not known. Never sends the request to a second host after bytes went out."""
+        when that is not known. Never sends the request to a second host after bytes went out, and none once CLOCK_BOOTTIME
+        is past `send_until_s`: TemporaryError."""
 
     def task(self, upid: str) -> TaskSight:
         """How the task stands. Raises TemporaryError when its node does not answer, RefusedError when it is unknown there."""
+
+    def task_log(self, upid: str) -> tuple[str, ...]:
+        """What the task wrote, a line each; of more than `MOST_LOG_LINES` the first and the last ones. Raises as `task`."""
 
     def close(self) -> None:
         """Close connections; the next call opens them again."""

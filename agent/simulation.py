@@ -112,10 +112,10 @@ class Simulation:
             if process is None and name in wanted:
                 self._processes[name] = self._started(name)
 
-    def _started(self, name: str) -> _Process:
-        world, node = self.world, self.world.nodes[name]
-        given = ports_of(world, name)
-        ports = Ports(
+    def _ports(self, name: str) -> Ports:
+        """What an agent on that node has of the world outside."""
+        given = ports_of(self.world, name)
+        return Ports(
             clock=given.clock,
             lock=given.lock,
             files=given.files,
@@ -127,10 +127,13 @@ class Simulation:
             journal=given.journal,
             notifier=given.notifier,
         )
+
+    def _started(self, name: str) -> _Process:
+        world, node = self.world, self.world.nodes[name]
         serial = self._seen_starts[name] = self._seen_starts.get(name, 0) + 1
         identity = Identity(name, f"{name}-{serial}", f"{name}-boot-{node.boots}")
         agent = Agent(identity, self._first_settings(), self._times, self._now(name), self._cadence)
-        return _Process(agent, Performer(ports, self._times), node.agent_starts, node.agent_reloads, node.boots, world.now_s)
+        return _Process(agent, Performer(self._ports(name), self._times), node.agent_starts, node.agent_reloads, node.boots, world.now_s)
 
     def _first_settings(self) -> Settings:
         return self.settings.settings
@@ -154,7 +157,7 @@ class Simulation:
             process.arrived.clear()
             asked, next_boot_s = process.agent.step(self._now(name), taken)
             process.wake_s = world.now_s + max(0.0, next_boot_s - self._now(name).boot_s)
-            process.arrived.extend(self._answers(name, asked))
+            process.arrived.extend(self._answers(process, asked))
             if any(isinstance(output, outputs.Exit) for output in asked):
                 del self._processes[name]
                 return
@@ -162,10 +165,8 @@ class Simulation:
                 return
         raise RuntimeError(f"the agent on {name} does not come to rest at {world.now_s} s")
 
-    def _answers(self, name: str, asked: Iterable[outputs.Output]) -> Iterable[inputs.Input]:
-        """Do what the agent on that node asks for, at once; a test lets it take its time."""
-        performer = self._processes[name].performer
+    def _answers(self, process: _Process, asked: Iterable[outputs.Output]) -> Iterable[inputs.Input]:
         for output in asked:
-            answer = performer.perform(output)
+            answer = process.performer.perform(output)
             if answer is not None:
                 yield answer

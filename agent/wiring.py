@@ -20,13 +20,13 @@ from agent.adapters.node_facts import ThisNode
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.systemd import SystemdNotifier, watchdog_s
-from agent.core import settings as table
+from agent.core import settings_check
 from agent.core.cluster import Snapshot
 from agent.core.documents import DocumentError, HistoryFile, parse
 from agent.core.journal import Level, MessageId, Record
 from agent.core.json_types import Json
 from agent.core.leadership import LockTimes
-from agent.core.settings import Mode, Settings
+from agent.core.settings import File, Mode, Settings
 from agent.daemon import inputs
 from agent.daemon.agent import Agent, Identity
 from agent.daemon.inputs import Now
@@ -61,7 +61,7 @@ class ConfigFiles:
     def __init__(self, config: str | None = None) -> None:
         self._config = config or os.environ.get("PROXLB_AGENT_CONFIG") or None
         self._seen: tuple[Json, str | None] | None = None
-        self._result: Settings | tuple[table.Problem, ...] | None = None
+        self._result: Settings | tuple[settings_check.Problem, ...] | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -73,8 +73,8 @@ class ConfigFiles:
     def node_settings(self) -> Settings:
         """What this node's file alone says. Raises PermanentError that names every problem."""
         if self._config is not None:
-            return self._checked(table.check(yaml_files.read(self._config)))
-        return self._checked(table.check(yaml_files.read(NODE_CONFIG, missing_ok=True), table.File.NODE))
+            return self._checked(settings_check.check(yaml_files.read(self._config)))
+        return self._checked(settings_check.check(yaml_files.read(NODE_CONFIG, missing_ok=True), File.NODE))
 
     def read(self) -> Settings:
         """See `agent.ports.SettingsSource`."""
@@ -85,16 +85,16 @@ class ConfigFiles:
         text = files.read(CLUSTER_CONFIG)
         if self._result is None or self._seen != (node, text):
             cluster = None if text is None else yaml_files.parse(text, str(self.paths[1]))
-            self._result, self._seen = table.combine(node, cluster), (node, text)
+            self._result, self._seen = settings_check.combine(node, cluster), (node, text)
         return self._checked(self._result)
 
-    def _checked(self, result: Settings | tuple[table.Problem, ...]) -> Settings:
+    def _checked(self, result: Settings | tuple[settings_check.Problem, ...]) -> Settings:
         if isinstance(result, Settings):
             return result
         names = {
-            table.File.CLUSTER: "the cluster's config.yaml",
-            table.File.NODE: NODE_CONFIG,
-            table.File.ONE: self._config or "the settings",
+            File.CLUSTER: "the cluster's config.yaml",
+            File.NODE: NODE_CONFIG,
+            File.ONE: self._config or "the settings",
         }
         lines = [f"{names[problem.file]}: {problem.line}" for problem in result]
         raise PermanentError("; ".join(lines), "mend the file, and check it with: proxlb-agent check-config")
@@ -280,12 +280,12 @@ def first_settings(source: SettingsSource, node_settings: Settings, journal: Jou
         return node_settings  # read again when /etc/pve is there; until then nothing is done anyway
     except OutsideError as error:
         with suppress(OutsideError, OSError):
-            result = table.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), yaml_files.read(str(last_good)))
+            result = settings_check.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), yaml_files.read(str(last_good)))
             if isinstance(result, Settings):
                 _say(journal, Level.ERROR, MessageId.SETTINGS, f"the cluster's settings are broken, its last good ones are used: {error}")
                 return result
         _say(journal, Level.ERROR, MessageId.SETTINGS, f"the cluster's settings are broken, so the agent only observes: {error}")
-        result = table.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), {"mode": Mode.OBSERVE.value})
+        result = settings_check.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), {"mode": Mode.OBSERVE.value})
         return result if isinstance(result, Settings) else node_settings
 
 

@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "cli": {"agent", "core", "ports", "daemon", "sim", "wiring", "cli"},  # adapters are named in wiring alone
 }
 PURE = {
-    "__future__", "bisect", "collections", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools", "heapq", "itertools",
+    "__future__", "bisect", "collections", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools", "hashlib", "heapq",
+    "itertools",
     "json", "math", "operator", "re", "statistics", "string", "types", "typing",
 }  # fmt: skip
 IMPURE_CALLS = {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"}

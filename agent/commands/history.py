@@ -8,11 +8,13 @@ import json
 import time
 
 from agent import wiring
-from agent.commands.tables import aligned, clock, gib, label
+from agent.commands.tables import aligned, clock, counted, gib, label
 from agent.commands.wrong_use import own_node_or_refuse, settings_of
 from agent.core import history as memory
+from agent.core.aside import is_active
 from agent.core.codec import to_json
 from agent.core.documents import HistoryFile
+from agent.core.migrations import Migration
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,19 +46,33 @@ def history_text(history: HistoryFile, now: float) -> str:
             record.reason.value,
             gib(record.memory_bytes),
             record.state.value,
+            _took(record),
             record.text or "-",
         )
         for record in reversed(history.migrations)
     ]
-    parts = [aligned(("WHEN", "GUEST", "FROM", "TO", "WHY", "MEMORY", "STATE", "TEXT"), rows) if rows else "no migrations in the last days"]
+    head = ("WHEN", "GUEST", "FROM", "TO", "WHY", "MEMORY", "STATE", "TOOK", "TEXT")
+    parts = [aligned(head, rows) if rows else "no migrations in the last days"]
     if history.homes:
         lines = [f"  guest {home.vmid}: on {home.put_on}, goes home to {home.home} (left {clock(home.since)})" for home in history.homes]
         parts.append("away for a maintenance:\n" + "\n".join(lines))
-    aside = [entry for entry in history.set_aside if entry.until > now]
+    aside = [entry for entry in history.set_aside if is_active(entry, now)]
     if aside:
-        lines = [f"  guest {entry.vmid}: until {clock(entry.until)}, failed {entry.failures} times, {entry.text}" for entry in aside]
+        lines = []
+        for entry in aside:
+            where = "" if entry.target is None else f" does not go to {entry.target}"
+            until = "until somebody acts" if entry.until is None else f"until {clock(entry.until)}"
+            lines.append(f"  guest {entry.vmid}{where}: {until}, {counted(entry.failures, 'failure')}, {entry.failure.value}: {entry.text}")
         parts.append("set aside after failures:\n" + "\n".join(lines))
     if history.answers:
         lines = [f"  {clock(answer.at)}  {answer.text}" for answer in reversed(history.answers)]
         parts.append("what was asked for with `balance`:\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _took(record: Migration) -> str:
+    """How long it took from the request to its end, and of that what it waited before PVE began."""
+    if record.asked_at is None or record.ended_at is None or record.ended_at < record.asked_at:
+        return "-"
+    waited_s = 0.0 if record.began_at is None else record.began_at - record.asked_at
+    return f"{record.ended_at - record.asked_at:.0f} s" + (f" ({waited_s:.0f} s queued)" if waited_s >= 1 else "")

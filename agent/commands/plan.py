@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent import wiring
-from agent.commands.planning import asker, checked_plan, question_of, why_only_words
+from agent.commands.planning import asker, checked_plan, question_of, timings_in, why_only_words
 from agent.commands.prospects import bound_document, bound_words, goal_document, goal_text, survival_text
 from agent.commands.tables import aligned, clock, counted, few, gib, iso, label, percent, points
 from agent.commands.wrong_use import WrongUseError, settings_of
 from agent.core.cluster import Snapshot
 from agent.core.documents import HistoryFile
+from agent.core.durations import foretold_words, words
 from agent.core.explain import why_no_target
 from agent.core.json_types import Json, JsonObject
 from agent.core.load import Weights
@@ -55,7 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
     ask = asker(settings, snapshot) if arguments.snapshot is None and wiring.own_node(settings) is not None else None
     question = replace(question_of(settings, snapshot, history), scope=scope_of(snapshot, arguments.guest, arguments.node))
     plan = checked_plan(snapshot, settings, question, ask)
-    view = outlook(snapshot, settings, question, plan)
+    view = outlook(snapshot, settings, question, plan, timings_in(history))
     if arguments.json:
         print(json.dumps(plan_document(plan, view), indent=1, allow_nan=False))
         return 0
@@ -146,6 +147,7 @@ def plan_document(plan: Plan, view: Outlook) -> JsonObject:
                 "first_pass": move.first_pass,
                 "memory_bytes": move.memory_bytes,
                 "gain": round(move.gain, 6),
+                "expected_s": round(view.foretold.moves[move.vmid].seconds, 1),
             }
             for move in plan.moves
         ],
@@ -153,6 +155,8 @@ def plan_document(plan: Plan, view: Outlook) -> JsonObject:
         "conflicts": conflicts_document(plan.conflicts),
         "before": _balance_document(plan.before),
         "after": _balance_document(plan.after),
+        "expected_s": round(view.foretold.whole_s, 1),
+        "rests_on": view.foretold.rests_on,
         "goal": goal_document(view.goal),
         "bound": bound_document(view.bound),
         "survival": {"before": survival_document(view.survival_before), "after": survival_document(view.survival_after)},
@@ -186,7 +190,7 @@ def plan_text(plan: Plan, view: Outlook, snapshot: Snapshot, settings: Settings)
     size = f"{counted(len(snapshot.nodes), 'node')}, {counted(running, 'running guest')}"
     parts = [f"{size}, as of {clock(plan.taken_at)}\n{_gate_words(plan, snapshot, settings)}"]
     if plan.moves:
-        parts.append(f"{summary(plan)}; {bound_words(view.bound)}:\n{_moves_table(plan)}")
+        parts.append(f"{summary(plan)}; {bound_words(view.bound)}:\n{_moves_table(plan, view)}\n{foretold_words(view.foretold)}")
         later = sum(not move.first_pass for move in plan.moves)
         if later:
             parts.append(f"{counted(later, 'move')} marked with * would wait: max_moves_per_pass, max_moves_per_hour")
@@ -214,7 +218,7 @@ def _gate_words(plan: Plan, snapshot: Snapshot, settings: Settings) -> str:
     return _GATES[plan.gate]
 
 
-def _moves_table(plan: Plan) -> str:
+def _moves_table(plan: Plan, view: Outlook) -> str:
     rows = [
         (
             f"{move.batch}{'' if move.first_pass else '*'}",
@@ -224,10 +228,11 @@ def _moves_table(plan: Plan) -> str:
             move.reason.value,
             gib(move.memory_bytes),
             points(move.gain),
+            words(view.foretold.moves[move.vmid].seconds),
         )
         for move in plan.moves
     ]
-    return aligned(("BATCH", "GUEST", "FROM", "TO", "WHY", "MEMORY", "GAIN"), rows)
+    return aligned(("BATCH", "GUEST", "FROM", "TO", "WHY", "MEMORY", "GAIN", "ABOUT"), rows)
 
 
 def refusals_text(refusals: Iterable[Refusal], snapshot: Snapshot) -> str:

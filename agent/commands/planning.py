@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent import wiring
+from agent.core import aside
 from agent.core import history as memory
 from agent.core.cluster import Guest, Snapshot
-from agent.core.documents import HistoryFile
-from agent.core.load import Ledger, why_pressure_unknown
-from agent.core.migrations import in_flight
+from agent.core.documents import HistoryFile, Timing
+from agent.core.known_loads import ledger_of
+from agent.core.load import why_pressure_unknown
 from agent.core.plan_types import Move, Plan, Refusal, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
@@ -33,13 +34,19 @@ def question_of(settings: Settings, snapshot: Snapshot, history: HistoryFile | N
     balance = settings.balance
     records = history if history is not None else memory.empty(now)
     return Question(
-        ledger=Ledger(memory.learned(records, now), in_flight(memory.open_migrations(records))),
+        ledger=ledger_of(snapshot, records, memory.open_migrations(records), now),
         cooling=memory.cooling(records, snapshot, now, balance.guest_cooldown_s),
-        set_aside=memory.set_aside(records, now),
+        set_aside=aside.set_aside(records, now),
+        avoided=aside.avoided(records, now),
         homes={home.vmid: home.home for home in records.homes} if settings.drain.return_home else {},
         moves_per_pass=balance.max_moves_per_pass,
         moves_left=memory.moves_left(records, now, balance.max_moves_per_hour),
     )
+
+
+def timings_in(history: HistoryFile | None) -> tuple[Timing, ...]:
+    """What past migrations of the cluster took, as leaders noted it."""
+    return history.timings if history is not None else ()
 
 
 def asker(settings: Settings, snapshot: Snapshot) -> AskPve:
@@ -50,7 +57,7 @@ def asker(settings: Settings, snapshot: Snapshot) -> AskPve:
         try:
             return api.verdict(guest.vmid, guest.type, node, snapshot.taken_at)
         except TemporaryError as error:
-            return Verdict(guest.vmid, snapshot.taken_at, Refusal(guest.vmid, RefusalReason.PRECONDITION, str(error)))
+            return Verdict(guest.vmid, snapshot.taken_at, Refusal(guest.vmid, RefusalReason.UNANSWERED, str(error)))
 
     return ask
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from agent import wiring
 from agent.commands.wrong_use import WrongUseError
 from agent.core.journal import Level
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from agent.ports import OutsideError
 from agent.sim.cluster_file import ScenarioError, read_cluster
 from agent.sim.scenario_events import ScenarioEvent, read_events

@@ -13,6 +13,7 @@ from agent import wiring
 from agent.commands.tables import aligned, clock, counted, label, percent
 from agent.commands.wrong_use import settings_of
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
+from agent.core.durations import words
 from agent.core.json_types import Json, JsonObject
 from agent.core.settings import Settings
 from agent.daemon.perform import LEADER_PATH
@@ -98,10 +99,18 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float) -> 
     migrations = cast(list[dict[str, Json]], document["migrations"])
     if migrations:
         parts.append(f"{counted(len(migrations), 'migration')} under way:\n{_migrations_table(migrations, now)}")
-    aside = cast(dict[str, str], document["set_aside"])
+    aside = cast(list[JsonObject], document["set_aside"])
     if aside:
-        parts.append("set aside after failures:\n" + "\n".join(f"  guest {vmid}: {text}" for vmid, text in aside.items()))
+        parts.append("set aside after failures:\n" + "\n".join(map(_aside_words, aside)))
     return "\n\n".join(parts)
+
+
+def _aside_words(entry: JsonObject) -> str:
+    """Who is left alone, why, until when, and what helps."""
+    where = "" if entry["target"] is None else f" does not go to {entry['target']}"
+    until = "until somebody acts" if entry["until"] is None else f"until {clock(cast(float, entry['until']))}"
+    times = counted(cast(int, entry["failures"]), "failure")
+    return f"  guest {entry['vmid']}{where}: {entry['failure']}, {until} ({times}): {entry['text']}\n    {entry['remedy']}"
 
 
 def _survival_words(survival: JsonObject) -> str:
@@ -139,6 +148,7 @@ def _migrations_table(migrations: list[dict[str, Json]], now: float) -> str:
     for record in migrations:
         asked_at = record["asked_at"]
         since = f"{now - asked_at:.0f} s" if isinstance(asked_at, int | float) else "-"
+        about = words(float(cast(float, record["expected_s"])))
         who = label(str(record["type"]), int(cast(int, record["vmid"])), str(record["name"]))
-        rows.append((who, str(record["source"]), str(record["target"]), str(record["reason"]), str(record["state"]), since))
-    return aligned(("GUEST", "FROM", "TO", "WHY", "STATE", "SINCE"), rows)
+        rows.append((who, str(record["source"]), str(record["target"]), str(record["reason"]), str(record["state"]), since, about))
+    return aligned(("GUEST", "FROM", "TO", "WHY", "STATE", "SINCE", "OF ABOUT"), rows)

@@ -132,7 +132,9 @@ class Task:
 
 
 MIGRATE_KINDS = frozenset({"qmigrate", "vzmigrate", "hamigrate"})
-BULK_KINDS = frozenset({"startall", "stopall", "migrateall"})
+BULK_KINDS = frozenset(
+    {"startall", "stopall", "suspendall", "migrateall", "bulk-start", "bulk-shutdown", "bulk-suspend", "bulk-migrate"}
+)  # of a node, and, with PVE 9, of the cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +230,32 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupJob:
+    """A backup that PVE begins by itself.
+
+    Shape:   `schedule` is one of PVE's calendar events, as it is written; it takes the guests of `pool` where one is named, else
+             all but those in `exclude` (`is_all`), else `vmids`; of them those on `node` where one is named.
+    """
+
+    id: str
+    schedule: str
+    is_all: bool = False
+    vmids: tuple[int, ...] = ()
+    exclude: tuple[int, ...] = ()
+    pool: str | None = None
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster at one instant.
 
-    Units:   `taken_at` in Unix seconds.
+    Units:   `taken_at` in Unix seconds; `utc_offset_s` is what the nodes' local time is ahead of UTC.
     Shape:   nodes sorted by name, guests by VMID, tasks by start; `maintenance` are nodes to be emptied, `no_target`
              nodes that are online but may receive nobody; `unseen` are VMIDs that exist but the token does not show:
              with any of them the agent only observes. `storage_use` is sorted by name, then nodes; a storage of unknown
              use is not in it. `registered_tags` are those that only admins may set, as they are written and sorted, None where
-             the cluster does not tell; `storages` are sorted by name.
+             the cluster does not tell; `storages` are sorted by name, `backup_jobs` (those switched on) by id.
     Source:  GET /cluster/resources, /cluster/tasks, /cluster/options, /cluster/ha/...; on a node also files below /etc/pve.
     """
 
@@ -252,6 +271,8 @@ class Snapshot:
     ha: HighAvailability = HighAvailability()
     registered_tags: tuple[str, ...] | None = None
     storages: tuple[Storage, ...] = ()
+    backup_jobs: tuple[BackupJob, ...] = ()
+    utc_offset_s: float = 0.0
 
     def node(self, name: str) -> Node | None:
         """The node of that name, None when there is none."""

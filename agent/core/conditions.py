@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum, auto
 
+from agent.core.backups import backup_nodes, due_backups
 from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, Guest, Node, Snapshot
 from agent.core.load import NODE_SETTLED_S, measured_load, memory_limit_bytes, why_not_measured
 from agent.core.plan_types import Refusal
@@ -16,7 +17,6 @@ from agent.core.settings import ContainerPolicy, Settings
 from agent.core.suitability import Suitability
 
 _STUCK_STATES = frozenset({"paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"})
-_BACKUP = "vzdump"
 
 
 class Purpose(Enum):
@@ -42,7 +42,8 @@ class Conditions:
         self._suitability = Suitability(snapshot)
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
-        self._backup_nodes = {task.node for task in snapshot.tasks if task.is_running and task.kind == _BACKUP}
+        self._due = due_backups(snapshot)
+        self._backup_nodes = backup_nodes(snapshot, self._due)
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
         self.open_nodes = tuple(name for name, why in self._closed.items() if why is None)
 
@@ -78,13 +79,13 @@ class Conditions:
             return refuse(RefusalReason.IGNORED, "guests.ignore")
         if guest.status in _STUCK_STATES:
             return refuse(RefusalReason.STATE, guest.status)
-        if not guest.is_running:
+        if not guest.is_running and not (purpose is Purpose.DRAIN and leaves_stopped(guest, settings)):
             return refuse(RefusalReason.NOT_RUNNING, guest.status)
         if guest.lock:
             return refuse(RefusalReason.LOCKED, guest.lock)
         if vmid in self._busy:
             return refuse(RefusalReason.BUSY, self._busy[vmid])
-        if guest.type == "lxc" and not self._containers_may(purpose):
+        if guest.type == "lxc" and guest.is_running and not self._containers_may(purpose):
             return refuse(RefusalReason.CONTAINER, f"guests.containers is {settings.guests.containers.value}")
         if vmid in self.rules.contradicted:
             return refuse(RefusalReason.CONFLICT)
@@ -98,6 +99,8 @@ class Conditions:
         if purpose is Purpose.LOAD:
             if vmid in self.question.cooling and not self.question.force:
                 return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
+            if (due := self._due.guests.get(vmid)) is not None:
+                return refuse(RefusalReason.BACKUP_DUE, due.words)
             if measured_load(guest) is None:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
@@ -162,7 +165,7 @@ class Conditions:
         return None
 
     def has_backup(self, name: str) -> bool:
-        """True while a backup runs on the node."""
+        """True while a backup runs on the node, or is about to begin there."""
         return name in self._backup_nodes
 
     def why_closed(self, name: str) -> Refusal | None:
@@ -174,7 +177,9 @@ class Conditions:
         if (closed := self.why_closed(target)) is not None:
             return Refusal(guest.vmid, closed.reason, closed.detail)
         if purpose is Purpose.LOAD and target in self._backup_nodes:
-            return Refusal(guest.vmid, RefusalReason.NODE_BACKUP)
+            return Refusal(guest.vmid, RefusalReason.NODE_BACKUP, self._backup_nodes[target])
+        if (failed := self.question.avoided.get(guest.vmid, {}).get(target)) is not None:
+            return Refusal(guest.vmid, RefusalReason.NODE_FAILED, failed)
         verdict = self.question.verdicts.get(guest.vmid)
         if verdict is not None:
             if (refused := dict(verdict.refused_nodes).get(target)) is not None:
@@ -184,6 +189,11 @@ class Conditions:
         if guest.vmid in self.rules.pins and (broken := self.rules.broken_pins(guest.vmid, target)):
             return Refusal(guest.vmid, RefusalReason.PINNED, broken[0].words)
         return None
+
+
+def leaves_stopped(guest: Guest, settings: Settings) -> bool:
+    """True for a guest that does not run and leaves its node in a drain all the same."""
+    return settings.drain.stopped and guest.status == "stopped" and not guest.template
 
 
 _GONE = Refusal(0, RefusalReason.NODE_OFFLINE)

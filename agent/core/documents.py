@@ -11,6 +11,7 @@ from typing import TypeVar
 from agent.core.cluster import NodeFacts
 from agent.core.codec import CodecError, from_json, to_json
 from agent.core.events import EventKind
+from agent.core.failures import FailureClass
 from agent.core.json_types import Json
 from agent.core.migrations import Migration
 
@@ -99,12 +100,40 @@ class Home:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A guest that failed to migrate, left alone until `until` (Unix seconds)."""
+    """A guest that failed to migrate, left alone for a while.
+
+    Units:   `until` in Unix seconds, None: until somebody acts.
+    Shape:   `target` is the one node it does not go to, None: none at all; `node` is where it was, "" when nobody knows; `config` is
+             the digest of its configuration since then, "" while that was not read.
+    """
 
     vmid: int
-    until: float
+    until: float | None
     failures: int
     text: str
+    failure: FailureClass = FailureClass.UNKNOWN
+    target: str | None = None
+    node: str = ""
+    config: str = ""
+
+
+class Way(StrEnum):
+    """How a guest gets to another node."""
+
+    LIVE = "live"
+    RESTART = "restart"
+    OFFLINE = "offline"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one migration took. `at` in Unix seconds, `limit_kib_s` is the limit that was asked for, None without one."""
+
+    at: float
+    way: Way
+    memory_bytes: int
+    took_s: float
+    limit_kib_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +160,7 @@ class HistoryFile:
     homes: tuple[Home, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
     answers: tuple[Answer, ...] = ()
+    timings: tuple[Timing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.conditions import Purpose
 from agent.core.goal import Goal
-from agent.core.placement import Placement
+from agent.core.placement import NOTHING, Placement
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
@@ -100,7 +100,7 @@ class Draft:
         """The allowed target with the lowest goal, and, when there is none, why the nodes refuse."""
         sketch, goal = self.sketch, self.goal
         burden, source = sketch.burden_of_unit(unit), goal.index.get(sketch.at[unit[0]])
-        found: tuple[float, str] | None = None
+        found: tuple[float, float, str] | None = None
         refusals: dict[str, Refusal] = {}
         for name in targets:
             refusal = sketch.why_not_target(unit, name, purpose)
@@ -110,8 +110,9 @@ class Draft:
                 continue
             self.evaluations += 1
             loss = -goal.gain(burden, source, goal.index[name])
-            if found is None or (loss, name) < found:
-                found = (loss, name)
+            idle = sketch.idle_fraction(name) if burden is NOTHING else 0.0
+            if found is None or (loss, idle, name) < found:
+                found = (loss, idle, name)
         if found is not None:
-            return found[1], Refusal(unit[0], RefusalReason.NO_GAIN, f"best on {found[1]}")
+            return found[2], Refusal(unit[0], RefusalReason.NO_GAIN, f"best on {found[2]}")
         return None, Refusal(unit[0], RefusalReason.NO_TARGET, nodes_words(refusals) or "there is no other node")

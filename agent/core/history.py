@@ -6,12 +6,14 @@ A time that lies ahead was written by a clock that was: within a window it count
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
+from agent.core.aside import is_kept, without_success
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
-from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, SetAside, render
+from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, render
 from agent.core.load import FRESH_S, GuestLoad
 from agent.core.migrations import Migration, MigrationState, is_load_move
 from agent.core.reasons import MoveReason
@@ -27,9 +29,6 @@ SAMPLED_S = 15.0  # pvestatd's round of 10 s and its own time
 FAILURES_WINDOW_S = 600.0
 MOST_FAILURES = 3
 MOST_MOVES_A_DAY = 3
-SET_ASIDE_S = 600.0
-SET_ASIDE_MOST_S = 86400.0
-MOST_DOUBLINGS = 10  # of SET_ASIDE_S, which is beyond SET_ASIDE_MOST_S: a guest may fail every day for years
 
 _CAME_TO_PASS = frozenset({MigrationState.DONE, MigrationState.RUNNING, MigrationState.QUEUED, MigrationState.ASKED, MigrationState.LOST})
 
@@ -55,16 +54,15 @@ def bounded(history: HistoryFile, now: float) -> HistoryFile:
     records = [record for record in history.migrations if record.is_open or abs(now - record.planned_at) < KEPT_S]
     ended = [record for record in records if not record.is_open]
     ended.sort(key=lambda record: (record.state is not MigrationState.SKIPPED, _is_braking(record, now)))  # stable: by time within each
-    aside = sorted(
-        (entry for entry in history.set_aside if abs(now - entry.until) <= SET_ASIDE_MOST_S), key=lambda entry: entry.until, reverse=True
-    )
+    aside = [entry for entry in history.set_aside if is_kept(entry, now)]
+    aside.sort(key=lambda entry: math.inf if entry.until is None else entry.until, reverse=True)
     keep = max(0, KEPT_MIGRATIONS - (len(records) - len(ended)))
     while True:
         kept = {record.intent for record in ended[len(ended) - min(keep, len(ended)) :]}
         result = replace(
             history,
             migrations=tuple(record for record in records if record.is_open or record.intent in kept),
-            set_aside=tuple(sorted(aside, key=lambda entry: entry.vmid)),
+            set_aside=tuple(sorted(aside, key=lambda entry: (entry.vmid, entry.target or ""))),
             answers=history.answers[-KEPT_ANSWERS:],
         )
         if len(render(result)) <= MOST_BYTES or not (kept or aside):
@@ -105,24 +103,6 @@ def is_success(exit_status: str | None) -> bool:
     return exit_status is not None and (exit_status == "OK" or exit_status.startswith("WARNINGS"))
 
 
-def set_aside(history: HistoryFile, now: float) -> dict[int, str]:
-    """Guests that are left alone after a failure, with why and for how long."""
-    return {
-        entry.vmid: f"{entry.text}; next try in {(entry.until - now) / 60:.0f} minutes"
-        for entry in history.set_aside
-        if now < entry.until <= now + SET_ASIDE_MOST_S
-    }
-
-
-def with_failure(history: HistoryFile, vmid: int, text: str, now: float) -> HistoryFile:
-    """The history with one more failure of a guest: it is left alone for 10 minutes, twice as long each time, a day at most."""
-    before = next((entry for entry in history.set_aside if entry.vmid == vmid), None)
-    failures = 1 + (before.failures if before is not None else 0)
-    until = now + min(SET_ASIDE_MOST_S, SET_ASIDE_S * 2 ** min(failures - 1, MOST_DOUBLINGS))
-    others = [entry for entry in history.set_aside if entry.vmid != vmid]
-    return replace(history, set_aside=tuple(sorted([*others, SetAside(vmid, until, failures, text[:200])], key=lambda entry: entry.vmid)))
-
-
 def with_success(history: HistoryFile, record: Migration) -> HistoryFile:
     """The history after a guest has arrived: no longer set aside, and its home is known if it left for a maintenance."""
     homes = {home.vmid: home for home in history.homes}
@@ -132,11 +112,7 @@ def with_success(history: HistoryFile, record: Migration) -> HistoryFile:
         homes[record.vmid] = Home(record.vmid, home, record.target, record.ended_at or record.planned_at)
     else:
         homes.pop(record.vmid, None)
-    return replace(
-        history,
-        homes=tuple(home for _, home in sorted(homes.items())),
-        set_aside=tuple(entry for entry in history.set_aside if entry.vmid != record.vmid),
-    )
+    return replace(without_success(history, record.vmid), homes=tuple(home for _, home in sorted(homes.items())))
 
 
 def without_stale_homes(history: HistoryFile, snapshot: Snapshot) -> HistoryFile:

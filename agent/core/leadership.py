@@ -14,6 +14,8 @@ from enum import StrEnum
 
 from agent.core.documents import LeaderFile, LeaderState
 
+NEVER_S = -1e9
+
 
 class Stage(StrEnum):
     """Where a node stands; `STAGE_MEANING` has a line for each."""
@@ -31,7 +33,7 @@ STAGE_MEANING: dict[Stage, str] = {
     Stage.HOLDING: "has the lock, but a former leader may still be acting",
     Stage.LEADING: "has the lock, a lease and an epoch of its own; acts",
     Stage.LAPSED: "the lease ran out before a renewal succeeded; does not act",
-    Stage.LEAVING: "gives the lead away: writes `released`, renews once more, removes the lock",
+    Stage.LEAVING: "gives the lock away: writes `released` if it led and nothing it asked for is under way, renews, removes the lock",
     Stage.LEFT: "has given the lead away, or could not",
 }
 
@@ -91,13 +93,14 @@ class Leadership:
     has_looked: bool = False
     leader: LeaderFile | None = None
     leader_known: bool = False
-    looked_s: float = -1e9
-    asked_expiry_s: float = -1e9
-    tried_adopting_s: float = -1e9
-    stands_again_s: float = -1e9
-    not_before_s: float = -1e9
+    looked_s: float = NEVER_S
+    asked_expiry_s: float = NEVER_S
+    tried_adopting_s: float = NEVER_S
+    stands_again_s: float = NEVER_S
+    not_before_s: float = NEVER_S
     waiting_for: LockAct | None = None
     stop_wanted: bool = False
+    says_released: bool = True
 
     def may_act(self, now_s: float) -> bool:
         """True when this node leads and its lease is long enough for one more request."""
@@ -146,8 +149,8 @@ def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | No
         case Stage.LEFT:
             return None
         case Stage.LEAVING:
-            if state.leader is not None and state.leader.state is LeaderState.LEADING and _is_mine(state):
-                return LockAct.WRITE_RELEASED
+            if state.says_released and state.leader is not None and state.leader.state is LeaderState.LEADING and _is_mine(state):
+                return LockAct.WRITE_RELEASED if now_s < state.lease_until_s else LockAct.RENEW
             is_fresh = state.renewed_s >= state.looked_s and now_s - state.renewed_s < times.renew_every_s
             return LockAct.RELEASE if is_fresh else LockAct.RENEW
         case Stage.FOLLOWING:
@@ -159,6 +162,8 @@ def _wanted(state: Leadership, now_s: float, *, may_stand: bool) -> LockAct | No
                 return None
             if state.lock_mtime_s is None:
                 return LockAct.TAKE
+            if state.tried_adopting_s == NEVER_S:
+                return LockAct.RENEW  # once: nothing else tells that an earlier run of this node holds the lock without having led
             adopts = state.leader is not None and state.leader.node == state.node
             if adopts and now_s - state.tried_adopting_s >= times.adopt_every_s:
                 return LockAct.RENEW
@@ -233,9 +238,9 @@ def on_took(state: Leadership, called_s: float, *, got_it: bool) -> Leadership:
     if state.stage is not Stage.FOLLOWING:
         return state
     if not got_it:
-        return replace(state, looked_s=-1e9)  # somebody was quicker: look at once
+        return replace(state, looked_s=NEVER_S)  # somebody was quicker: look at once
     return replace(
-        state, stage=Stage.HOLDING, lease_until_s=called_s + state.times.lease_s, renewed_s=called_s, leader_known=False, looked_s=-1e9
+        state, stage=Stage.HOLDING, lease_until_s=called_s + state.times.lease_s, renewed_s=called_s, leader_known=False, looked_s=NEVER_S
     )
 
 
@@ -245,13 +250,13 @@ def on_renewed(state: Leadership, called_s: float) -> Leadership:
     lease = called_s + state.times.lease_s
     match state.stage:
         case Stage.FOLLOWING | Stage.LAPSED:
-            return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False, looked_s=-1e9)
+            return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False, looked_s=NEVER_S)
         case Stage.HOLDING | Stage.LEADING:
             if called_s >= state.lease_until_s:
-                return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False, looked_s=-1e9)
+                return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False, looked_s=NEVER_S)
             return replace(state, lease_until_s=max(lease, state.lease_until_s), renewed_s=called_s)
         case _:
-            return replace(state, renewed_s=called_s)
+            return replace(state, renewed_s=called_s, lease_until_s=max(lease, state.lease_until_s))
 
 
 def on_not_holder(state: Leadership, at_s: float) -> Leadership:
@@ -268,6 +273,8 @@ def on_failed(state: Leadership, act: LockAct, at_s: float) -> Leadership:
     The next call waits as long as between two looks, so that a filesystem that is not there is not asked without a pause.
     """
     state = replace(_answered(state, act), not_before_s=at_s + state.times.look_every_s)
+    if act is LockAct.TAKE:
+        state = replace(state, tried_adopting_s=NEVER_S)  # it may have been carried out all the same
     return _left(state, at_s) if state.stage is Stage.LEAVING else state
 
 
@@ -294,11 +301,17 @@ def on_released(state: Leadership, now_s: float) -> Leadership:
     return _left(_answered(state, LockAct.RELEASE), now_s)
 
 
-def give_up(state: Leadership, now_s: float, *, stops: bool) -> Leadership:
-    """Begin to give the lead away: for good when the process stops, else for `rest_s` (its own API access fails)."""
+def give_up(state: Leadership, now_s: float, *, stops: bool, is_asking: bool = False) -> Leadership:
+    """Begin to give the lead away: for good when the process stops, else for `rest_s` (its own API access fails).
+
+    `is_asking`: a request of this lead has no answer yet. Then leader.json goes on naming it, so that whoever has the lock next waits
+    until that request must be over. A process that stops gives away a lock with which it does not lead, too.
+    """
     state = replace(state, stop_wanted=state.stop_wanted or stops)
     if state.stage is Stage.LEADING:
-        return replace(state, stage=Stage.LEAVING, looked_s=now_s)
+        return replace(state, stage=Stage.LEAVING, looked_s=now_s, says_released=not is_asking)
+    if stops and state.stage in (Stage.HOLDING, Stage.LAPSED):
+        return replace(state, stage=Stage.LEAVING, looked_s=now_s, says_released=False)  # what its last lead asked for may be under way
     if stops and state.stage is not Stage.LEAVING:
         return replace(state, stage=Stage.LEFT)
     return state
@@ -322,7 +335,7 @@ def _lost(state: Leadership, at_s: float) -> Leadership:
         leader_known=False,
         unchanged_since_s=at_s,
         foreign_seen_s=at_s,
-        looked_s=-1e9,
+        looked_s=NEVER_S,
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from agent.core.cluster import GuestType
+from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Snapshot
+from agent.core.failures import FailureClass
 from agent.core.load import GuestLoad, InFlight
 from agent.core.plan_types import Move
 from agent.core.reasons import LOAD_REASONS, MoveReason
@@ -59,7 +60,7 @@ class Migration:
     Units:   times in Unix seconds, memory in bytes, cpu in cores; None is not yet.
     Shape:   `intent` identifies the attempt in the cluster: epoch and a running number; `through_ha` says that the HA manager
              carries it out, `along_with` is the intent of the request that takes this guest along, None for one of its own;
-             `online` that the guest ran.
+             `online` that the guest ran; `began_at` is when PVE was seen to be at it, `failure` the class of a failed one.
     """
 
     intent: str
@@ -83,6 +84,8 @@ class Migration:
     online: bool = True
     through_ha: bool = False
     along_with: str | None = None
+    began_at: float | None = None
+    failure: FailureClass | None = None
 
     @property
     def is_open(self) -> bool:
@@ -137,6 +140,7 @@ def advanced(record: Migration, state: MigrationState, now: float, *, text: str 
         record,
         state=state,
         asked_at=now if state is S.ASKED else record.asked_at,
+        began_at=now if state is S.RUNNING and record.began_at is None else record.began_at,
         ended_at=now if state not in OPEN else None,
         upid=upid or record.upid,
         text=(text or record.text)[:MOST_TEXT],
@@ -155,3 +159,10 @@ def in_flight(records: Iterable[Migration]) -> tuple[InFlight, ...]:
 def is_load_move(record: Migration) -> bool:
     """True for moves made to even out load, which cooldowns and the hourly brake count."""
     return record.reason in LOAD_REASONS
+
+
+def left_locks(snapshot: Snapshot) -> tuple[Guest, ...]:
+    """Guests with the lock of a migration that no task carries out, on nodes that are there."""
+    migrating = {task.vmid for task in snapshot.tasks if task.is_running and task.kind in MIGRATE_KINDS}
+    online = {node.name for node in snapshot.nodes if node.online}
+    return tuple(guest for guest in snapshot.guests if guest.lock == "migrate" and guest.node in online and guest.vmid not in migrating)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a plan is worth: the goal as a table before and after it, what no plan can do better, and which nodes may be lost then."""
+"""What a plan is worth: the goal as a table before and after it, what no plan can do better, which nodes may be lost then, and how long
+it takes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.core.bound import Bound, bound
 from agent.core.cluster import Snapshot
+from agent.core.documents import Timing
+from agent.core.durations import Foretold, foretold
 from agent.core.goal_table import GoalRow, goal_table
 from agent.core.placement import Placement
 from agent.core.plan_types import Plan
@@ -23,13 +27,15 @@ class Outlook:
     bound: Bound
     survival_before: Survival
     survival_after: Survival
+    foretold: Foretold
 
 
-def outlook(snapshot: Snapshot, settings: Settings, question: Question, plan: Plan) -> Outlook:
-    """Return what the plan is worth; the snapshot and the question are those it was made from."""
+def outlook(snapshot: Snapshot, settings: Settings, question: Question, plan: Plan, timings: Sequence[Timing] = ()) -> Outlook:
+    """Return what the plan is worth; the snapshot and the question are those it was made from, `timings` of past migrations."""
     sketch = Placement(snapshot, settings, question)
     least, before, loads = bound(sketch), survival(sketch), sketch.loads()
     for move in plan.moves:
         sketch.move((move.vmid,), move.target)
     table = goal_table(loads, sketch.loads(), sketch.usable, sketch.weights)
-    return Outlook(table, least, before, survival(sketch) if plan.moves else before)
+    after = survival(sketch) if plan.moves else before
+    return Outlook(table, least, before, after, foretold(plan.moves, timings, settings))

@@ -12,6 +12,7 @@ from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
 from agent.core.load import (
     NO_LOAD,
+    NO_PROCESS,
     GuestLoad,
     NodeLoad,
     Weights,
@@ -167,6 +168,8 @@ class Placement:
         found = self._burdens.get(vmid)
         if found is None:
             guest, load = self.guest_of[vmid], self.load_of[vmid]
+            if guest.status in NO_PROCESS and load == NO_LOAD:
+                return NOTHING  # nor does it count where it is
             counts = counted(guest, load, self._loads.get(guest.node), self.settings)
             found = self._burdens[vmid] = Burden(
                 load.cpu_cores,
@@ -247,6 +250,12 @@ class Placement:
     def room(self, target: str, purpose: Purpose) -> Burden:
         """What the node may still take for that purpose."""
         return self.states[target].room(self.weights if purpose is Purpose.LOAD else None)
+
+    def idle_fraction(self, name: str) -> float:
+        """What the guests of the node that do not run would take of its memory if they did: they are spread by that."""
+        state = self.states[name]
+        idle = (self.guest_of[vmid] for vmid in state.present if self.load_of[vmid] == NO_LOAD)
+        return sum(assigned_memory_bytes(guest) for guest in idle) / state.memory
 
     def why_no_room(self, burden: Burden, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
         """Which limit of the node the guests would break, None when they fit with everything that is on its way."""

@@ -13,7 +13,7 @@ from agent.core.crowding import crowded
 from agent.core.descent import Descent
 from agent.core.draft import Draft, Mark
 from agent.core.goal import Goal
-from agent.core.load import balance_of, over_threshold, spread
+from agent.core.load import NO_PROCESS, balance_of, over_threshold, spread
 from agent.core.order import into_batches
 from agent.core.placement import Placement
 from agent.core.plan_types import Balance, Conflict, Gate, Move, Plan, Refusal
@@ -259,6 +259,7 @@ class _Planner:
                             memory_bytes=int(load.memory_bytes),
                             cpu_cores=load.cpu_cores,
                             gain=imbalance - goal.imbalance,
+                            is_running=guest.status not in NO_PROCESS,
                         )
                     )
         return moves, balance_of(sketch.loads(), sketch.usable, self.weights)

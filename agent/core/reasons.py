@@ -40,6 +40,7 @@ class RefusalReason(StrEnum):
     CONTAINER = "container"
     COOLDOWN = "cooldown"
     SET_ASIDE = "set-aside"
+    BACKUP_DUE = "backup-due"
     LOAD_UNKNOWN = "load-unknown"
     LOCAL_DISK = "local-disk"
     LOCAL_IMAGE = "local-image"
@@ -47,6 +48,7 @@ class RefusalReason(StrEnum):
     ARGS = "args"
     CPU_AFFINITY = "cpu-affinity"
     PRECONDITION = "precondition"
+    UNANSWERED = "unanswered"
     # a node as a target
     SAME_NODE = "same-node"
     NODE_OFFLINE = "node-offline"
@@ -57,6 +59,7 @@ class RefusalReason(StrEnum):
     NODE_STALE = "node-stale"
     NODE_BACKUP = "node-backup"
     NODE_REFUSED = "node-refused"
+    NODE_FAILED = "node-failed"
     NODE_UNKNOWN = "node-unknown"
     NODE_OLDER = "node-older"
     CPU_UNLIKE = "cpu-unlike"
@@ -91,6 +94,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.CONTAINER: "containers restart when they move, and the setting guests.containers forbids it here",
     RefusalReason.COOLDOWN: "the guest moved less than balance.guest_cooldown_s ago",
     RefusalReason.SET_ASIDE: "the guest failed to migrate and is left alone for a while",
+    RefusalReason.BACKUP_DUE: "a scheduled backup of the guest is about to begin",
     RefusalReason.LOAD_UNKNOWN: "PVE reports no usable load for the guest",
     RefusalReason.LOCAL_DISK: "the guest has disks on local storage",
     RefusalReason.LOCAL_IMAGE: "the guest has an image on local storage, or its node's own drive, in a CD drive",
@@ -98,6 +102,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.ARGS: "the guest has arguments for QEMU of its own, which may name things of its node",
     RefusalReason.CPU_AFFINITY: "the guest is bound to cores of its node",
     RefusalReason.PRECONDITION: "PVE's own check of the migration says no",
+    RefusalReason.UNANSWERED: "Proxmox VE did not answer when asked whether the guest may migrate, and is asked again",
     RefusalReason.SAME_NODE: "the guest is there already",
     RefusalReason.NODE_OFFLINE: "the node is offline",
     RefusalReason.NODE_MAINTENANCE: "the node is in maintenance",
@@ -105,8 +110,9 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NODE_STARTING: "the node has been up for less than two minutes",
     RefusalReason.NODE_SILENT: "the node's agent has not reported itself",
     RefusalReason.NODE_STALE: "the node's load is unknown or older than a minute",
-    RefusalReason.NODE_BACKUP: "a backup runs on the node",
+    RefusalReason.NODE_BACKUP: "a backup runs on the node, or is about to begin there",
     RefusalReason.NODE_REFUSED: "PVE does not allow the guest on the node",
+    RefusalReason.NODE_FAILED: "the guest failed to migrate to the node, and does not go there for a while",
     RefusalReason.NODE_UNKNOWN: "whether the node has what the guest needs cannot be seen",
     RefusalReason.NODE_OLDER: "the node's QEMU or Proxmox VE is older than what the guest runs on",
     RefusalReason.CPU_UNLIKE: "the guest uses its node's own CPU type (cpu: host, max or custom), and the node's CPU is another",

@@ -10,10 +10,12 @@ from collections.abc import Set as AbstractSet
 
 from agent.core.cluster import GIB, Snapshot
 from agent.core.codec import to_json
+from agent.core.conditions import leaves_stopped
 from agent.core.load import Weights
 from agent.core.migrations import Migration
 from agent.core.plan_types import Gate, Move, Plan, Refusal
 from agent.core.reasons import RefusalReason
+from agent.core.settings import Settings
 
 
 def move_words(move: Move) -> str:
@@ -88,9 +90,9 @@ def nodes_words(refusals: Mapping[str, Refusal]) -> str:
     return "; ".join(parts)
 
 
-def stuck_words(plan: Plan, snapshot: Snapshot) -> str | None:
+def stuck_words(plan: Plan, snapshot: Snapshot, settings: Settings) -> str | None:
     """Which nodes in maintenance cannot be emptied, and whom that is down to; None when nobody has to leave any more."""
-    places = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running}
+    places = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)}
     parts = []
     for node in sorted({maintenance.node for maintenance in snapshot.maintenance}):
         here = [refusal for refusal in plan.refused if places.get(refusal.vmid) == node]

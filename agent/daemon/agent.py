@@ -156,7 +156,7 @@ class Agent:
                 if self._stop_s is None:
                     self._stop_s = now.boot_s
                     self._left_under_way = len(self.work.follow.records) if self.work is not None else 0
-                    return [*self._keep_loads(now), *self.lead.give_up(now, stops=True, why="the agent was asked to stop")]
+                    return [*self._keep_loads(now), *self._give_up(now, stops=True, why="the agent was asked to stop")]
                 return []
         if self.work is None:
             return []  # an answer to a lead that is over
@@ -212,6 +212,7 @@ class Agent:
         result: list[Output] = []
         for event in events:
             result += self.work.on_event(event, self.senses, now)
+        self.work.follow.on_log(self.senses.ended)
         if self.senses.membership_changed_s == now.boot_s:
             self.work.membership_changed(now.boot_s)
         return result
@@ -303,11 +304,11 @@ class Agent:
         can_write = self._said_state is FilesystemState.QUORATE
         may_stand = self.settings.mode is not Mode.OFF and can_write
         if self.settings.mode is Mode.OFF and self.lead.state.stage is Stage.LEADING:
-            result += self.lead.give_up(now, stops=False, why="mode is off")
+            result += self._give_up(now, stops=False, why="mode is off")
         if self.work is not None and self.work.failing_since_s is not None:
             failing_s = now.boot_s - self.work.failing_since_s
             if failing_s >= self.lead.state.times.api_failure_s:
-                result += self.lead.give_up(now, stops=False, why=f"its access to the API fails for {failing_s:.0f} s")
+                result += self._give_up(now, stops=False, why=f"its access to the API fails for {failing_s:.0f} s")
         result += self.lead.next_outputs(now, may_stand=may_stand)
         if self.lead.state.stage is not Stage.LEADING and (self.work is not None or self._history is not None):
             self._forget_lead()
@@ -345,6 +346,10 @@ class Agent:
             self._timer_s = now.boot_s
         self._was_warm = is_warm
         return result + self.work.next_outputs(now, self.lead.state, self.settings)
+
+    def _give_up(self, now: Now, *, stops: bool, why: str) -> list[Output]:
+        is_asking = self.work is not None and self.work.follow.is_asking
+        return self.lead.give_up(now, stops=stops, why=why, is_asking=is_asking)
 
     def _stop(self, now: Now) -> list[Output]:
         assert self._stop_s is not None

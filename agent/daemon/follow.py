@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Snapshot
+from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
+from agent.core.failures import Failure, FailureClass, understood
 from agent.core.ha_moves import PULLED_BACK_S, REQUEST_KIND, Course, Sight, sight
 from agent.core.history import is_success
 from agent.core.journal import Level, MessageId, Record
@@ -18,7 +19,7 @@ from agent.daemon.outputs import AskTask, Output, Say, SearchMigration
 
 POLL_S = 5.0
 DOUBT_S = 60.0  # an intent without a task is in doubt for so long
-CONTAINER_START_S = 90.0  # a container is started again within this time after its task has ended
+RUNS_AGAIN_S = 90.0  # who ran before runs again within this time after its task has ended: PVE starts containers last of all
 SEARCH_MARGIN_S = 5.0  # between the clocks of two nodes
 SILENT_S = 600.0  # a task whose node has not answered for so long is lost; where the guest is decides
 # While the HA manager has something of ours, the cluster is looked at once in each of its rounds.
@@ -40,6 +41,7 @@ class Follow:
                 self._open[record.intent] = advanced(record, MigrationState.QUEUED, now.wall_s)  # where it is decides
         self._began_s: dict[str, float] = dict.fromkeys(self._open, now.boot_s)
         self._ended: dict[str, str] = {}
+        self._why: dict[str, Failure] = {}
         self._ended_s: dict[str, float] = {}
         self._asked_s: dict[str, float] = {}
         self._waiting: set[str] = set()
@@ -54,6 +56,11 @@ class Follow:
     def records(self) -> tuple[Migration, ...]:
         """The attempts that have not ended, by VMID."""
         return tuple(sorted(self._open.values(), key=lambda record: record.vmid))
+
+    @property
+    def is_asking(self) -> bool:
+        """True while a request to migrate that went out, or is about to, has no answer."""
+        return any(record.state is MigrationState.ASKED and record.intent in self._waiting for record in self._open.values())
 
     def next_outputs(self, now: Now) -> list[Output]:
         """Questions about attempts that are due."""
@@ -85,6 +92,13 @@ class Follow:
         return (record.state is MigrationState.ASKED and (bool(record.text) or is_adopted)) or (
             record.state is MigrationState.PLANNED and is_adopted
         )
+
+    def on_log(self, upids: Iterable[str]) -> None:
+        """The cluster log says that these tasks have ended: they are asked about at once, as a hint only says where to look."""
+        told = frozenset(upids)
+        for record in self.records if told else ():
+            if record.upid in told and record.intent not in self._ended:
+                self._asked_s.pop(record.intent, None)
 
     def next_wakeup_s(self) -> float:
         """When the next question is due."""
@@ -133,9 +147,9 @@ class Follow:
             case PostOutcome.STARTED:
                 return self._put(_under_way(record, answer.upid or "", now, is_found=False), now), []
             case PostOutcome.REFUSED:
-                return self._put(advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text), now), [
-                    _outcome(record, False, answer.text)
-                ]
+                failed = advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text)
+                why = understood(answer.text).failure
+                return self._put(replace(failed, failure=why), now), [_outcome(record, False, answer.text)]
             case PostOutcome.NOT_SENT:
                 skipped = advanced(record, MigrationState.SKIPPED, now.wall_s, text=answer.text)
                 self._wish_look(now.boot_s + POLL_S)
@@ -144,6 +158,8 @@ class Follow:
         return self._put(replace(record, text=answer.text or "no answer"), now), [_outcome(record, None, text)]
 
     def _on_search(self, record: Migration, answer: SearchAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
+        if record.state not in (MigrationState.PLANNED, MigrationState.ASKED):
+            return [], []  # the answer to the request itself, long given up, came after all
         if answer.upid is not None:
             if record.state is MigrationState.PLANNED:
                 record = advanced(record, MigrationState.ASKED, now.wall_s)
@@ -178,7 +194,7 @@ class Follow:
         if not answer.is_known:
             self._end(record, "its node does not know the task any more", now)
         elif answer.exit_status is not None:
-            self._end(record, answer.exit_status, now)
+            self._end(record, answer.exit_status, now, answer.log)
         elif record.asked_at is not None and now.wall_s - record.asked_at > settings.migration.timeout_s and not record.text:
             text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
             return self._put(replace(record, text=text), now), [_outcome(record, None, text)]
@@ -203,8 +219,9 @@ class Follow:
         silent_s = now.boot_s - self._silent_since_s.setdefault(record.intent, now.boot_s)
         return f"its node has not answered for {silent_s:.0f} s" if silent_s >= SILENT_S else None
 
-    def _end(self, record: Migration, status: str, now: Now) -> None:
+    def _end(self, record: Migration, status: str, now: Now, log: tuple[str, ...] = ()) -> None:
         self._ended[record.intent] = status
+        self._why[record.intent] = understood(status, log)
         self._ended_s[record.intent] = now.boot_s
         self._wish_look(now.boot_s)
 
@@ -233,26 +250,24 @@ class Follow:
                 self._wish_look(now.boot_s + POLL_S)  # the task list lags behind, or somebody moves it again
                 continue
             guest = snapshot.guest(record.vmid)
-            state, text = _judged(record, guest, status)
+            why = self._why.get(record.intent, Failure(FailureClass.UNKNOWN))
+            state, text = _judged(record, guest, status, why)
             waited_s = now.boot_s - self._ended_s.get(record.intent, now.boot_s)
-            if state is MigrationState.DONE and record.type is GuestType.LXC and guest is not None and not guest.is_running:
-                if waited_s < CONTAINER_START_S:
+            if state in (MigrationState.DONE, MigrationState.FAILED) and guest is not None and _has_stopped(record, guest):
+                if waited_s < RUNS_AGAIN_S:
                     self._wish_look(now.boot_s + POLL_S)
                     continue
-                outputs.append(_alarm(record, f"ct:{record.vmid} is on {record.target} but does not run: start it there"))
-            if state is MigrationState.FAILED and record.type is GuestType.LXC and guest is not None and not guest.is_running:
-                if waited_s < CONTAINER_START_S:
-                    self._wish_look(now.boot_s + POLL_S)
-                    continue
-                outputs.append(_alarm(record, f"ct:{record.vmid} is on {guest.node} still and does not run any more: start it there"))
-            records, said = self._closed(record, state, text, now)
+                outputs.append(_alarm(record, _not_running(record, guest)))
+            records, said = self._closed(record, state, text, now, why.failure)
             changed += records
             outputs += said
         if now.boot_s < self._watched_until_s or any(_is_followed_by_looks(record) for record in self.records):
             self._wish_look(now.boot_s + HA_LOOK_S)
         return changed, outputs
 
-    def _closed(self, record: Migration, state: MigrationState, text: str, now: Now) -> tuple[list[Migration], list[Output]]:
+    def _closed(
+        self, record: Migration, state: MigrationState, text: str, now: Now, failure: FailureClass | None = None
+    ) -> tuple[list[Migration], list[Output]]:
         """The attempt is over, and what is said of it."""
         took_s = now.wall_s - (record.asked_at or record.planned_at)
         done = state is MigrationState.DONE
@@ -260,6 +275,8 @@ class Follow:
         if took_s >= 0:  # else the clock was set back meanwhile
             how += f" {'in' if done else 'after'} {took_s:.0f} s"
         closed = advanced(replace(record, text=""), state, now.wall_s, text=text)
+        if state is MigrationState.FAILED:
+            closed = replace(closed, failure=failure or understood(text).failure)
         return self._put(closed, now), [_outcome(record, done, how + (f": {text}" if text else ""))]
 
     def _settle_ha_move(self, record: Migration, snapshot: Snapshot, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
@@ -279,7 +296,7 @@ class Follow:
                 self._watched_until_s = now.boot_s + PULLED_BACK_S
                 return self._closed(record, MigrationState.DONE, "", now)
             case Course.DOES_NOT_RUN:
-                if now.boot_s - self._there_since_s.setdefault(record.intent, now.boot_s) < CONTAINER_START_S:
+                if now.boot_s - self._there_since_s.setdefault(record.intent, now.boot_s) < RUNS_AGAIN_S:
                     return [], []
                 guest = snapshot.guest(record.vmid)
                 closed, said = self._closed(record, MigrationState.DONE, "", now)
@@ -320,6 +337,7 @@ class Follow:
             for known in self._times():
                 known.pop(record.intent, None)
             self._ended.pop(record.intent, None)
+            self._why.pop(record.intent, None)
         return [record, *self._taken_along(record, now)]
 
     def _times(self) -> tuple[dict[str, float], ...]:
@@ -356,14 +374,32 @@ def _under_way(record: Migration, upid: str, now: Now, *, is_found: bool) -> Mig
     return replace(advanced(record, MigrationState.RUNNING, now.wall_s, upid=upid), through_ha=False)
 
 
-def _judged(record: Migration, guest: Guest | None, status: str) -> tuple[MigrationState, str]:
+def _judged(record: Migration, guest: Guest | None, status: str, why: Failure) -> tuple[MigrationState, str]:
     if guest is None:
         return MigrationState.LOST, "the guest is gone"
     if guest.node == record.target:
-        return MigrationState.DONE, "" if is_success(status) else f"the guest is there, but its task says: {status}"
+        return MigrationState.DONE, "" if is_success(status) else f"the guest is there, but its task says: {_said(status, why)}"
     if guest.node != record.source:
         return MigrationState.FAILED, f"the guest is on {guest.node} now"
-    return MigrationState.FAILED, f"the guest stayed where it was, its task says: {status}"
+    return MigrationState.FAILED, f"the guest stayed where it was, its task says: {_said(status, why)}"
+
+
+def _said(status: str, why: Failure) -> str:
+    """PVE's words, with those of its log that say why; what the status says already is not said again."""
+    return why.text if status in why.text else (f"{status}, {why.text}" if why.text else status)
+
+
+def _has_stopped(record: Migration, guest: Guest) -> bool:
+    """True for a guest that ran before and does not run now, whatever its task says; on a node that is lost nobody can tell."""
+    return record.online and guest.status in ("stopped", "paused", "postmigrate", "prelaunch")
+
+
+def _not_running(record: Migration, guest: Guest) -> str:
+    where = f"is on {record.target}" if guest.node == record.target else f"is on {guest.node} still"
+    more = "does not run" if guest.node == record.target else "does not run any more"
+    if guest.status != "stopped":
+        return f"{guest.label} {where} and is {guest.status}: see why, and resume or restart it there"
+    return f"{guest.label} {where} {'but' if guest.node == record.target else 'and'} {more}: start it there"
 
 
 def _outcome(record: Migration, is_done: bool | None, text: str) -> Say:

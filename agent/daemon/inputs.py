@@ -119,13 +119,14 @@ class SettingsSeen:
 class Observed:
     """The cluster was looked at; None with `error` when that failed (`hint` says what to do, if anything).
 
-    Shape:   `epoch` is that of the lead that asked.
+    Shape:   `epoch` is that of the lead that asked; `digests` are of configurations it asked for, as far as they could be read.
     """
 
     epoch: int
     snapshot: Snapshot | None
     error: str = ""
     hint: str = ""
+    digests: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +159,16 @@ class MigrationAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TaskAnswer:
-    """A task was asked for: `exit_status` None while it runs; `is_known` False when its node does not know it."""
+    """A task was asked for: `exit_status` None while it runs; `is_known` False when its node does not know it.
+
+    Shape:   `log` is what a failed one wrote, as far as it could be read.
+    """
 
     intent: str
     exit_status: str | None = None
     is_known: bool = True
     error: str = ""
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Lead:
             leader = self._file(LeaderState.LEADING, self.state.highest_epoch + 1, now)
         elif act is LockAct.WRITE_RELEASED:
             leader = self._file(LeaderState.RELEASED, self.state.epoch, now)
-        return [*said, DoLock(act, leader)]
+        return [*said, DoLock(act, leader, self.state.lease_until_s)]
 
     def _file(self, state: LeaderState, epoch: int, now: Now) -> LeaderFile:
         return LeaderFile(LEADER_SCHEMA, self.state.node, self.state.incarnation, epoch, state, now.wall_s, __version__)
@@ -120,10 +120,10 @@ class Lead:
                 said.append(self._say(Level.INFO, f"follows {name}"))
         return said
 
-    def give_up(self, now: Now, *, stops: bool, why: str) -> list[Output]:
-        """Give the lead away, for good or for a while."""
+    def give_up(self, now: Now, *, stops: bool, why: str, is_asking: bool = False) -> list[Output]:
+        """Give the lead away, for good or for a while; `is_asking`: a request to migrate has no answer yet."""
         was_leading = self.state.stage is Stage.LEADING
-        self.state = leadership.give_up(self.state, now.boot_s, stops=stops)
+        self.state = leadership.give_up(self.state, now.boot_s, stops=stops, is_asking=is_asking)
         return [self._say(Level.NOTICE, f"gives the lead away: {why}", epoch=self.state.epoch)] if was_leading else []
 
     def _say(self, level: Level, text: str, epoch: int | None = None) -> Say:

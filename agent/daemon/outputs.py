@@ -28,11 +28,16 @@ class Lane(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DoLock:
-    """One act of the leader protocol; `leader` is what to write, for the acts that write."""
+    """One act of the leader protocol.
+
+    Shape:   `leader` is what to write, for the acts that write; `until_s` is when the lease of the last renewal ends: a lock is not
+             removed after it, as it may be the next leader's by then.
+    """
 
     lane: ClassVar[Lane] = Lane.LOCK
     act: LockAct
     leader: LeaderFile | None = None
+    until_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +130,11 @@ class KeepLoads:
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Look at the cluster through the API, for the lead of that epoch."""
+    """Look at the cluster through the API, for the lead of that epoch; and read the configurations of some guests for their digests."""
 
     lane: ClassVar[Lane] = Lane.API
     epoch: int
+    digests_of: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,7 @@ class StartMigration:
 
 @dataclass(frozen=True, slots=True)
 class AskTask:
-    """Ask how a task stands."""
+    """Ask how a task stands, and what it wrote when it failed."""
 
     lane: ClassVar[Lane] = Lane.API
     intent: str

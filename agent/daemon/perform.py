@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agent.core.documents import DocumentError, LeaderFile, parse, render
+from agent.core.aside import config_path, digest_of_config
+from agent.core.cluster import Snapshot
+from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse, render
+from agent.core.history import is_success
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.plan_types import Verdict
 from agent.daemon import inputs, outputs
@@ -200,9 +203,13 @@ class Performer:
                     ports.lock.ask_expiry()
                 case LockAct.WRITE_LEADING | LockAct.WRITE_RELEASED:
                     if asked.leader is not None:
-                        ports.files.write(LEADER_PATH, render(asked.leader))
+                        self._check_own(asked.leader)
                         leader_text = render(asked.leader)
+                        ports.files.write(LEADER_PATH, leader_text)
                 case LockAct.RELEASE:
+                    # Nobody is asked who removes it: a process that was stopped for minutes would remove the next leader's.
+                    if ports.clock.boottime_s() >= asked.until_s:
+                        raise NotHolderError("the lease ran out before the lock could be removed")
                     ports.lock.release()
         except NotHolderError as error:
             outcome, text = LockOutcome.NOT_HOLDER, str(error)
@@ -210,6 +217,14 @@ class Performer:
             outcome, text = LockOutcome.FAILED, str(error) or type(error).__name__
         state = ports.files.state()
         return LockAnswer(act, outcome, called_s, state, mtime, leader_text, text)
+
+    def _check_own(self, leader: LeaderFile) -> None:
+        """Raise NotHolderError when the lock, or the lead that is to be released, is another's: a process that was stopped for minutes
+        must not write over the next leader's file."""
+        if leader.state is LeaderState.LEADING:
+            self._ports.lock.renew()
+        elif (why_not := self._why_not_leader(replace(leader, state=LeaderState.LEADING), same_since=False)) is not None:
+            raise NotHolderError(why_not)
 
     # files
 
@@ -254,7 +269,8 @@ class Performer:
         match output:
             case outputs.Observe():
                 try:
-                    return inputs.Observed(output.epoch, self._ports.api().look())
+                    snapshot = self._ports.api().look()
+                    return inputs.Observed(output.epoch, snapshot, digests=self._digests(snapshot, output.digests_of))
                 except OutsideError as error:
                     return inputs.Observed(output.epoch, None, str(error) or type(error).__name__, getattr(error, "hint", ""))
             case outputs.AskVerdict():
@@ -266,7 +282,8 @@ class Performer:
                 return self._start(output)
             case outputs.AskTask():
                 try:
-                    return inputs.TaskAnswer(output.intent, self._ports.api().task(output.upid).exit_status)
+                    status = self._ports.api().task(output.upid).exit_status
+                    return inputs.TaskAnswer(output.intent, status, log=self._log_of(output.upid, status))
                 except RefusedError as error:
                     return inputs.TaskAnswer(output.intent, is_known=False, error=str(error))
                 except OutsideError as error:
@@ -281,16 +298,37 @@ class Performer:
             case _:
                 raise TypeError(f"nobody performs {output!r}")
 
+    def _log_of(self, upid: str, exit_status: str | None) -> tuple[str, ...]:
+        """What a failed task wrote; a log that cannot be read leaves its status to tell."""
+        if exit_status is None or is_success(exit_status):
+            return ()
+        try:
+            return self._ports.api().task_log(upid)
+        except OutsideError:
+            return ()
+
+    def _digests(self, snapshot: Snapshot, vmids: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
+        """The digests of these guests' configurations, without those that cannot be read."""
+        found = []
+        for vmid in vmids:
+            guest = snapshot.guest(vmid)
+            text = None if guest is None else self._read(config_path(guest))[0]
+            if text is not None:
+                found.append((vmid, digest_of_config(text)))
+        return tuple(found)
+
     def _verdict(self, asked: outputs.AskVerdict) -> Verdict:
         return self._ports.api().verdict(asked.vmid, asked.type, asked.node, self._ports.clock.wall_s())
 
     def _start(self, asked: outputs.StartMigration) -> inputs.MigrationAnswer:
         """The one place that changes something outside: it asks once more, right before, whether this node leads."""
-        why_not = self._why_not_leading(asked.leader, asked.lease_until_s)
+        called_s = self._ports.clock.boottime_s()
+        why_not = self._why_not_leading(asked.leader, asked.lease_until_s, called_s)
         if why_not is not None:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=why_not)
         try:
-            return inputs.MigrationAnswer(asked.intent, PostOutcome.STARTED, upid=self._ports.api().migrate(asked.order))
+            upid = self._ports.api().migrate(asked.order, self._send_until_s(called_s))
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.STARTED, upid=upid)
         except RefusedError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.REFUSED, text=str(error))
         except InDoubtError as error:
@@ -298,9 +336,8 @@ class Performer:
         except OutsideError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=str(error) or type(error).__name__)
 
-    def _why_not_leading(self, leader: LeaderFile, lease_until_s: float) -> str | None:
-        ports, times = self._ports, self._times
-        called_s = ports.clock.boottime_s()
+    def _why_not_leading(self, leader: LeaderFile, lease_until_s: float, called_s: float) -> str | None:
+        ports = self._ports
         if called_s >= lease_until_s:
             return "the lease ran out before the request could be sent"
         try:
@@ -309,16 +346,24 @@ class Performer:
             return f"the lock could not be renewed: {error}"
         if (why_not := self._why_not_leader(leader)) is not None:
             return why_not
-        if called_s + times.lease_s - ports.clock.boottime_s() <= times.post_timeout_s + times.post_margin_s:
+        if ports.clock.boottime_s() >= self._send_until_s(called_s):
             return "the renewal of the lock took too long"
         return None
 
-    def _why_not_leader(self, leader: LeaderFile) -> str | None:
+    def _send_until_s(self, renewed_s: float) -> float:
+        """From when on no request goes out: its answer is due before the lease of that renewal ends."""
+        times = self._times
+        return renewed_s + times.lease_s - times.post_timeout_s - times.post_margin_s
+
+    def _why_not_leader(self, leader: LeaderFile, *, same_since: bool = True) -> str | None:
         """Why leader.json does not name this lead, None when it does."""
         text, error = self._read(LEADER_PATH)
         if error:
             return f"leader.json cannot be read: {error}"
         try:
-            return None if text is not None and parse(LeaderFile, text) == leader else "leader.json no longer names this agent"
+            found = None if text is None else parse(LeaderFile, text)
         except DocumentError as problem:
             return f"leader.json cannot be read: {problem}"
+        if found is not None and not same_since:
+            found = replace(found, since=leader.since)
+        return None if found == leader else "leader.json no longer names this agent"

@@ -44,6 +44,7 @@ class Senses:
         self.held: Held | None = None
         self.vmids: frozenset[int] = frozenset()
         self.migrating: dict[int, float | None] = {}
+        self.ended: tuple[str, ...] = ()  # migrations that the cluster log said the end of just now
         self.membership_changed_s: float | None = None
         self.has_seen = False
 
@@ -110,6 +111,7 @@ class Senses:
     # the cluster log
 
     def _from_log(self, seen: SignsSeen, now: Now) -> list[Event]:
+        self.ended = ()
         if seen.log is None or seen.log == self._log:
             return []
         self._log = seen.log
@@ -124,6 +126,7 @@ class Senses:
         if task.vmid is None:
             return None
         if task.kind in MIGRATE_KINDS:
+            self.ended += (task.upid,) if task.has_ended else ()
             self.migrating[task.vmid] = now.wall_s if task.has_ended else None
             self.migrating = {v: at for v, at in self.migrating.items() if at is None or now.wall_s - at < 120}
             return None

@@ -7,8 +7,10 @@ import json
 from typing import TYPE_CHECKING
 
 from agent import __version__
+from agent.core import aside
 from agent.core import history as memory
-from agent.core.json_types import JsonObject
+from agent.core.durations import Pace
+from agent.core.json_types import Json, JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
 from agent.core.migrations import Migration
 from agent.core.survival import survival_document
@@ -16,7 +18,9 @@ from agent.core.triggers import described
 from agent.daemon.inputs import Now
 
 if TYPE_CHECKING:
+    from agent.core.settings import Settings
     from agent.daemon.agent import Agent
+    from agent.daemon.work import Work
 
 STATUS_SCHEMA = "proxlb-agent/status/1"
 
@@ -63,17 +67,22 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "lease_until": round(now.wall_s + state.lease_until_s - now.boot_s) if state.stage is Stage.LEADING else None,
         "nodes": nodes,
         "maintenance": list(maintenance),
-        "migrations": [] if work is None else [_migration(record) for record in work.follow.records],
+        "migrations": [] if work is None else _migrations(work, agent.settings),
         "waiting_for": None if work is None or work.pending is None else described(work.pending),
         "answering": None if work is None or work.current is None else described(work.current),
         "last_decision": "" if work is None else work.sentence,
-        "set_aside": {} if work is None else {str(v): text for v, text in memory.set_aside(work.history, now.wall_s).items()},
+        "set_aside": [] if work is None else [*aside.rows(work.history, work.guest_types, now.wall_s)],
         "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
         "survival": None if work is None or work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
     }
 
 
-def _migration(record: Migration) -> JsonObject:
+def _migrations(work: Work, settings: Settings) -> list[Json]:
+    pace = Pace(work.history.timings, settings)
+    return [_migration(record, pace) for record in work.follow.records]
+
+
+def _migration(record: Migration, pace: Pace) -> JsonObject:
     return {
         "vmid": record.vmid,
         "type": record.type.value,
@@ -83,4 +92,5 @@ def _migration(record: Migration) -> JsonObject:
         "reason": record.reason.value,
         "state": record.state.value,
         "asked_at": record.asked_at,
+        "expected_s": round(pace.of_record(record).seconds, 1),
     }

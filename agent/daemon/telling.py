@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.core.cluster import GIB, Snapshot
+from agent.core.conditions import leaves_stopped
 from agent.core.events import Event
 from agent.core.journal import Level, MessageId, Record
 from agent.core.plan_types import Plan
+from agent.core.settings import Settings
 from agent.daemon.outputs import Output, Say
 
 FULL_AGAIN_PERCENT = 1.0  # points below the threshold at which a storage is no longer full, so that one on the edge is not said daily
@@ -26,6 +28,7 @@ class Telling:
         self._failure = ""
         self._unseen: tuple[int, ...] = ()
         self._pressure: str | None = None
+        self._schedules: tuple[str, ...] = ()
         self._full: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
 
     def refusals(self, plan: Plan) -> list[Output]:
@@ -54,9 +57,9 @@ class Telling:
             return [Say(Record(Level.NOTICE, MessageId.ALARM, "load balancing goes on"))]
         return []
 
-    def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str]) -> list[Output]:
-        """Each node in maintenance once when no running guest is left on it, and none is on its way out of it."""
-        full = {guest.node for guest in snapshot.guests if guest.is_running} | set(leaving)
+    def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str], settings: Settings) -> list[Output]:
+        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it."""
+        full = {guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)} | set(leaving)
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
@@ -67,6 +70,15 @@ class Telling:
         if unknown == before:
             return []
         return [Say(Record(Level.NOTICE, MessageId.OUTSIDE, unknown if unknown is not None else "the pressure of all nodes is known"))]
+
+    def schedules(self, not_understood: tuple[str, ...]) -> list[Output]:
+        """The backup jobs whose schedule cannot be read, when they have changed."""
+        before, self._schedules = self._schedules, not_understood
+        new = [job for job in not_understood if job not in before]
+        if not new:
+            return []
+        text = f"the schedule of backup job {'; '.join(new)} is not understood: load balancing does not keep off its guests beforehand"
+        return [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
 
     def full_storages(self, snapshot: Snapshot, threshold_percent: float) -> list[Output]:
         """Each storage that has come over the threshold, once until it has been clearly below."""

@@ -3,22 +3,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
+from agent.core import aside
 from agent.core import history as memory
-from agent.core.cluster import Snapshot
+from agent.core.backups import kept_off_words, not_understood
+from agent.core.cluster import GuestType, Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile, render
+from agent.core.durations import bounded as bounded_timings
+from agent.core.durations import timing_of
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.failures import TREATMENT, FailureClass, Treatment, remedy
 from agent.core.ha_moves import partners, pulled_back, with_partners
 from agent.core.journal import Level, MessageId, Record
+from agent.core.known_loads import ledger_of
 from agent.core.leadership import Leadership
 from agent.core.learned import of_starting
-from agent.core.load import Ledger, Weights, why_pressure_unknown
-from agent.core.migrations import Migration, MigrationState, in_flight, intended
+from agent.core.load import Weights, why_pressure_unknown
+from agent.core.migrations import Migration, MigrationState, intended, left_locks
+from agent.core.others import Foreign, foreign_migrations, foreign_words
 from agent.core.placement import Placement
-from agent.core.plan_types import Gate, Move, Plan, Verdict
+from agent.core.plan_types import Gate, Move, Plan
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
@@ -34,14 +42,15 @@ from agent.daemon.perform import HISTORY_PATH
 from agent.daemon.permission import NOTHING, Permission, permission
 from agent.daemon.senses import Senses
 from agent.daemon.telling import Telling, of_event
+from agent.daemon.verdicts import PATIENCE, Verdicts
 from agent.ports import MigrationOrder
 
-VERDICT_S = 60.0  # PVE's answer about a guest is believed for so long
 LANDING_S = memory.SAMPLED_S  # before that, loads still show the guest where it was
 RETRY_S = 10.0
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
+FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
-REFUSAL_S = 300.0  # a guest that PVE refused is asked about again after so long
+LEFT_LOCK_S = 30.0  # a lock of a migration that nobody carries out: PVE takes it back within seconds after a task's end
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
@@ -76,7 +85,10 @@ class Work:
         self._look_at_s: float | None = None
         self._opened_by: Gate | None = None
         self._has_moved = self._has_failed = False
-        self._verdicts: dict[int, Verdict] = {}
+        self._waits_for: tuple[Foreign, ...] = ()
+        self._verdicts = Verdicts()
+        self._again: Trigger | None = None
+        self._again_at_s = math.inf
         self._unanswered: set[int] = set()
         self._rounds = 0
         self._to_start: list[Migration] = []
@@ -88,6 +100,8 @@ class Work:
         self._took_lead_s = now.boot_s
         self._looked_s = -1e9
         self._landed_s = -1e9
+        self._retry_at_s: float | None = None
+        self._locked_since_s: dict[int, float] = {}
         self._telling = Telling()
         self._told: dict[tuple[EventKind, int | None, str | None], tuple[EventSource, float]] = {}
 
@@ -95,6 +109,8 @@ class Work:
 
     def on_event(self, event: Event, senses: Senses, now: Now) -> list[Output]:
         """Take a hint, unless it only repeats a migration."""
+        if (vmids := self._asked_again(event)) is not None:
+            self.history = aside.asked_again(self.history, vmids)
         echo = why_echo(event, traces(None, self.history.migrations), now.wall_s)
         if echo is None and event.vmid is not None and event.vmid in senses.migrating:
             ended = senses.migrating[event.vmid]
@@ -111,6 +127,15 @@ class Work:
             return []
         level = Level.DEBUG if event.kind is EventKind.TIMER else Level.INFO
         return [of_event(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)]
+
+    def _asked_again(self, event: Event) -> frozenset[int] | None:
+        """The guests that somebody asks anew to move with this event, None when nobody does."""
+        guests = () if self.snapshot is None else self.snapshot.guests
+        if event.kind is EventKind.MAINTENANCE_BEGAN:
+            return frozenset(guest.vmid for guest in guests if guest.node == event.node)
+        if event.kind is EventKind.REQUEST and event.force:
+            return frozenset(guest.vmid for guest in guests)
+        return None
 
     def _is_answered_already(self, event: Event) -> bool:
         """True for load that what is being carried out looks at anyhow, again and again until nothing is left to do."""
@@ -135,22 +160,30 @@ class Work:
         if self.follow.look_at_s is not None:
             self._wish_look(self.follow.look_at_s)
             self.follow.look_at_s = None
+        if self._retry_at_s is not None and now.boot_s >= self._retry_at_s:
+            self._retry_at_s = None
+            self.pending = joined(self.pending, Event(EventKind.TIMER, EventSource.AGENT, now.boot_s))
+        if self._again is not None and now.boot_s >= self._again_at_s:
+            self.pending = self._again if self.pending is None else _merged(self._again, self.pending)
+            self._again, self._again_at_s = None, math.inf
         if self.pending is not None and now.boot_s >= self._pending_due_s(settings):
             self.current = self.pending if self.current is None else _merged(self.current, self.pending)
             self.pending = None
             self._wish_look(now.boot_s)
         if self._phase is Phase.IDLE and self._look_at_s is not None and now.boot_s >= self._look_at_s:
             self._phase, self._look_at_s = Phase.OBSERVING, None
-            outputs.append(Observe(self.leader.epoch))
+            outputs.append(Observe(self.leader.epoch, tuple(sorted({entry.vmid for entry in self.history.set_aside}))))
         if self._dirty and self._writing is None and self._phase is not Phase.WRITING and now.boot_s >= self._write_again_s:
             outputs.append(self._write(now))
         return outputs
 
     def next_wakeup_s(self, settings: Settings) -> float:
         """When something is due by itself."""
-        due = self.follow.next_wakeup_s()
+        due = min(self.follow.next_wakeup_s(), self._again_at_s)
         if self.pending is not None:
             due = min(due, self._pending_due_s(settings))
+        if self._retry_at_s is not None:
+            due = min(due, self._retry_at_s)
         if self._look_at_s is not None and self._phase is Phase.IDLE:
             due = min(due, self._look_at_s)
         return due
@@ -162,6 +195,11 @@ class Work:
 
     def _wish_look(self, at_s: float) -> None:
         self._look_at_s = at_s if self._look_at_s is None else min(at_s, self._look_at_s)
+
+    @property
+    def guest_types(self) -> dict[int, GuestType]:
+        """What kind of guest each is, as last seen."""
+        return {} if self.snapshot is None else {guest.vmid: guest.type for guest in self.snapshot.guests}
 
     @property
     def is_busy(self) -> bool:
@@ -183,6 +221,7 @@ class Work:
         self.failing_since_s = None
         self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, settings, now)
+        outputs += self._reconsider(seen.snapshot, dict(seen.digests), now)
         senses.forget_ended(seen.snapshot)
         self.history = memory.without_stale_homes(self.history, self.snapshot)
         if now.wall_s < self.history.first_seen_at:
@@ -190,8 +229,9 @@ class Work:
             self._dirty = True
         outputs += self._telling.unseen(self.snapshot)
         outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
+        outputs += self._telling.schedules(not_understood(self.snapshot))
         outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
-        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records))
+        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records), settings)
         if self.current is None:
             return outputs
         trigger: Trigger | None = self.current
@@ -223,7 +263,8 @@ class Work:
         started = frozenset(event.node for event in trigger.events if event.kind in _JUDGED_AT_ONCE and event.node is not None)
         is_old = now.boot_s - trigger.first_s > OPEN_S
         under_way = sum(record.reason is not MoveReason.MAINTENANCE for record in self.follow.records)
-        held = None if senses.held is None else senses.long_held(now, settings) | started
+        is_asked_for = bool(trigger.requests)  # a person does not wait for hold_s, and was shown a plan without it
+        held = None if senses.held is None or is_asked_for else senses.long_held(now, settings) | started
         return Question(
             trigger=trigger.events[0].kind.value,
             scope=trigger.scope,
@@ -231,16 +272,12 @@ class Work:
             opened_by=None if is_old else self._opened_by,
             force=trigger.force and not is_old,
             balance_load=self.permission.load,
-            ledger=Ledger(
-                of_starting(senses.learned, self.snapshot) | memory.learned(self.history, now.wall_s),
-                in_flight(self.follow.records),
-                memory.landed(self.history, now.wall_s),
-                memory.unsampled(self.history, self.snapshot, now.wall_s),
-            ),
+            ledger=ledger_of(self.snapshot, self.history, self.follow.records, now.wall_s, of_starting(senses.learned, self.snapshot)),
             cooling=memory.cooling(self.history, self.snapshot, now.wall_s, settings.balance.guest_cooldown_s),
-            set_aside=memory.set_aside(self.history, now.wall_s),
+            set_aside=aside.set_aside(self.history, now.wall_s),
+            avoided=aside.avoided(self.history, now.wall_s),
             homes={home.vmid: home.home for home in self.history.homes} if settings.drain.return_home else {},
-            verdicts={vmid: verdict for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < REFUSAL_S},
+            verdicts=self._verdicts.for_planning(now),
             moves_per_pass=max(0, settings.balance.max_moves_per_pass - under_way),
             moves_left=memory.moves_left(self.history, now.wall_s, settings.balance.max_moves_per_hour),
         )
@@ -264,16 +301,17 @@ class Work:
         outputs += self._telling.alarm(memory.alarm(self.history, now.wall_s))
         self.plan = make_plan(self.snapshot, settings, self.question(self.current, senses, settings, now))
         open_records = self.follow.records
-        ready = startable(self.plan.moves, open_records, settings) if self.permission.act else []
+        foreign = foreign_migrations(self.snapshot, {record.vmid for record in open_records})
+        ready = startable(self.plan.moves, open_records, settings, foreign) if self.permission.act else []
+        is_held_up = bool(foreign) and not ready and self.permission.act and bool(startable(self.plan.moves, open_records, settings))
         ready = with_partners(ready, self.plan.moves, self.snapshot, open_records)
-        fresh = {vmid for vmid, verdict in self._verdicts.items() if now.wall_s - verdict.asked_at < VERDICT_S}
-        ask = [move for move in ready if move.vmid not in fresh]
+        ask = [move for move in ready if not self._verdicts.is_fresh(move.vmid, now)]
         if ask and self._rounds < MOST_ROUNDS:
             self._rounds += 1
             self._phase = Phase.ASKING
             self._unanswered = {move.vmid for move in ask}
             return [*outputs, *(AskVerdict(move.vmid, move.type, move.source) for move in ask)]
-        ready = [move for move in ready if move.vmid in fresh]
+        ready = [move for move in ready if move not in ask]
         if ready and now.boot_s - self._looked_s > OLD_LOOK_S:
             self._wish_look(now.boot_s)  # PVE took long to answer: what was seen before may not hold any more
             return outputs
@@ -283,10 +321,22 @@ class Work:
         if open_records:
             self._look_at_survival(settings)
             return outputs  # a slot or a batch has to end first; its end is a look
+        if is_held_up:
+            self._wish_look(now.boot_s + FOREIGN_S)
+            return outputs + self._wait_for_others(foreign, now)
         if now.boot_s < self._landed_s + LANDING_S and (self.current.scope.nodes != frozenset() or self.plan.refused):
             self._wish_look(self._landed_s + LANDING_S)
             return outputs
         return outputs + self._end_cycle(settings, now)
+
+    def _wait_for_others(self, foreign: tuple[Foreign, ...], now: Now) -> list[Output]:
+        """All slots are taken by migrations that others started; said when it begins."""
+        assert self.current is not None and self.plan is not None
+        text = f"{described(self.current)}: {summary(self.plan)} wait for slots, which other migrations take ({foreign_words(foreign)})"
+        if self._waits_for == foreign:
+            return []
+        self._waits_for = foreign
+        return self._conclude(text, Level.INFO, now)
 
     def _end_cycle(self, settings: Settings, now: Now) -> list[Output]:
         assert self.current is not None and self.plan is not None and self.snapshot is not None
@@ -294,7 +344,7 @@ class Work:
         weights, what = Weights.of(settings), described(self.current)
         level = Level.INFO
         away = {*(maintenance.node for maintenance in self.snapshot.maintenance), *self.snapshot.no_target}
-        stuck = stuck_words(self.plan, self.snapshot)
+        stuck = stuck_words(self.plan, self.snapshot, settings)
         if stuck is not None and not self.plan.moves:
             text, level = stuck, Level.WARNING
         elif not self.plan.moves:
@@ -305,14 +355,19 @@ class Work:
             is_held_back = not self.permission.load or bool(self.snapshot.unseen)
             if is_held_back and self.permission.why_not and not self.plan.refused and not self._has_moved:
                 text += f"; {self.permission.why_not}"
+            kept_off = kept_off_words(self.snapshot)
+            if kept_off is not None and self.permission.load and not self._has_moved:
+                text += f"; {kept_off}"
         elif not self.permission.act:
             text = f"would make {summary(self.plan)}, first {move_words(self.plan.moves[0])}, but {self.permission.why_not}"
         elif not any(move.first_pass for move in self.plan.moves):
             text = f"{summary(self.plan)} wait: max_moves_per_hour is used up"
         else:
             text = f"{summary(self.plan)} wait for the next look"
+        raised_again = () if self._again is None else self._again.requests
         for request in self.current.requests:
-            self.history = memory.with_answer(self.history, Answer(request, now.wall_s, text, final=True, failed=self._has_failed))
+            answer = Answer(request, now.wall_s, text, final=request not in raised_again, failed=self._has_failed)
+            self.history = memory.with_answer(self.history, answer)
             self._dirty = True
         only_timer = all(event.kind is EventKind.TIMER for event in self.current.events)
         self._done()
@@ -323,13 +378,13 @@ class Work:
         assert self.snapshot is not None
         if abs(self.snapshot.taken_at - self.survival_at) < SURVIVAL_S:
             return
-        question = Question(ledger=Ledger(memory.learned(self.history, self.snapshot.taken_at), in_flight(self.follow.records)))
+        question = Question(ledger=ledger_of(self.snapshot, self.history, self.follow.records, self.snapshot.taken_at))
         self.survival = survival(Placement(self.snapshot, settings, question))
         self.survival_at = self.snapshot.taken_at
 
     def _done(self) -> None:
         """The trigger is answered."""
-        self.current, self._opened_by = None, None
+        self.current, self._opened_by, self._waits_for = None, None, ()
         self._has_moved = self._has_failed = False
 
     def _conclude(self, text: str, level: Level, now: Now, moves: Sequence[Move] = ()) -> list[Output]:
@@ -345,16 +400,25 @@ class Work:
         self._unanswered.discard(seen.vmid)
         outputs: list[Output] = []
         if seen.verdict is not None:
-            self._verdicts[seen.vmid] = seen.verdict
+            self._verdicts.take(seen.verdict)
         else:
-            outputs.append(Say(Record(Level.WARNING, MessageId.OUTSIDE, f"guest {seen.vmid} stays for now: {seen.error}", vmid=seen.vmid)))
-            self.history = memory.with_failure(self.history, seen.vmid, seen.error, now.wall_s)
+            outputs.append(self._left_unanswered(seen, now))
         if self._phase is not Phase.ASKING or self._unanswered:
             return outputs
         self._phase = Phase.IDLE
         if self.current is None:
             return outputs
         return outputs + self._plan_and_go(senses, settings, lead, now)
+
+    def _left_unanswered(self, seen: VerdictSeen, now: Now) -> Say:
+        """PVE's check of a guest got no answer: what asked for its move is raised again when the guest may be asked about again."""
+        silence = self._verdicts.no_answer(seen.vmid, seen.error, now)
+        if self.current is not None and silence.times <= PATIENCE:
+            self._again = self.current if self._again is None else _merged(self._again, self.current)
+            self._again_at_s = min(silence.until_s, self._again_at_s)
+        again = f"asked about again in {silence.until_s - now.boot_s:.0f} s"
+        text = f"guest {seen.vmid} stays for now, {again}: {seen.error}"
+        return Say(Record(Level.WARNING, MessageId.OUTSIDE, text, vmid=seen.vmid))
 
     # acting
 
@@ -419,10 +483,12 @@ class Work:
             self._wish_look(now.boot_s + RETRY_S)
             return [Say(Record(Level.WARNING, MessageId.OUTSIDE, f"nothing was started: {why}"))]
         outputs: list[Output] = []
+        ended = self._drains_that_ended(senses, settings)
         unwanted = {
             record.along_with or record.intent
             for record in records
-            if record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings)
+            if (record.reason is MoveReason.MAINTENANCE and not self._is_still_wanted(record.source, senses, settings))
+            or (record.reason is MoveReason.ROOM and ended)  # for whom room is made is seen anew
         }
         for record in records:
             if (record.along_with or record.intent) in unwanted:  # who moves along with one stays with it
@@ -436,8 +502,8 @@ class Work:
                 record.type,
                 record.source,
                 record.target,
-                online=record.type == "qemu",
-                restart=record.type == "lxc",
+                online=record.online and record.type == "qemu",
+                restart=record.online and record.type == "lxc",
                 bandwidth_limit_kib_s=settings.migration.bandwidth_limit_kib_s,
             )
             move = next((move for move in (self.plan.moves if self.plan else ()) if move.vmid == record.vmid), None)
@@ -474,6 +540,11 @@ class Work:
         allowed = self._permission(settings, now)
         return allowed.why_not if not allowed.act or (self.permission.load and not allowed.load) else None
 
+    def _drains_that_ended(self, senses: Senses, settings: Settings) -> list[str]:
+        """The nodes that the plan empties and nobody wants empty any more."""
+        nodes = sorted({move.source for move in (self.plan.moves if self.plan else ()) if move.reason is MoveReason.MAINTENANCE})
+        return [node for node in nodes if not self._is_still_wanted(node, senses, settings)]
+
     def _is_still_wanted(self, node: str, senses: Senses, settings: Settings) -> bool:
         """True while somebody wants the node empty."""
         asked = {maintenance.node for maintenance in senses.maintenance()} | set(settings.nodes.maintenance)
@@ -494,6 +565,10 @@ class Work:
 
     def on_migration(self, answer: MigrationAnswer | TaskAnswer | SearchAnswer, settings: Settings, now: Now) -> list[Output]:
         """Take an answer about a migration under way."""
+        if isinstance(answer, SearchAnswer) and any(
+            record.upid == answer.upid and record.intent != answer.intent for record in self.history.migrations
+        ):
+            answer = replace(answer, upid=None)  # the newest task is that of a former attempt: of this one there is none
         changed, outputs = self.follow.on_answer(answer, settings, now)
         self._record(changed)
         for record in changed:
@@ -507,11 +582,43 @@ class Work:
         for record in changed:
             if record.state is MigrationState.DONE:
                 self.history = memory.with_success(self.history, record)
-                self._verdicts.pop(record.vmid, None)  # that was asked of the node it has left
+                self._time(record, snapshot, settings)
+                self._verdicts.forget(record.vmid)  # that was asked of the node it has left
                 self._landed_s = now.boot_s
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
         return outputs + self._tell_pulled_back(snapshot, now)
+
+    def _time(self, record: Migration, snapshot: Snapshot, settings: Settings) -> None:
+        """Keep what the migration took, for the next ones to be foretold; the HA manager drops the limit that was asked for."""
+        limit_kib_s = None if record.through_ha else settings.migration.bandwidth_limit_kib_s
+        timing = timing_of(record, snapshot.tasks, limit_kib_s)
+        if timing is not None:
+            self.history = replace(self.history, timings=bounded_timings((*self.history.timings, timing)))
+
+    def _reconsider(self, snapshot: Snapshot, digests: dict[int, str], now: Now) -> list[Output]:
+        """Let go of guests set aside for whom somebody has done something, and keep those on which a migration left its lock."""
+        self.history, released = aside.reconsidered(self.history, snapshot, digests)
+        outputs: list[Output] = []
+        for vmid, why in sorted(released.items()):
+            self._dirty = True
+            self._verdicts.forget(vmid)
+            text = f"guest {vmid} is no longer set aside: {why}"
+            outputs.append(Say(Record(Level.INFO, MessageId.OUTCOME, text, vmid=vmid)))
+        ours = {record.vmid for record in self.history.migrations if not record.is_open and record.asked_at is not None}
+        busy = {record.vmid for record in self.follow.records}
+        left = [guest for guest in left_locks(snapshot) if guest.vmid in ours - busy]
+        self._locked_since_s = {guest.vmid: self._locked_since_s.get(guest.vmid, now.boot_s) for guest in left}
+        for guest in left:
+            if now.boot_s - self._locked_since_s[guest.vmid] < LEFT_LOCK_S:
+                self._wish_look(now.boot_s + RETRY_S)
+            elif not aside.has_left_lock(self.history, guest.vmid):
+                self.history = aside.with_left_lock(self.history, guest)
+                self._dirty = True
+                text = f"a migration has left its lock on {guest.label} on {guest.node}, and nothing migrates it"
+                hint = remedy(FailureClass.LOCKED, guest.vmid, guest.type is GuestType.QEMU)
+                outputs.append(Say(Record(Level.ERROR, MessageId.ALARM, f"{text}; {hint}", vmid=guest.vmid, source=guest.node)))
+        return outputs
 
     def _tell_pulled_back(self, snapshot: Snapshot, now: Now) -> list[Output]:
         """Guests that the HA manager does not leave where they were brought: they are not sent there again for a while."""
@@ -519,7 +626,7 @@ class Work:
         for record, node in pulled_back(self.history.migrations, snapshot, now.wall_s):
             text = f"the HA manager takes it from {record.target} to {node} again"
             self._record([replace(record, text=text)])
-            self.history = memory.with_failure(self.history, record.vmid, text, now.wall_s)
+            self.history = aside.with_failure(self.history, record.vmid, FailureClass.HA_REJECTED, text, now.wall_s)
             said = f"{migration_words(record)}: {text}; it is left alone for a while (see the HA rules)"
             outputs.append(
                 Say(
@@ -538,8 +645,14 @@ class Work:
         return outputs
 
     def _failed(self, record: Migration, now: Now) -> None:
-        self.history = memory.with_failure(self.history, record.vmid, record.text or record.state.value, now.wall_s)
-        self._verdicts.pop(record.vmid, None)
+        failure = record.failure or FailureClass.UNKNOWN
+        where = record.source if record.state is MigrationState.FAILED else ""
+        self.history = aside.with_failure(
+            self.history, record.vmid, failure, record.text or record.state.value, now.wall_s, node=where, target=record.target
+        )
+        if TREATMENT[failure] is Treatment.WAIT:
+            self._retry_at_s = now.boot_s + aside.WAIT_S + 1.0
+        self._verdicts.forget(record.vmid)
         self._has_failed = True
         self._wish_look(now.boot_s + RETRY_S)
 

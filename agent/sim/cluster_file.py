@@ -231,7 +231,7 @@ class HaEntry:
 class ClusterEntry:
     """The whole document. `files` are below /etc/pve at the start, `flags` map a node in maintenance to the reason.
 
-    `registered_tags` are those that only admins may set.
+    `registered_tags` are those that only admins may set, `utc_offset_h` is what local time is ahead of UTC.
     """
 
     nodes: Mapping[str, NodeEntry] = field(default_factory=dict)
@@ -245,6 +245,7 @@ class ClusterEntry:
     flags: Mapping[str, str] = field(default_factory=dict)
     ha: HaEntry = HaEntry()
     registered_tags: tuple[str, ...] | None = None
+    utc_offset_h: float = 0.0
 
 
 def read_cluster(document: Json) -> World:
@@ -269,6 +270,7 @@ def read_cluster(document: Json) -> World:
         world.set_storage_use(use.use())
     entry.ha.put_into(world)
     world.registered_tags = entry.registered_tags
+    world.set_utc_offset(entry.utc_offset_h * 3600)
     for path, text in sorted(entry.files.items()):
         world.put_file(path, text)
     for node, reason in sorted(entry.flags.items()):

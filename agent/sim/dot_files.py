@@ -85,3 +85,16 @@ def manager_status_text(asked: Iterable[str], states: Mapping[str, str], service
         "timestamp": now,
     }
     return json.dumps(document)
+
+
+def config_text(guest: SimGuest) -> str:
+    """A guest's configuration, as far as anybody reads it."""
+    fields = {
+        "cores": _number(guest.cores),
+        "description": guest.description,
+        "hostname" if guest.type is GuestType.LXC else "name": guest.name,
+        "lock": guest.lock or "",
+        "memory": str(guest.memory_bytes >> 20),
+        "tags": ";".join(guest.tags),
+    }
+    return "".join(f"{key}: {value}\n" for key, value in fields.items() if value)

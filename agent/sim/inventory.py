@@ -149,6 +149,7 @@ class SimGuest:
     not_allowed: dict[str, str] = field(default_factory=dict)
     migration_s: float | None = None
     shutdown_s: float = 5.0
+    description: str = ""
     since_s: float = -LONG_UP_S  # start of its process
 
     seen_since_s: float = field(default=-LONG_UP_S, init=False)  # from then on its node's pvestatd sees that process

@@ -21,6 +21,7 @@ TARGET_START_S = 1.0  # from the task's begin to `qm start` on the target
 HAND_OVER_S = 1.0  # from the configuration's rename to the task's end
 SETUP_S = 2.0  # what a migration takes beside copying
 OFFLINE_S = 2.0  # a stopped guest on shared storage: only its configuration moves
+LOG_TIME = "2026-01-01 00:00:00"  # PVE begins each line with the time, which nobody reads here
 HA_TASK_S = 1.0  # a hamigrate task ends as soon as the request is queued
 
 
@@ -32,35 +33,40 @@ class FailureKind(StrEnum):
     ANSWER_LOST = "answer-lost"  # no answer, and it was started
     ABORTED = "aborted"  # the task ends right after it began
     HALF_WAY = "half-way"  # the task ends in the middle, the guest is where it was
+    WORKER_KILLED = "worker-killed"  # as half-way, but nobody cleans up: no last word, and the lock stays
     PROBLEMS = "problems"  # the guest is on the target, and the task ends with an error
+    WARNINGS = "warnings"  # the guest is on the target, and the task ends with a warning
     NOT_RUNNING = "not-running"  # as problems, and the guest does not run any more
+    FORGOTTEN = "forgotten"  # all goes well, but its node does not know the task any more when it has ended
     STUCK = "stuck"  # the task runs until `end_migration`
 
 
-TEXTS = {
+ANSWERS = {
     FailureKind.REFUSED: "storage 'local-zfs' is not available on node '{target}'",
     FailureKind.REQUEST_LOST: "no answer to the request: connection lost",
     FailureKind.ANSWER_LOST: "no answer to the request: connection lost",
-    FailureKind.ABORTED: "migration aborted",
-    FailureKind.HALF_WAY: "migration aborted",
-    FailureKind.PROBLEMS: "migration problems",
-    FailureKind.NOT_RUNNING: "migration problems",
-    FailureKind.STUCK: "interrupted by signal",
 }
+ABORTED, PROBLEMS = "migration aborted", "migration problems"  # all that a task's status says; why stands in its log
+INTERRUPTED = "interrupted by signal"
 
 
 @dataclass(slots=True)
 class Failure:
-    """What goes wrong with the next migrations; `vmid` None: whichever comes."""
+    """What goes wrong with the next migrations; `vmid` None: whichever comes; `text` is PVE's answer, or what stands in the log."""
 
     kind: FailureKind
     vmid: int | None = None
     text: str | None = None
     times: int = 1
 
-    def text_for(self, target: str) -> str:
-        """PVE's words."""
-        return self.text if self.text is not None else TEXTS[self.kind].format(target=target)
+    def answer(self, target: str) -> str:
+        """PVE's words instead of a UPID."""
+        return self.text if self.text is not None else ANSWERS[self.kind].format(target=target)
+
+    @property
+    def detail(self) -> str:
+        """Why, as the log has it."""
+        return self.text if self.text is not None else "something went wrong"
 
 
 class MigrationState(StrEnum):
@@ -123,15 +129,15 @@ class Migrations:
         guest = self._check(order)
         failure = self._failure_for(order.vmid)
         if failure is not None and failure.kind is FailureKind.REFUSED:
-            raise RefusedError(failure.text_for(order.target))
+            raise RefusedError(failure.answer(order.target))
         if failure is not None and failure.kind is FailureKind.REQUEST_LOST:
-            raise InDoubtError(failure.text_for(order.target))
+            raise InDoubtError(failure.answer(order.target))
         if guest.ha is not None:
             task = self._queue_for_ha(guest, order, user, failure)
         else:
             task = self.begin(guest, order.target, user, failure, order.bandwidth_limit_kib_s)
         if failure is not None and failure.kind is FailureKind.ANSWER_LOST:
-            raise InDoubtError(failure.text_for(order.target))
+            raise InDoubtError(failure.answer(order.target))
         return task
 
     def _check(self, order: MigrationOrder) -> SimGuest:
@@ -193,12 +199,18 @@ class Migrations:
         migration = Migration(guest, source, target, task, guest.has_process, now_s, now_s + duration_s, failure)
         self.under_way[guest.vmid] = migration
         world.set_guest_lock(guest, "migrate")
-        cannot = not world.nodes[target].online or guest.local_disks or guest.local_devices
-        if cannot or (failure is not None and failure.kind is FailureKind.ABORTED):
-            self._then(migration, min(1.0, duration_s), lambda: self._abort(migration))
+        name = "VM" if guest.type is GuestType.QEMU else "CT"
+        world.tasks.write(task, f"{LOG_TIME} starting migration of {name} {guest.vmid} to node '{target}' (192.0.2.1)")
+        why_not = self._why_not(guest, target)
+        if failure is not None and failure.kind is FailureKind.ABORTED:
+            why_not = failure.detail
+        if why_not is not None:
+            self._then(migration, min(1.0, duration_s), lambda: self._abort(migration, why_not))
             return task
         if failure is not None and failure.kind is FailureKind.HALF_WAY:
-            self._then(migration, duration_s / 2, lambda: self._abort(migration))
+            self._then(migration, duration_s / 2, lambda: self._abort(migration, failure.detail))
+        if failure is not None and failure.kind is FailureKind.WORKER_KILLED:
+            self._then(migration, duration_s / 2, lambda: self._break_off(migration))
         if not migration.was_running:
             self._then(migration, duration_s / 2, lambda: self._switch(migration))
         elif guest.type is GuestType.QEMU:
@@ -212,6 +224,16 @@ class Migrations:
         if failure is None or failure.kind is not FailureKind.STUCK:
             self._then(migration, duration_s, lambda: self._finish(migration))
         return task
+
+    def _why_not(self, guest: SimGuest, target: str) -> str | None:
+        """What PVE's worker finds before it begins."""
+        if not self._world.nodes[target].online:
+            return "Can't connect to destination address using public key"
+        if guest.local_devices:
+            return f"can't migrate VM which uses local devices: {', '.join(guest.local_devices)}"
+        if guest.local_disks:
+            return "can't live migrate attached local disks without with-local-disks option"
+        return None
 
     def _then(self, migration: Migration, delay_s: float, act: Callable[[], None]) -> None:
         def step() -> None:
@@ -268,25 +290,53 @@ class Migrations:
             world.tasks.end(target, start, "OK")
 
     def _finish(self, migration: Migration) -> None:
-        failure = migration.failure
-        bad = failure is not None and failure.kind in (FailureKind.PROBLEMS, FailureKind.NOT_RUNNING)
-        status = failure.text_for(migration.target) if failure is not None and bad else "OK"
-        self._end(migration, MigrationState.FAILED if bad else MigrationState.DONE, status)
+        failure, kind = migration.failure, None if migration.failure is None else migration.failure.kind
+        if kind in (FailureKind.PROBLEMS, FailureKind.NOT_RUNNING):
+            assert failure is not None
+            self._world.tasks.write(migration.task, f"{LOG_TIME} ERROR: {failure.detail}")
+            self._world.tasks.write(migration.task, f"{LOG_TIME} ERROR: migration finished with problems (duration 00:00:12)")
+            self._end(migration, MigrationState.FAILED, PROBLEMS)
+        elif kind is FailureKind.WARNINGS:
+            self._end(migration, MigrationState.DONE, "WARNINGS: 1")
+        else:
+            self._end(migration, MigrationState.DONE, "OK")
+        if kind is FailureKind.FORGOTTEN:
+            self._world.tasks.forget(migration.task)
 
-    def _abort(self, migration: Migration) -> None:
+    def _abort(self, migration: Migration, why: str) -> None:
         """End it with the guest where it was."""
         world, guest = self._world, migration.guest
         for node in (migration.source, migration.target):
             world.settle(node)
-        if migration.state is MigrationState.RUNNING:
-            if guest.type is GuestType.QEMU:
-                world.hook(guest, migration.target, "post-stop")
-            elif world.nodes[migration.source].online:
-                world.hook(guest, migration.source, "pre-start")
-                guest.status, guest.since_s, guest.seen_since_s = "running", world.now_s, world.now_s
-                world.hook(guest, migration.source, "post-start")
-        text = "migration aborted" if migration.failure is None else migration.failure.text_for(migration.target)
-        self._end(migration, MigrationState.FAILED, text)
+        is_live = migration.state is MigrationState.RUNNING and guest.type is GuestType.QEMU
+        if is_live:
+            world.hook(guest, migration.target, "post-stop")
+            world.tasks.write(migration.task, f"{LOG_TIME} ERROR: online migrate failure - {why}")
+            world.tasks.write(migration.task, f"{LOG_TIME} aborting phase 2 - cleanup resources")
+        elif migration.state is MigrationState.RUNNING and world.nodes[migration.source].online:
+            self._start_again(migration)
+        last = (
+            f"migration finished with problems (duration 00:00:12): {why}" if is_live else f"migration aborted (duration 00:00:12): {why}"
+        )
+        world.tasks.write(migration.task, f"{LOG_TIME} ERROR: {last}")
+        self._end(migration, MigrationState.FAILED, PROBLEMS if is_live else ABORTED)
+
+    def _start_again(self, migration: Migration) -> None:
+        """PVE starts a container again where it was."""
+        world, guest = self._world, migration.guest
+        world.hook(guest, migration.source, "pre-start")
+        guest.status, guest.since_s, guest.seen_since_s = "running", world.now_s, world.now_s
+        world.hook(guest, migration.source, "post-start")
+
+    def _break_off(self, migration: Migration) -> None:
+        """Somebody kills the worker: the guest is where it was, with the lock on it, and the task has no last word."""
+        world = self._world
+        for due in migration.due:
+            due.cancelled = True
+        del self.under_way[migration.guest.vmid]
+        migration.state = MigrationState.FAILED
+        world.tasks.end(world.nodes[migration.source], migration.task, "unexpected status")
+        world.ha.migration_ended(migration.guest, is_good=False)
 
     def _end(self, migration: Migration, state: MigrationState, status: str) -> None:
         world = self._world
@@ -296,15 +346,16 @@ class Migrations:
         migration.state = state
         world.set_guest_lock(migration.guest, None)
         world.tasks.end(world.nodes[migration.source], migration.task, status)
-        world.ha.migration_ended(migration.guest, is_good=status == "OK")
+        world.ha.migration_ended(migration.guest, is_good=state is MigrationState.DONE)
 
     def end_stuck(self, vmid: int) -> None:
         """Somebody stops the guest's migration task: the guest stays where it was."""
         migration = self.under_way[vmid]
         if migration.state is MigrationState.SWITCHED:
-            self._end(migration, MigrationState.FAILED, "migration problems")
+            self._world.tasks.write(migration.task, f"{LOG_TIME} ERROR: {INTERRUPTED}")
+            self._end(migration, MigrationState.FAILED, PROBLEMS)
         else:
-            self._abort(migration)
+            self._abort(migration, INTERRUPTED)
 
     def node_went_down(self, name: str) -> None:
         """What a node's end does to the migrations from and to it; called before its guests are counted as dead."""
@@ -312,9 +363,9 @@ class Migrations:
             if name == migration.target:
                 switched = migration.state is MigrationState.SWITCHED
                 if switched:
-                    self._end(migration, MigrationState.FAILED, "migration problems")
+                    self._end(migration, MigrationState.FAILED, PROBLEMS)
                 else:
-                    self._abort(migration)
+                    self._abort(migration, "no reply to command 'resume': broken pipe")
                 continue
             for due in migration.due:
                 due.cancelled = True

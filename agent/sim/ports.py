@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Maintenance, Node, Snapshot
+from agent.core.backups import CRON_FILE, JOBS_FILE, read_cron, read_jobs
+from agent.core.cluster import MIGRATE_KINDS, BackupJob, Guest, GuestType, Maintenance, Node, Snapshot
 from agent.core.journal import Record
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
@@ -30,7 +32,7 @@ from agent.ports import (
     TaskSight,
     TemporaryError,
 )
-from agent.sim.dot_files import manager_status_text, members_text, version_text
+from agent.sim.dot_files import config_text, manager_status_text, members_text, version_text
 from agent.sim.inventory import START_WALL_S, SimGuest
 from agent.sim.pmxcfs import check_path
 from agent.sim.statistics import GuestRow, NodeRow
@@ -115,6 +117,8 @@ class SimFiles:
         if path == "ha/manager_status" and (world.ha_requests or world.ha_states or world.ha.services):
             services = world.ha.status_of_services()
             return manager_status_text(world.ha_requests, world.ha_states, services, int(node.wall_s(world.now_s)))
+        if (guest := world.guest_of_file(path)) is not None:
+            return config_text(guest)
         return node.partition.files.get(path)
 
     def list(self, path: str) -> tuple[str, ...]:
@@ -182,7 +186,14 @@ class SimApi:
             storages=world.storages,
             registered_tags=world.registered_tags,
             ha=world.ha.seen(),
+            backup_jobs=self._backup_jobs(),
+            utc_offset_s=world.utc_offset_s,
         )
+
+    def _backup_jobs(self) -> tuple[BackupJob, ...]:
+        files = self._node.partition.files
+        jobs = read_jobs(files.get(JOBS_FILE, "")) + read_cron(files.get(CRON_FILE, ""))
+        return tuple(sorted(jobs, key=lambda job: job.id))
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
         """See `agent.ports.ClusterApi`."""
@@ -205,9 +216,11 @@ class SimApi:
                 refused[name] = Refusal(vmid, RefusalReason.DEVICE_MISSING, ", ".join(missing))
         return Verdict(vmid, wall_s, None, tuple(sorted(refused.items())), guest.needs)
 
-    def migrate(self, order: MigrationOrder) -> str:
+    def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """See `agent.ports.ClusterApi`."""
         world = self._world
+        if self._node.boottime_s(world.now_s) >= send_until_s:
+            raise TemporaryError("timed out before the request was sent")
         lock = self._node.partition.lock
         held_lock = lock is not None and lock.writer == self._node.name and world.pmxcfs.is_quorate(self._node)
         try:
@@ -229,6 +242,11 @@ class SimApi:
         if task is None:
             raise RefusedError(f"{upid}: no such task")
         return TaskSight(upid, task.status)
+
+    def task_log(self, upid: str) -> tuple[str, ...]:
+        """See `agent.ports.ClusterApi`."""
+        self.task(upid)
+        return self._world.tasks.written(upid)
 
     def close(self) -> None:
         """See `agent.ports.ClusterApi`."""

@@ -183,6 +183,11 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True)
+class _Offset:
+    utc_offset_h: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Nothing:
     pass
 
@@ -222,6 +227,7 @@ VERBS: dict[str, Binder] = {
     "resize-guest": _verb(_Size, lambda world, a: world.resize(a.vmid, a.cores, _bytes(a.memory_gib))),
     "set-tags": _verb(_Tags, lambda world, a: world.set_tags(a.vmid, a.tags)),
     "set-status": _verb(_GuestStatus, lambda world, a: world.set_status(a.vmid, a.status)),
+    "edit-guest": _verb(_Guest, lambda world, a: world.edit_guest(a.vmid)),
     "set-lock": _verb(_GuestLock, lambda world, a: world.lock_guest(a.vmid, a.lock)),
     "set-ha": _verb(_GuestHa, lambda world, a: world.set_ha(a.vmid, a.state)),
     "hide-guest": _verb(_Guest, lambda world, a: world.hide_guest(a.vmid)),
@@ -245,6 +251,7 @@ VERBS: dict[str, Binder] = {
     "set-storage": _verb(StorageUseEntry, lambda world, a: world.set_storage_use(a.use())),
     "run-task": _verb(_Task, lambda world, a: world.run_task(a.node, a.kind, a.target_id, a.for_s)),
     # /etc/pve
+    "set-utc-offset": _verb(_Offset, lambda world, a: world.set_utc_offset(a.utc_offset_h * 3600)),
     "restart-pmxcfs": _verb(_NodeFor, lambda world, a: world.restart_pmxcfs(a.node, a.for_s)),
     "hang-pmxcfs": _verb(_NodeFor, lambda world, a: world.hang_pmxcfs(a.node, a.for_s)),
     "fail-next-write": _verb(_NodeWrite, lambda world, a: world.fail_next_write(a.node, applied=a.applied)),

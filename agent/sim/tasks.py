@@ -73,6 +73,25 @@ class Tasks:
         self._running: dict[str, Task] = {}
         self._ended: dict[str, deque[Task]] = {}
         self._known: dict[str, Task] = {}
+        self._written: dict[str, list[str]] = {}
+
+    def write(self, task: Task, *lines: str) -> None:
+        """What the task writes into its own log."""
+        self._written.setdefault(task.upid, []).extend(lines)
+
+    def written(self, upid: str) -> tuple[str, ...]:
+        """The log of a task, its end included."""
+        task = self._known.get(upid)
+        lines = list(self._written.get(upid, ()))
+        if task is not None and task.status not in (None, "unexpected status"):
+            good = task.status == "OK" or str(task.status).startswith("WARNINGS")
+            lines.append("TASK OK" if task.status == "OK" else f"TASK {'' if good else 'ERROR: '}{task.status}")
+        return tuple(lines)
+
+    def forget(self, task: Task) -> None:
+        """Its node does not know the task any more."""
+        if self._known.pop(task.upid, None) is not None:
+            self._ended[task.node].remove(next(done for done in self._ended[task.node] if done.upid == task.upid))
 
     def log(self, node: SimNode, msg: str, *, pri: int = 6, tag: str = "pvedaemon", user: str = ROOT) -> None:
         """Put a line into the cluster log of the part of the cluster the node is in.
@@ -109,7 +128,9 @@ class Tasks:
         ended = self._ended.setdefault(task.node, deque())
         ended.append(done)
         if len(ended) > KEPT_TASKS:
-            del self._known[ended.popleft().upid]
+            oldest = ended.popleft().upid
+            del self._known[oldest]
+            self._written.pop(oldest, None)
         good = status == "OK" or status.startswith("WARNINGS")
         self.log(node, f"end task {task.upid} {status}", pri=6 if good else 3, user=task.user)
 

@@ -85,6 +85,7 @@ class World:
         self.tasks = Tasks(self.timeline)
         self.migrations = Migrations(self, bandwidth_bytes_s)
         self.ha = HaManager(self)
+        self.utc_offset_s = 0.0
         self.registered_tags: tuple[str, ...] | None = None
         self.pmxcfs = Pmxcfs(self.timeline, self.nodes)
         self.main = Partition()
@@ -131,6 +132,10 @@ class World:
         """Somebody sets the node's clock."""
         self._node(node).wall_offset_s += by_s
 
+    def set_utc_offset(self, offset_s: float) -> None:
+        """The nodes' local time is so far ahead of UTC from now on: summer time begins or ends."""
+        self.utc_offset_s = offset_s
+
     # what is
 
     def placements(self) -> dict[int, str]:
@@ -169,6 +174,15 @@ class World:
         for node in self.nodes.values():
             if self.pmxcfs.is_quorate(node):
                 return node.partition.lock.writer if node.partition.lock else None
+        return None
+
+    def guest_of_file(self, path: str) -> SimGuest | None:
+        """The guest whose configuration the file below /etc/pve is, None when it is no such file."""
+        match path.split("/"):
+            case ["nodes", node, ("qemu-server" | "lxc") as folder, name] if name.removesuffix(".conf").isdigit():
+                guest = self.guests.get(int(name.removesuffix(".conf")))
+                kind = GuestType.QEMU if folder == "qemu-server" else GuestType.LXC
+                return guest if guest is not None and (guest.node, guest.type) == (node, kind) else None
         return None
 
     def residents(self, node: str) -> Mapping[int, SimGuest]:
@@ -269,6 +283,12 @@ class World:
         """Somebody writes other tags into the guest's configuration."""
         guest = self._guest(vmid)
         guest.tags = tuple(tags)
+        self._configuration_written(guest)
+
+    def edit_guest(self, vmid: int) -> None:
+        """Somebody edits the guest's configuration, in a way that nobody here need know."""
+        guest = self._guest(vmid)
+        guest.description += "edited "
         self._configuration_written(guest)
 
     def set_ha(self, vmid: int, state: str | None) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from agent.adapters.yaml_files import MAX_BYTES, parse, read
 from agent.core.json_types import Json
-from agent.core.settings import Mode, Settings, as_document, check
+from agent.core.settings import Mode, Settings, as_document
+from agent.core.settings_check import check
 from agent.ports import PermanentError
 
 

@@ -20,7 +20,8 @@ from agent.core.cluster import Snapshot
 from agent.core.plan_types import Plan
 from agent.core.planner import plan
 from agent.core.question import EVERYWHERE, Question, Scope
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from tests.bench.clusters import Case, as_state
 from tests.bench.results import Batches
 from tests.pve_server.client import TOKEN_SECRET, PveServer, cluster

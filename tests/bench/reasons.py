@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from agent.core.cluster import Snapshot
 from agent.core.planner import plan
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from tests.bench.judge import FACTS, Evenness, judge
 from tests.bench.own import Variant, batches_of, document, question
 from tests.bench.results import Batches

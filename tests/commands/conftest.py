@@ -13,7 +13,8 @@ from pytest_mock import MockerFixture
 
 from agent import wiring
 from agent.cli import main
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from agent.sim.cluster_file import read_cluster
 from agent.sim.ports import ports_of
 from agent.simulation import Simulation

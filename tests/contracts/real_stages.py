@@ -254,7 +254,7 @@ class RealApiStage(RealStage):
         self._server.wait_task(upid)
 
     def fail_migration(self, vmid: int) -> None:
-        self._server.fail_migration(vmid, "migration aborted")
+        self._server.fail_migration(vmid)
 
     def lose_answer(self) -> None:
         self._server.drop_call("POST", MIGRATE_VM, "after")

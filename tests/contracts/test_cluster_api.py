@@ -141,7 +141,10 @@ def test_a_migration_that_fails_leaves_the_guest_where_it_was(pve: ApiStage) -> 
     pve.fail_migration(100)
     upid = api.migrate(VM)
     pve.finish_migration(100)
-    assert api.task(upid).exit_status == "migration aborted"
+    assert api.task(upid).exit_status == "migration problems"
+    log = api.task_log(upid)
+    assert any(" ERROR: " in line and "something went wrong" in line for line in log), log
+    assert log[-1] == "TASK ERROR: migration problems"
     guest = api.look().guest(100)
     assert guest is not None
     assert (guest.node, guest.lock, guest.status) == ("pve1", None, "running")
@@ -165,6 +168,8 @@ def test_an_unknown_task_is_not_a_running_one(pve: ApiStage) -> None:
     for upid in ("UPID:pve1:00000001:00000001:6955B900:qmigrate:100:root@pam:", "nonsense"):
         with pytest.raises(RefusedError):
             pve.api().task(upid)
+        with pytest.raises(RefusedError):
+            pve.api().task_log(upid)
 
 
 def test_a_dead_node_is_seen_and_asks_for_patience(pve: ApiStage) -> None:

@@ -65,6 +65,7 @@ class Facts:
     registered_tags_only: bool = False
     pools: tuple[Pool, ...] = ()
     containers: str = "maintenance"
+    stopped_leave: bool = False
     ignored_guests: Callable[[int], bool] = lambda vmid: False
     ignored_nodes: frozenset[str] = frozenset()
     drained_nodes: frozenset[str] = frozenset()
@@ -76,6 +77,7 @@ class Facts:
     unsampled: frozenset[int] = frozenset()
     refused_guests: frozenset[int] = frozenset()
     refused_nodes: frozenset[tuple[int, str]] = frozenset()
+    avoided: frozenset[tuple[int, str]] = frozenset()
     needs: Mapping[int, GuestNeeds] = field(default_factory=dict)
     per_pass: int = 1 << 30
     left: int = 1 << 30
@@ -449,6 +451,8 @@ class _Check:
         yield from (f"{what}: guest {vmid} must stay, and goes to {move.target}" for what in self._why_stays(guest, move.reason.value))
         if (vmid, move.target) in self.facts.refused_nodes:
             yield f"verdict: PVE does not allow guest {vmid} on {move.target}"
+        if (vmid, move.target) in self.facts.avoided:
+            yield f"avoided: guest {vmid} failed to migrate to {move.target}"
         if (needs := self.facts.needs.get(vmid)) is not None:
             yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in unfit(self.snapshot, guest, needs, move.target))
         pins = self.tags.pins.get(vmid)
@@ -466,10 +470,12 @@ class _Check:
             "ha": not self._ha_lets_go(guest),
             "ignored": vmid in self.tags.ignored or self.facts.ignored_guests(vmid),
             "state": guest.status in ("paused", "suspended", "prelaunch", "io-error", "postmigrate", "unknown"),
-            "running": guest.status != "running",
+            "running": guest.status != "running"
+            and not (self.facts.stopped_leave and guest.status == "stopped" and reason in DRAIN | HOME),
             "lock": bool(guest.lock),
             "busy": str(vmid) in self.busy or vmid in self.flying,
             "containers": guest.type.value == "lxc"
+            and guest.status == "running"
             and (self.facts.containers == "never" or (self.facts.containers == "maintenance" and reason not in DRAIN | HOME)),
             "conflict": vmid in self.contradicted,
             "set-aside": vmid in self.facts.set_aside,
@@ -718,7 +724,7 @@ class _Check:
         if reason in LOAD | HOME and target in self.backups:
             return False
         for member in unit:
-            if self._why_stays(self.guests[member], reason) or (member, target) in self.facts.refused_nodes:
+            if self._why_stays(self.guests[member], reason) or (member, target) in self.facts.refused_nodes | self.facts.avoided:
                 return False
             if target not in self.tags.pins.get(member, {target}):
                 return False
@@ -733,7 +739,7 @@ class _Check:
         cause = _CAUSES.get(reason)
         if cause is not None:
             return cause in self._why_stays(guest, "spread") or (reason == "locked" and refusal.vmid in self.facts.refused_guests)
-        if reason in ("local-disk", "local-device", "precondition"):
+        if reason in ("local-disk", "local-device", "precondition", "unanswered"):
             return refusal.vmid in self.facts.refused_guests
         closed = {self._why_not_usable(node) for node in self.snapshot.nodes}
         return {
@@ -745,6 +751,7 @@ class _Check:
             "node-stale": lambda: any(why is not None and why.startswith("stale") for why in closed),
             "node-backup": lambda: bool(self.backups),
             "node-refused": lambda: any(vmid in self._partners(refusal.vmid) for vmid, _ in self.facts.refused_nodes),
+            "node-failed": lambda: any(vmid in self._partners(refusal.vmid) for vmid, _ in self.facts.avoided),
             "pinned": lambda: any(vmid in self.tags.pins for vmid in self._partners(refusal.vmid)),
             "affinity": lambda: len(self._partners(refusal.vmid)) > 1,
             "anti-affinity": lambda: any(vmid in vmids for vmids in self.tags.apart.values() for vmid in self._partners(refusal.vmid)),

@@ -12,7 +12,8 @@ from agent.core.cluster import GIB, Guest, GuestType, Maintenance, Node, Snapsho
 from agent.core.json_types import Json
 from agent.core.plan_types import Move, Plan
 from agent.core.question import Question
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from tests.core import checker
 
 NOW = 1_767_000_000.0
@@ -141,6 +142,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
             for pool in settings.pools
         ),
         containers=settings.guests.containers.value,
+        stopped_leave=settings.drain.stopped,
         ignored_guests=settings.guests.is_ignored,
         ignored_nodes=frozenset(name.lower() for name in settings.nodes.ignore),
         drained_nodes=frozenset(name.lower() for name in settings.nodes.maintenance),
@@ -154,6 +156,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         unsampled=question.ledger.unsampled,
         refused_guests=frozenset(vmid for vmid, verdict in question.verdicts.items() if verdict.refusal is not None),
         refused_nodes=frozenset((vmid, name) for vmid, verdict in question.verdicts.items() for name, _ in verdict.refused_nodes),
+        avoided=frozenset((vmid, name) for vmid, names in question.avoided.items() for name in names),
         needs={vmid: verdict.needs for vmid, verdict in question.verdicts.items() if verdict.needs is not None},
         per_pass=question.moves_per_pass,
         left=question.moves_left,

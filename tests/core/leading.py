@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from agent.core import aside, planner
 from agent.core import history as memory
-from agent.core import planner
 from agent.core.cluster import Snapshot
 from agent.core.documents import HistoryFile, parse, render
 from agent.core.load import Ledger
@@ -28,7 +28,8 @@ def remembered_by(history: HistoryFile, snapshot: Snapshot, how: Settings, now: 
             memory.learned(history, now), in_flight(under_way), memory.landed(history, now), memory.unsampled(history, snapshot, now)
         ),
         cooling=memory.cooling(history, snapshot, now, how.balance.guest_cooldown_s),
-        set_aside=memory.set_aside(history, now),
+        set_aside=aside.set_aside(history, now),
+        avoided=aside.avoided(history, now),
         homes={home.vmid: home.home for home in history.homes},
         moves_per_pass=max(0, how.balance.max_moves_per_pass - sum(r.reason is not MoveReason.MAINTENANCE for r in under_way)),
         moves_left=memory.moves_left(history, now, how.balance.max_moves_per_hour),

@@ -28,7 +28,9 @@ HOW: list[Settings] = [
             "guests": {"containers": "never", "ignore": ["100-109"]},
         }
     ),
-    settings({"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}}),
+    settings(
+        {"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}, "drain": {"stopped": True}}
+    ),
 ]
 
 
@@ -83,4 +85,5 @@ def remembered(snapshot: Snapshot, seed: int) -> Question:
         },
         moves_per_pass=dice.choice((4, NO_LIMIT)),
         moves_left=dice.choice((0, 3, 20, NO_LIMIT)),
+        avoided={vmid: {dice.choice(names): "it failed"} for vmid in some(0.05)},
     )

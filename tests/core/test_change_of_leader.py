@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
+from agent.core import aside
 from agent.core import history as memory
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.documents import HISTORY_SCHEMA, HistoryFile, Home, SetAside, parse, render
+from agent.core.failures import FailureClass
 from agent.core.migrations import Migration, MigrationState
 from agent.core.reasons import LOAD_REASONS, MoveReason
 from tests.core.clusters import NOW, cluster, node, random_cluster, settings, vm
@@ -90,9 +92,9 @@ def test_handing_the_history_over_again_and_again_changes_no_byte(history: Histo
 @given(histories, vmids, st.floats(-86400, 86400))
 def test_a_failure_sets_a_guest_aside_for_ten_minutes_at_least_and_a_day_at_most(history: HistoryFile, vmid: int, later: float) -> None:
     now = NOW + later
-    read = handed_over(memory.with_failure(history, vmid, "it failed", now), now)
-    assert vmid in memory.set_aside(read, now + 599)
-    assert vmid not in memory.set_aside(read, now + 86401)
+    read = handed_over(aside.with_failure(history, vmid, FailureClass.UNKNOWN, "it failed", now), now)
+    assert vmid in aside.set_aside(read, now + 599)
+    assert vmid not in aside.set_aside(read, now + 86401)
 
 
 def test_a_drain_of_hundreds_of_guests_makes_no_leader_forget_the_hourly_brake() -> None:

@@ -56,9 +56,6 @@ def test_a_clock_that_was_ahead_blocks_nobody_for_longer_than_the_cooldown() -> 
     assert memory.alarm(of(*[record(101 + i, S.FAILED, ago_s=-365 * DAY_S) for i in range(5)]), NOW) is None
     assert memory.bounded(ahead, NOW).migrations == ()
     assert 101 in memory.cooling(of(record(ago_s=-30)), None, NOW, 3600), "a few seconds ahead is another node's clock"
-    far = memory.with_failure(EMPTY, 101, "failed", NOW + 365 * DAY_S)
-    assert memory.set_aside(far, NOW) == {}
-    assert memory.bounded(far, NOW).set_aside == ()
 
 
 # --- Brakes ------------------------------------------------------------------------------------------------------------------------
@@ -90,34 +87,6 @@ def test_a_guest_moved_three_times_a_day_for_load_is_an_alarm() -> None:
     assert memory.alarm(of(*moves), NOW) == "guest 101 was moved 3 times in a day"
     assert memory.alarm(of(*[replace(move, reason=MoveReason.MAINTENANCE) for move in moves]), NOW) is None
     assert memory.alarm(of(*moves), NOW + DAY_S) is None
-
-
-# --- Set aside ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_guest_that_failed_is_left_alone_twice_as_long_each_time_and_a_day_at_most() -> None:
-    history, waits = EMPTY, []
-    for _ in range(12):
-        history = memory.with_failure(history, 101, "no space", NOW)
-        waits.append(history.set_aside[0].until - NOW)
-    assert waits[:4] == [600, 1200, 2400, 4800]
-    assert waits[-1] == DAY_S
-    assert len(history.set_aside) == 1
-
-
-def test_who_is_set_aside_is_told_with_why_and_for_how_long() -> None:
-    history = memory.with_failure(EMPTY, 101, "no space", NOW)
-    assert memory.set_aside(history, NOW) == {101: "no space; next try in 10 minutes"}
-    assert memory.set_aside(history, NOW + 600) == {}
-
-
-def test_a_success_ends_it() -> None:
-    history = memory.with_failure(memory.with_failure(EMPTY, 101, "no space", NOW), 102, "no space", NOW)
-    assert [entry.vmid for entry in memory.with_success(history, record(101)).set_aside] == [102]
-
-
-def test_the_text_of_a_failure_is_bounded() -> None:
-    assert len(memory.with_failure(EMPTY, 101, "x" * 10_000, NOW).set_aside[0].text) == 200
 
 
 # --- Homes -------------------------------------------------------------------------------------------------------------------------

@@ -289,7 +289,8 @@ def test_a_dead_nodes_lead_is_taken_over_when_its_lock_has_expired_and_not_befor
 def test_a_follower_writes_nothing_while_the_leader_is_well() -> None:
     cluster = led_by("a", "b")
     cluster.run(600)
-    assert set(cluster.acts_of("b")) == {LockAct.LOOK}
+    acts = Counter(cluster.acts_of("b"))
+    assert acts == {LockAct.LOOK: acts[LockAct.LOOK], LockAct.RENEW: 1}, "but once, at its start: an earlier run of it may have the lock"
 
 
 def test_after_121_seconds_a_follower_asks_for_expiry_every_five_seconds_and_does_nothing_else() -> None:
@@ -481,11 +482,80 @@ def test_a_stop_while_the_lead_is_given_away_still_gives_it_away() -> None:
     assert node.state.stage is Stage.LEFT
 
 
-@pytest.mark.parametrize("stage", [Stage.FOLLOWING, Stage.HOLDING, Stage.LAPSED])
-def test_who_does_not_lead_stops_at_once_and_asks_for_nothing_more(stage: Stage) -> None:
-    state = leadership.give_up(replace(begin("a", "1", TIMES, 0.0), stage=stage), 10.0, stops=True)
+def test_who_follows_stops_at_once_and_asks_for_nothing_more() -> None:
+    state = leadership.give_up(begin("a", "1", TIMES, 0.0), 10.0, stops=True)
     assert state.stage is Stage.LEFT
     assert next_act(state, 1000.0, may_stand=True)[1] is None
+
+
+def test_who_has_the_lock_and_does_not_lead_yet_gives_it_back_when_it_stops() -> None:
+    """The lock of a leader that was stopped while it waited is not left to expire; whom leader.json names is waited for by the next."""
+    cluster = Cluster("a", "b")
+    cluster.world.leader = LeaderFile(LEADER_SCHEMA, "c", "0", 3, LeaderState.LEADING, 0.0, "1")
+    while cluster.world.holder is None:
+        cluster.run(TICK_S)
+    holder, other = (cluster.nodes[name] for name in (("a", "b") if cluster.world.holder == "a" else ("b", "a")))
+    cluster.run(5)
+    assert holder.state.stage is Stage.HOLDING
+    since_s = cluster.world.now_s
+    holder.state = leadership.give_up(holder.state, since_s, stops=True)
+    cluster.run(3)
+    assert cluster.acts_of(holder.name, since_s) == [LockAct.RENEW, LockAct.RELEASE]
+    assert (holder.state.stage, cluster.world.holder) == (Stage.LEFT, other.name)
+    assert cluster.run_until_lead(other.name, 100) > 60
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_who_lapsed_gives_the_lock_back_only_when_it_is_still_its_own(is_lost: bool) -> None:
+    cluster = led_by("a", "b")
+    node = cluster.nodes["a"]
+    cluster.world.now_s += TIMES.lease_s + 1
+    node.state, act = next_act(node.state, cluster.world.now_s, may_stand=True)
+    assert (node.state.stage, act) == (Stage.LAPSED, LockAct.RENEW)
+    node.state = replace(node.state, waiting_for=None)
+    if is_lost:
+        cluster.world.lock("b")
+    since_s = cluster.world.now_s
+    node.state = leadership.give_up(node.state, since_s, stops=True)
+    cluster.run(3)
+    assert cluster.acts_of("a", since_s) == ([LockAct.RENEW] if is_lost else [LockAct.RENEW, LockAct.RELEASE])
+    assert node.state.stage is Stage.LEFT
+    assert cluster.world.leader is not None
+    assert (cluster.world.leader.node, cluster.world.leader.state) == ("a", LeaderState.LEADING), "what it asked for may be under way"
+
+
+def test_who_waits_for_an_answer_to_a_request_does_not_say_that_it_is_done() -> None:
+    cluster = led_by("a", "b")
+    since_s = cluster.world.now_s
+    cluster.nodes["a"].state = leadership.give_up(cluster.nodes["a"].state, since_s, stops=True, is_asking=True)
+    cluster.run(TIMES.foreign_quiet_s - 15)
+    assert cluster.acts_of("a", since_s) == [LockAct.RENEW, LockAct.RELEASE]
+    assert (cluster.world.holder, cluster.leader()) == ("b", None)
+    cluster.run(20)
+    assert cluster.leader() == "b"
+
+
+def test_a_node_killed_while_it_held_the_lock_without_leading_has_it_again_at_once() -> None:
+    cluster = Cluster("a")
+    cluster.world.leader = LeaderFile(LEADER_SCHEMA, "c", "0", 3, LeaderState.LEADING, 0.0, "1")
+    cluster.run(10)
+    assert cluster.nodes["a"].state.stage is Stage.HOLDING
+    cluster.nodes["a"].is_down = True
+    cluster.run(8)
+    cluster.nodes["a"].start()
+    cluster.run(3)
+    assert cluster.nodes["a"].state.stage is Stage.HOLDING
+    assert LockAct.TAKE not in cluster.acts_of("a", cluster.world.now_s - 3)
+
+
+def test_a_taking_that_failed_and_was_carried_out_is_found_out_about() -> None:
+    state = replace(begin("a", "1", TIMES, 0.0), has_looked=True, looked_s=100.0, tried_adopting_s=1.0)
+    state, act = next_act(state, 100.5, may_stand=True)
+    assert act is LockAct.TAKE
+    state = leadership.on_failed(state, LockAct.TAKE, 100.5)
+    state = leadership.on_looked(replace(state, waiting_for=LockAct.LOOK), 101.6, 50, None)
+    state = replace(state, looked_s=101.6)
+    assert next_act(state, 101.7, may_stand=True)[1] is LockAct.RENEW
 
 
 def test_every_stage_has_its_meaning() -> None:

@@ -750,6 +750,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.ARGS: lambda: without(args="-S"),
     RefusalReason.CPU_AFFINITY: lambda: without(affinity="0-3"),
     RefusalReason.PRECONDITION: lambda: told(RefusalReason.PRECONDITION),
+    RefusalReason.UNANSWERED: lambda: told(RefusalReason.UNANSWERED),
     RefusalReason.NODE_OFFLINE: lambda: homeward(changed(ONE, "pve2", online=False)),
     RefusalReason.NODE_MAINTENANCE: lambda: homeward(replace(ONE, no_target=("pve2",))),
     RefusalReason.NODE_IGNORED: lambda: homeward(ONE, settings({"nodes": {"ignore": ["PVE2"]}})),
@@ -760,6 +761,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.NODE_REFUSED: lambda: (
         ONE, PLAIN, replace(HOME, verdicts={101: Verdict(101, NOW, None, (("pve2", Refusal(101, RefusalReason.NODE_REFUSED)),))}), 101,
     ),
+    RefusalReason.NODE_FAILED: lambda: (ONE, PLAIN, replace(HOME, avoided={101: {"pve2": "it failed"}}), 101),
     RefusalReason.NODE_UNKNOWN: lambda: without(None),
     RefusalReason.NODE_OLDER: lambda: without(replace(FACTS, qemu_version="9.2.0-1")),
     RefusalReason.CPU_UNLIKE: lambda: without(replace(FACTS, cpu_model="EPYC"), cpu_type="host"),
@@ -792,7 +794,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
         PLAIN, Question(), 102,
     ),
 }  # fmt: skip
-NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE}
+NEVER_OF_A_GUEST = {RefusalReason.SAME_NODE, RefusalReason.BACKUP_DUE}  # its node is no source then; `explain` tells
 BY_ITSELF = {RefusalReason.NO_ORDER}  # no cluster is known whose steps have no order: see the test below
 
 

@@ -248,6 +248,10 @@ SCENES = {
         never("why_never", R.NODE_REFUSED), "verdict", pinned_to("pve2", vm(101, "pve1")), PLAIN,
         Question(verdicts={101: Verdict(101, NOW, None, (("pve2", Refusal(101, R.NODE_REFUSED, "HA")),))}),
     ),
+    "failed on the node": Scene(
+        never("why_never", R.NODE_FAILED), "avoided", pinned_to("pve2", vm(101, "pve1")), PLAIN,
+        Question(avoided={101: {"pve2": "failed"}}),
+    ),
     "dead source": Scene(
         guest_check(R.NODE_OFFLINE), "offline", changed(cluster(*TWO, vm(101, "pve1"), drain=["pve1"]), "pve1", online=False),
     ),
@@ -504,6 +508,7 @@ FAULTS = {
     "gain before the ledger": fault(gains_of_the_first_look, "gain"),
     "cooldown ignored": fault(question_without(cooling={}), "cooldown"),
     "set aside ignored": fault(question_without(set_aside={}), "set-aside"),
+    "failures on nodes ignored": fault(question_without(avoided={}), "avoided"),
     "verdicts ignored": fault(question_without(verdicts={}), "verdict"),
     "hourly brake ignored": fault(question_without(moves_left=NO_LIMIT), "brakes"),
     "brake of a pass ignored": fault(question_without(moves_per_pass=NO_LIMIT), "brakes"),

@@ -28,15 +28,13 @@ from agent.core.settings import (
     Mode,
     PoolRule,
     PoolSettings,
-    Problem,
     Row,
     Settings,
     TagTrust,
     as_document,
-    check,
-    combine,
     rows,
 )
+from agent.core.settings_check import Problem, check, combine
 
 SCHEMA = Path(__file__).resolve().parents[2] / "agent/schemas/config-1.json"
 
@@ -69,7 +67,7 @@ DEFAULTS: JsonObject = {
     "guests": {"containers": "maintenance", "ignore": []},
     "nodes": {"ignore": [], "maintenance": []},
     "migration": {"parallel_per_node": 1, "parallel_total": 2, "bandwidth_limit_kib_s": None, "timeout_s": 7200},
-    "drain": {"parallel_per_node": 2, "parallel_total": 4, "return_home": True},
+    "drain": {"parallel_per_node": 2, "parallel_total": 4, "stopped": False, "return_home": True},
     "pools": {},
     "log": {"level": "info"},
     "paths": {"pmxcfs": "/etc/pve", "run": "/run/proxlb-agent", "state": "/var/lib/proxlb-agent"},
@@ -210,7 +208,7 @@ def test_all_mistakes_are_named_at_once_and_in_order() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "api.backend", "api.user", "api.password_file", "api.auto_setup", "guests.local_disks", "guests.storage_map", "drain.stopped",
+        "api.backend", "api.user", "api.password_file", "api.auto_setup", "guests.local_disks", "guests.storage_map",
         "quiet_hours",
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 
 from agent.core.cluster import GIB, GuestType
 from agent.core.migrations import MigrationState
+from agent.core.others import Foreign
 from agent.core.plan_types import Move
 from agent.core.reasons import MoveReason
 from agent.core.slots import startable
@@ -64,3 +65,10 @@ def test_a_full_node_does_not_hold_up_the_others() -> None:
 
 def test_nothing_to_do_starts_nothing() -> None:
     assert startable([], [], PLAIN) == []
+
+
+def test_what_others_move_takes_slots_too() -> None:
+    moves = [move(101, "pve1", "pve3"), move(102, "pve2", "pve4"), move(103, "pve5", "pve6")]
+    assert [one.vmid for one in startable(moves, (), PLAIN, [Foreign(200, "pve1", None)])] == [102]
+    assert [one.vmid for one in startable(moves, (), PLAIN, [Foreign(200, "pve1", "pve2")])] == [103]
+    assert startable(moves, (), PLAIN, [Foreign(200, "pve8", None), Foreign(201, "pve9", None)]) == []

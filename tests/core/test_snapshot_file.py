@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.cluster import (
+    BackupJob,
     Guest,
     GuestType,
     HaNodeAffinity,
@@ -62,6 +63,8 @@ SMALL = Snapshot(
     ),
     registered_tags=("plb_ignore",),
     storages=(Storage("ceph", True, ("pve1", "pve2")),),
+    backup_jobs=(BackupJob("backup-1", "sun 01:00", vmids=(101,), node="pve1"),),
+    utc_offset_s=3600.0,
 )
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=6)
@@ -107,6 +110,8 @@ SNAPSHOTS = st.builds(
     ),
     registered_tags=st.none() | st.lists(TEXT, max_size=2).map(tuple),
     storages=some(Storage, lambda storage: storage.name),
+    backup_jobs=some(BackupJob, lambda job: job.id),
+    utc_offset_s=FINITE,
 )
 
 
@@ -126,7 +131,7 @@ def test_a_file_has_one_line_for_each_node_guest_and_task() -> None:
     assert [line for line in lines if line.startswith(' {"vmid": 101')]
     assert [line for line in lines if line.startswith(' {"vmid": 102, "requested"')]
     ha = 2 + 3 * (2 + 1) + 1 + 1 + 1
-    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 2) + ha + 1 + (2 + 1)
+    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 2) + ha + 1 + (2 + 1) + (2 + 1) + 1
 
 
 def without(key: str) -> Callable[[JsonObject], None]:
@@ -224,6 +229,7 @@ def test_a_file_of_an_older_agent_may_lack_what_has_a_default() -> None:
         (HaResourceAffinity, "ha_resource_affinity"),
         (NodeFacts, "facts"),
         (Storage, "storage"),
+        (BackupJob, "backup_job"),
         (StorageUse, "storage_use"),
     ],
 )
@@ -255,6 +261,7 @@ def test_the_schema_has_the_fields_of_the_types_and_no_others(kind: type, name: 
             "items": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "minItems": 2, "maxItems": 2},
         },
         tuple[Storage, ...]: {"type": "array", "items": {"$ref": "#/$defs/storage"}},
+        tuple[BackupJob, ...]: {"type": "array", "items": {"$ref": "#/$defs/backup_job"}},
         NodeFacts | None: {"anyOf": [{"$ref": "#/$defs/facts"}, {"type": "null"}]},
     }
     hints = typing.get_type_hints(kind)

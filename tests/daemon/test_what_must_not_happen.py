@@ -13,7 +13,8 @@ from agent.core.documents import LEADER_SCHEMA, HistoryFile, Home, LeaderFile, L
 from agent.core.leadership import LockTimes
 from agent.core.migrations import Migration, MigrationState
 from agent.core.reasons import MoveReason
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import WriteAnswer, Written
 from agent.daemon.mailbox import request_text

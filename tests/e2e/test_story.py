@@ -14,7 +14,8 @@ import pytest
 
 from agent import wiring
 from agent.core.journal import MessageId
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from agent.sim.cluster_file import read_cluster
 from agent.sim.world import World
 from agent.simulation import Simulation

@@ -446,7 +446,7 @@ class PveServer:
         """duration_s (None: until `finish_migration`), bytes_per_s, switch_fraction."""
         self.do("migration", **values)
 
-    def fail_migration(self, vmid: int | None = None, exitstatus: str = "migration aborted", **more: Any) -> None:
+    def fail_migration(self, vmid: int | None = None, exitstatus: str | None = None, **more: Any) -> None:
         """The next migration fails; `more`: detail, at_fraction, arrives, starts, leave_lock, times (see Outcome)."""
         self.do("fail_migration", vmid=vmid, exitstatus=exitstatus, **more)
 

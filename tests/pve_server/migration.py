@@ -14,6 +14,7 @@ from fakepve.model import PveError, TaskError
 from tests.pve_server.preconditions import PreconditionsApi
 from tests.pve_server.tasks import TaskWarningsError
 
+LOG_TIME = "2026-11-28 15:00:00"  # PVE begins each line with the time
 LXC_STOP_S = 180  # PVE's default for the shutdown of a container before it moves
 ROOT_ONLY = ("force", "migration_type", "migration_network")
 
@@ -22,13 +23,15 @@ ROOT_ONLY = ("force", "migration_type", "migration_network")
 class Outcome:
     """How the next migrations of a guest (None: of any guest) end, if not well.
 
+    `exitstatus` None: PVE's own, which only says how far it came; why stands in the log. `early`: before anything was touched.
     `arrives`: it fails after the guest is on its target already; `at_fraction` of the time: when;
     `starts` False: a container does not start on its target; `leave_lock`: the lock stays, as after a crash.
     """
 
     vmid: int | None = None
-    exitstatus: str = "migration aborted"
+    exitstatus: str | None = None
     detail: str = "something went wrong"
+    early: bool = False
     at_fraction: float = 0.5
     arrives: bool = False
     starts: bool = True
@@ -50,6 +53,7 @@ class MigrationApi(PreconditionsApi):
     def apply(self, spec: Any) -> None:
         self.outcomes: list[Outcome] = []
         self.courses: dict[int, Course] = {}
+        self.phase_2: set[int] = set()
         super().apply(spec)
 
     def _routes_migration(self) -> list[tuple[str, str, Any]]:
@@ -131,11 +135,20 @@ class MigrationApi(PreconditionsApi):
             except (TaskError, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and not self.is_online(source):
                     raise  # the node died, and nobody cleans up
-                text = getattr(error, "exitstatus", "migration aborted")
                 detail = str(error) or "interrupted by signal"
                 duration = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - began))
-                log.append(f"ERROR: {text} (duration {duration}): {detail}")
+                text = getattr(error, "exitstatus", None)
+                is_phase_2 = guest.vmid in self.phase_2
+                if text is None:
+                    text = "migration problems" if is_phase_2 else "migration aborted"
+                if is_phase_2:
+                    log.append(f"{LOG_TIME} ERROR: online migrate failure - {detail}")
+                    log.append(f"{LOG_TIME} ERROR: migration finished with problems (duration {duration})")
+                else:
+                    log.append(f"{LOG_TIME} ERROR: migration aborted (duration {duration}): {detail}")
                 raise TaskError(text) from None
+            finally:
+                self.phase_2.discard(guest.vmid)
             return "migration finished successfully"
 
         return await self.task(source, kind, guest.vmid, user, body, vm=guest, log=log, background=True, tag=tag)
@@ -156,6 +169,8 @@ class MigrationApi(PreconditionsApi):
                 self.event("guest-stop", vmid=guest.vmid, node=source)
             self.set_lock(guest, "migrate")
             if spec.type == "qemu" and running:
+                if outcome is None or not outcome.early:
+                    self.phase_2.add(guest.vmid)
                 self._begin_incoming(guest, target)
             await self._travel(guest, source, target, running, course, outcome)
         except _PlayedError as failure:
@@ -189,9 +204,9 @@ class MigrationApi(PreconditionsApi):
         await self._wait(course.finished, total_s, 1 - switch)
         if outcome is None:
             return
-        if outcome.exitstatus.startswith("WARNINGS"):
+        if (outcome.exitstatus or "").startswith("WARNINGS"):
             raise TaskWarningsError(outcome.exitstatus)
-        if outcome.exitstatus == "migration aborted":  # PVE never calls it that once the guest has moved
+        if outcome.exitstatus in (None, "migration aborted"):  # PVE never calls it that once the guest has moved
             outcome = dataclasses.replace(outcome, exitstatus="migration problems")
         raise _PlayedError(outcome)
 

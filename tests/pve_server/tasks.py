@@ -16,6 +16,7 @@ from fakepve.server import USER, ok, params
 from tests.pve_server.base import Base
 
 RECENT_FINISHED = 25  # finished tasks of a node in the cluster-wide list
+LOG_LINES_DEFAULT = 50  # of a task; 0: all
 LOG_DEFAULT = 50  # entries of /cluster/log without max
 PRI_INFO, PRI_ERROR = 6, 3
 UPID = re.compile(r"UPID:[^:\s]+:[0-9A-F]{8}:[0-9A-F]{8,9}:[0-9A-F]{8}:[^:\s]+:[^:\s]*:[^:\s]+:", re.IGNORECASE)
@@ -204,6 +205,13 @@ class TasksApi(Base):
         if not self._task_owner(request[USER], task):
             self.require(request[USER], f"/nodes/{task['node']}", "Sys.Audit")
         return task
+
+    async def _task_log(self, request: web.Request) -> web.Response:
+        task = self._get_task(request)
+        asked = await params(request)
+        start, limit = int(asked.get("start", 0)), int(asked.get("limit", LOG_LINES_DEFAULT))
+        lines = task["log"][start : start + limit] if limit else task["log"][start:]
+        return ok([{"n": start + number, "t": line} for number, line in enumerate(lines, 1)] or [{"n": 1, "t": "no content"}])
 
     async def _stop_task(self, values: dict[str, Any], user: str) -> None:
         task = self._find_task(values["node"], values["upid"])

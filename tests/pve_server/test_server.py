@@ -414,8 +414,10 @@ def test_allowed_nodes_do_not_care_whether_a_node_lives(pve: PveServer) -> None:
 
 
 def test_failing_half_way_and_failing_after_the_move_are_two_things(pve: PveServer) -> None:
-    pve.fail_migration(101, detail="no")
+    pve.fail_migration(101, detail="no", early=True)
     assert pve.wait_task(migrate(pve, 101, "pve1", "pve2").data) == "migration aborted"
+    pve.fail_migration(101, detail="no")
+    assert pve.wait_task(migrate(pve, 101, "pve1", "pve2").data) == "migration problems"
     assert pve.guest(101)["node"] == "pve1"
     assert pve.guest(101)["lock"] is None
     pve.fail_migration(101, "migration problems", arrives=True, leave_lock=True)
@@ -433,7 +435,8 @@ def test_a_migration_can_be_cancelled(pve: PveServer) -> None:
     pve.migration(duration_s=None)
     upid = migrate(pve, 101, "pve1", "pve2").data
     assert pve.api("DELETE", f"/nodes/pve1/tasks/{upid}").status == 200
-    assert pve.wait_task(upid) == "migration aborted"
+    assert pve.wait_task(upid) == "migration problems"
+    assert any("interrupted by signal" in row["t"] for row in pve.api("GET", f"/nodes/pve1/tasks/{upid}/log").data)
     assert pve.guest(101)["lock"] is None
     assert pve.where(101) == "pve1"
 

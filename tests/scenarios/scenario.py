@@ -33,7 +33,8 @@ from agent.core.documents import HistoryFile, parse
 from agent.core.journal import Level, MessageId, Record
 from agent.core.json_types import JsonObject
 from agent.core.leadership import LockTimes
-from agent.core.settings import Settings, check
+from agent.core.settings import Settings
+from agent.core.settings_check import check
 from agent.daemon.agent import Cadence
 from agent.ports import PermanentError
 from agent.sim.cluster_file import read_cluster

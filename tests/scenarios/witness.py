@@ -118,7 +118,7 @@ class Witness:
         return [
             *self.problems,
             *self._epochs(),
-            *self._bugs(),
+            *self.bugs(),
             *self._unanswered(),
             *self._torn_apart(),
         ]
@@ -139,7 +139,8 @@ class Witness:
                 yield f"{post.at_s:.1f} s: {post.sender} acts in epoch {record.epoch}, which is {sender_of[record.epoch]}'s"
             highest = max(highest, record.epoch)
 
-    def _bugs(self) -> Iterator[str]:
+    def bugs(self) -> Iterator[str]:
+        """Errors in the agents that they told themselves."""
         for line in self._of(MessageId.BUG):
             yield f"{line.at_s:.1f} s: {line.node}: {line.record.text}"
 

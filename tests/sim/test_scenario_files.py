@@ -128,6 +128,8 @@ def test_every_verb_can_be_done(verb: str) -> None:
         arguments = {"name": "prefers", "vmids": [101], "nodes": {"pve1": 2}}
     if verb == "set-storage":
         arguments = {"name": "ceph", "nodes": ["pve1", "pve2"], "used_gib": 1, "total_gib": 2}
+    if verb == "set-utc-offset":
+        arguments = {"utc_offset_h": 1}
     world: World = read_cluster(CLUSTER)
     if verb == "end-migration":
         world.migrate_by_person(101, "pve2")

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from agent.core.cluster import GIB, Guest, GuestType, Snapshot
 from agent.core.clusterlog import ClusterLogCursor
 from agent.core.statistics import parse_rrd, parse_vmlist
-from agent.ports import FilesystemState, InDoubtError, MigrationOrder, NotMountedError, RefusedError, TemporaryError
+from agent.ports import FilesystemState, InDoubtError, MigrationOrder, NotMountedError, OutsideError, RefusedError, TemporaryError
 from agent.sim.inventory import START_WALL_S
 from agent.sim.migrations import FailureKind, MigrationState
 from agent.sim.ports import NodePorts, ports_of
@@ -132,7 +134,8 @@ def test_a_container_stops_and_starts() -> None:
     ("kind", "exit_status", "node", "runs"),
     [
         (FailureKind.ABORTED, "migration aborted", "pve1", True),
-        (FailureKind.HALF_WAY, "migration aborted", "pve1", True),
+        (FailureKind.HALF_WAY, {VM: "migration problems", CT: "migration aborted"}, "pve1", True),
+        (FailureKind.WARNINGS, "WARNINGS: 1", "pve2", True),
         (FailureKind.PROBLEMS, "migration problems", "pve2", True),
         (FailureKind.NOT_RUNNING, "migration problems", "pve2", False),
         (FailureKind.STUCK, None, "pve1", None),
@@ -140,13 +143,14 @@ def test_a_container_stops_and_starts() -> None:
 )
 @pytest.mark.parametrize("order", [VM, CT], ids=["vm", "ct"])
 def test_migrations_go_wrong_as_asked(
-    kind: FailureKind, exit_status: str | None, node: str, runs: bool | None, order: MigrationOrder
+    kind: FailureKind, exit_status: str | dict[MigrationOrder, str] | None, node: str, runs: bool | None, order: MigrationOrder
 ) -> None:
     world = made_world()
     world.fail_next_migration(kind)
     upid = on(world, "pve1").api.migrate(order)
     world.advance(600.0)
-    assert on(world, "pve1").api.task(upid).exit_status == exit_status
+    expected = exit_status[order] if isinstance(exit_status, dict) else exit_status
+    assert on(world, "pve1").api.task(upid).exit_status == expected
     assert world.placements()[order.vmid] == node
     if runs is not None:
         assert (order.vmid in world.running()) is runs
@@ -155,6 +159,35 @@ def test_migrations_go_wrong_as_asked(
         world.end_migration(order.vmid)
         assert world.running()[order.vmid] == "pve1"
     assert on(world, "pve1").api.migrate(MigrationOrder(100, GuestType.QEMU, world.placements()[100], "pve3", online=True, restart=False))
+
+
+def test_why_a_migration_failed_stands_in_its_log_alone() -> None:
+    world = made_world()
+    world.fail_next_migration(FailureKind.HALF_WAY, text="mirroring error: x")
+    upid = on(world, "pve1").api.migrate(VM)
+    world.advance(600.0)
+    log = on(world, "pve1").api.task_log(upid)
+    assert any("ERROR: online migrate failure - mirroring error: x" in line for line in log)
+    assert log[-1] == "TASK ERROR: migration problems"
+
+
+def test_a_killed_worker_leaves_the_lock_and_no_last_word() -> None:
+    world = made_world()
+    world.fail_next_migration(FailureKind.WORKER_KILLED)
+    upid = on(world, "pve1").api.migrate(VM)
+    world.advance(600.0)
+    assert on(world, "pve1").api.task(upid).exit_status == "unexpected status"
+    assert (world.placements()[100], world.guests[100].lock, world.running()[100]) == ("pve1", "migrate", "pve1")
+
+
+def test_a_forgotten_task_is_not_known_any_more() -> None:
+    world = made_world()
+    world.fail_next_migration(FailureKind.FORGOTTEN)
+    upid = on(world, "pve1").api.migrate(VM)
+    world.advance(600.0)
+    with pytest.raises(RefusedError):
+        on(world, "pve1").api.task(upid)
+    assert world.placements()[100] == "pve2"
 
 
 def test_what_pve_refuses_is_its_own_text() -> None:
@@ -407,3 +440,25 @@ def test_two_equal_worlds_give_equal_bytes() -> None:
         return "".join(files.read(name) or "" for name in (".rrd", ".vmlist", ".members", ".clusterlog", ".version"))
 
     assert life() == life()
+
+
+def test_the_record_of_requests_says_whether_the_senders_node_had_the_lock() -> None:
+    """Had it in the quorate part, whatever the sender's own copy says; also for requests that come to nothing."""
+
+    def held(made: World) -> bool:
+        with contextlib.suppress(OutsideError):
+            on(made, "pve2").api.migrate(VM)
+        return made.post_record[-1].held_lock
+
+    world = made_world()
+    assert not held(world), "nobody has it"
+    assert on(world, "pve2").lock.take()
+    assert held(world)
+    world.cut_node("pve2")
+    assert not held(world), "cut off, with its own copy of the lock"
+    world.heal()
+    assert held(world)
+    world.remove_lock()
+    assert on(world, "pve3").lock.take()
+    assert not held(world), "another's"
+    assert len(world.post_record) == 5

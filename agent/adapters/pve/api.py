@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -14,9 +15,10 @@ from agent.adapters.pve.ha import HaReader
 from agent.adapters.pve.hosts import Hosts
 from agent.adapters.pve.judging import AnsweredError
 from agent.adapters.pve.maintenance import HA_STATUS, ha_nodes, ha_nodes_of_resources
+from agent.adapters.pve.schedule import backup_jobs, utc_offset_s
 from agent.adapters.pve.trust import ApiAccess
 from agent.adapters.pve.values import Parameter, Row
-from agent.core.cluster import GuestType, Snapshot
+from agent.core.cluster import GuestType, Snapshot, Task
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
 from agent.ports import InDoubtError, MigrationOrder, OutsideError, PermanentError, RefusedError, TaskSight, TemporaryError
@@ -88,6 +90,8 @@ class PveApi:
             storage_use=resources.storage_use(rows),
             ha=ha,
             registered_tags=self._ha.options().registered_tags,
+            backup_jobs=backup_jobs(self._read_file),
+            utc_offset_s=utc_offset_s(taken_at),
         )
 
     def verdict(self, vmid: int, type: GuestType, node: str, wall_s: float) -> Verdict:
@@ -111,11 +115,11 @@ class PveApi:
             return Verdict(vmid, wall_s, Refusal(vmid, RefusalReason.LOCKED, values.one_line(lock)))
         return replace(said, needs=configuration.needs_of(type, config, self._replicated_to(vmid)))
 
-    def migrate(self, order: MigrationOrder) -> str:
+    def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """As `ClusterApi.migrate`. A guest of the HA manager gives the UPID of a `hamigrate` task, which ends at once."""
         path = migration.migrate_path(order.source, order.type, order.vmid)
         try:
-            answer = self._hosts.call("POST", path, migration.migrate_parameters(order))
+            answer = self._hosts.call("POST", path, migration.migrate_parameters(order), send_until_s)
         except AnsweredError as error:
             raise RefusedError(error.text) from error
         if not isinstance(answer, str) or tasks.upid_task(answer) is None:
@@ -124,17 +128,25 @@ class PveApi:
 
     def task(self, upid: str) -> TaskSight:
         """As `ClusterApi.task`, asked of the node that the UPID names."""
+        path, answer = self._of_task(upid, tasks.task_status_path, {})
+        return _expected(lambda: tasks.task_sight(upid, answer, path))
+
+    def task_log(self, upid: str) -> tuple[str, ...]:
+        """As `ClusterApi.task_log`, asked of the node that the UPID names."""
+        path, answer = self._of_task(upid, tasks.task_log_path, tasks.WHOLE_LOG)
+        return tasks.log_lines(_expected(lambda: values.rows(answer, path)))
+
+    def _of_task(self, upid: str, path_of: Callable[[Task], str], parameters: Mapping[str, Parameter]) -> tuple[str, object]:
         task = tasks.upid_task(upid)
         if task is None:
             raise RefusedError(f"{values.one_line(upid)!r} is not the UPID of a task")
-        path = tasks.task_status_path(task)
+        path = path_of(task)
         try:
-            answer = self._hosts.call("GET", path, {})
+            return path, self._hosts.call("GET", path, parameters)
         except AnsweredError as error:
             if error.status in (400, 404) or _NO_TASK.search(error.text):
                 raise RefusedError(f"{task.node} does not know the task {upid}: {error.text}") from error
             raise self._refused_read(path, error) from error
-        return _expected(lambda: tasks.task_sight(upid, answer, path))
 
     def find_migration(self, vmid: int, source: str, since_wall_s: float) -> str | None:
         """As `ClusterApi.find_migration`; of several the last one. The time is compared with the clock of `source`, in whole seconds."""

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from agent.adapters.pve.judging import judged_answer, judged_silence
 from agent.adapters.pve.trust import ApiAccess, HostError, authorities_of, pin_of, secret_of, split_host
 from agent.adapters.pve.values import Parameter
-from agent.adapters.pve.wire import Exchange, Line, Wire, is_about_tls, is_timeout, open_line, through_proxmoxer
+from agent.adapters.pve.wire import Exchange, Line, Wire, boottime_s, is_about_tls, is_timeout, open_line, through_proxmoxer
 from agent.ports import OutsideError, PermanentError, TemporaryError
 
 READ_TIMEOUTS = 2  # what a read may take in all: one host that hangs, and another one that is slow
@@ -38,25 +39,27 @@ class Hosts:
         """The open way to the host that was asked last, None when it is closed."""
         return self._lines.get(self.last)
 
-    def call(self, method: str, path: str, parameters: Mapping[str, Parameter]) -> object:
+    def call(self, method: str, path: str, parameters: Mapping[str, Parameter], send_until_s: float = math.inf) -> object:
         """Ask one host after the other until one of them answers; a POST goes on only while nothing was sent.
+
+        No request goes out once CLOCK_BOOTTIME is past `send_until_s`.
 
         Raises:  AnsweredError for PVE's own errors, else as the port says.
         """
         is_post = method == "POST"
         timeout_s = self._access.timeout_s
-        end_s = time.monotonic() + (timeout_s if is_post else READ_TIMEOUTS * timeout_s)
+        end_s = boottime_s() + (timeout_s if is_post else READ_TIMEOUTS * timeout_s)
         failed: list[TemporaryError | PermanentError] = []
         for host in self._hosts():
-            now_s = time.monotonic()
-            if now_s >= end_s:
+            now_s = boottime_s()
+            if now_s >= min(end_s, send_until_s):
                 break
             try:
-                answer = self._ask(host, method, path, parameters, min(now_s + timeout_s, end_s))
+                answer = self._ask(host, method, path, parameters, Exchange(min(now_s + timeout_s, end_s), send_until_s))
             except HostError as error:
                 failed.append(error.error)
                 if host not in self._lines:  # it gave no answer at all; one that cannot reach another node may well answer the next request
-                    self._rests_until_s[host] = time.monotonic() + REST_S
+                    self._rests_until_s[host] = boottime_s() + REST_S
             else:
                 self._rests_until_s.pop(host, None)
                 return answer
@@ -66,10 +69,10 @@ class Hosts:
         """The hosts in the order of the settings, those that failed lately at the end."""
         if not self._access.hosts:
             raise PermanentError("no host is set to ask for PVE's API", "set api.hosts, on a node to [localhost]")
-        now_s = time.monotonic()
+        now_s = boottime_s()
         return sorted(dict.fromkeys(self._access.hosts), key=lambda host: self._rests_until_s.get(host, 0.0) > now_s)
 
-    def _ask(self, host: str, method: str, path: str, parameters: Mapping[str, Parameter], deadline_s: float) -> object:
+    def _ask(self, host: str, method: str, path: str, parameters: Mapping[str, Parameter], limits: Exchange) -> object:
         """One request to one host, once more if the first try was spoilt by something that has since been put right.
 
         That is: the certificate on disk or the token was renewed, or the server had closed a kept connection under a GET.
@@ -78,7 +81,7 @@ class Hosts:
         has_repeated = False
         while True:
             line = self._line(host)
-            exchange = line.wire.exchange = Exchange(deadline_s)
+            exchange = line.wire.exchange = replace(limits)
             if method == "POST":
                 line.wire.disconnect()  # a kept connection may break as the request goes out, and nobody would know what became of it
             answer, error = through_proxmoxer(line.api, method, path, parameters)
@@ -128,6 +131,8 @@ class Hosts:
 
 def _sum_of(failed: list[TemporaryError | PermanentError]) -> OutsideError:
     """One error for all hosts: permanent only if it is so for each."""
+    if not failed:
+        return TemporaryError("timed out before the request was sent")
     if len(failed) == 1:
         return failed[0]
     text = "; ".join(map(str, failed))

@@ -45,6 +45,8 @@ def judged_answer(
         raise unfit if is_post else HostError(unfit)
     if status == 401:
         raise PermanentError(f"{host} refuses the API token {access.token_id}: {text}", SETUP_HINT)
+    if status == 403 and is_post:  # what it may do differs from guest to guest, and from storage to storage
+        raise AnsweredError(status, text or "Permission check failed")
     if status == 403:
         raise PermanentError(f"{host} does not allow the API token {access.token_id} to {what}: {text}", SETUP_HINT)
     if status in PASSING_ON_FAILED or (status >= 500 and exchange.is_html):

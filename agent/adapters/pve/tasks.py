@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from agent.adapters.pve.values import Parameter, Row, UnexpectedAnswerError, fields, number, one_line, quoted, text
 from agent.core.cluster import MIGRATE_KINDS, Task
-from agent.ports import TaskSight
+from agent.ports import MOST_LOG_LINES, TaskSight
 
 TASKS = "cluster/tasks"
 
@@ -45,6 +45,23 @@ def tasks(answer: list[Row]) -> tuple[Task, ...]:
 def task_status_path(task: Task) -> str:
     """Where its node tells how a task stands."""
     return f"nodes/{quoted(task.node)}/tasks/{quote(task.upid, safe=':@!')}/status"
+
+
+def task_log_path(task: Task) -> str:
+    """Where its node has what a task wrote."""
+    return f"nodes/{quoted(task.node)}/tasks/{quote(task.upid, safe=':@!')}/log"
+
+
+WHOLE_LOG: dict[str, Parameter] = {"limit": 0}  # PVE gives the first 50 lines unless told so, and says how it ended in the last
+
+
+def log_lines(answer: list[Row]) -> tuple[str, ...]:
+    """The lines of a log, each as one line of printable text; of a long one the first and the last ones."""
+    lines = [one_line(text(row.get("t"))) for row in answer]
+    if len(lines) > MOST_LOG_LINES:
+        half = MOST_LOG_LINES // 2
+        lines = [*lines[:half], *lines[-half:]]
+    return tuple(lines)
 
 
 def task_sight(upid: str, answer: object, path: str) -> TaskSight:

@@ -10,6 +10,7 @@ went out decides if a POST may have been carried out, and the answer's status de
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -29,11 +30,21 @@ from agent.adapters.pve.values import Parameter, one_line
 CONNECT_S = 10.0  # a node of the cluster that has not answered a SYN by then does not answer; the rest of the time is for its work
 
 
+def boottime_s() -> float:
+    """Seconds since the machine's boot, suspended time included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(slots=True)
 class Exchange:
-    """One request on the wire, as far as it got."""
+    """One request on the wire, as far as it got.
+
+    Units:   CLOCK_BOOTTIME seconds: a machine that was suspended must not send what is long out of date. `deadline_s` is when an
+             answer is no longer waited for, `send_until_s` from when on nothing goes out.
+    """
 
     deadline_s: float = 0.0
+    send_until_s: float = math.inf
     is_connected_anew: bool = False
     is_sent: bool = False
     status: int | None = None
@@ -42,9 +53,9 @@ class Exchange:
     body: bytes | None = None
 
     def before_bytes(self) -> None:
-        """Called right before bytes go out; nothing goes out after the deadline."""
-        if not self.is_sent and time.monotonic() >= self.deadline_s:
-            raise TimeoutError("timed out before the request was sent")
+        """Called right before bytes go out, a request's head and its body each; without its body PVE does nothing."""
+        if boottime_s() >= min(self.deadline_s, self.send_until_s):
+            raise TimeoutError(f"timed out before {'all of ' if self.is_sent else ''}the request was sent")
         self.is_sent = True
 
 
@@ -82,7 +93,7 @@ class Wire(HTTPAdapter):
         proxies: object = None,
     ) -> requests.Response:
         exchange = self.exchange
-        left_s = max(exchange.deadline_s - time.monotonic(), 0.001)
+        left_s = max(exchange.deadline_s - boottime_s(), 0.001)
         limits = Timeout(connect=min(left_s, CONNECT_S), read=left_s, total=left_s)
         response = super().send(request, stream=True, timeout=limits, verify=self._verify)  # type: ignore[arg-type]
         exchange.reason = _readable(response.reason)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How long migrations take: what this cluster's past ones took, and what that foretells.
+
+A live migration copies the guest's memory, so its time is a fixed part and a part for each byte. Both are read from the latest
+migrations of the cluster: the part for a byte is the median slope over all pairs of them whose sizes differ enough, the fixed part
+the median of what is left (Theil and Sen's line, which a few migrations that were slowed down do not bend). Where all were of one
+size, only their time by size is known. A container's and a stopped guest's time does not hang on memory: the median of their kind.
+
+What it cannot see: how fast the guest writes to its memory while it is copied, disks that are copied along, and what else the
+network carries at that moment. Migrations that run at the same time share the network; past ones did so, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from agent.core.cluster import MIB, GuestType, Task
+from agent.core.documents import Timing, Way
+from agent.core.history import is_success
+from agent.core.migrations import Migration
+from agent.core.plan_types import Move
+from agent.core.settings import Settings
+from agent.core.slots import slots_of
+
+MOST_KEPT = 40  # 5 KiB of JSON, and enough of each kind
+LATEST = 12  # of one kind, that foretell: networks change
+UNLIKE = 1.5  # sizes that differ by this factor tell the fixed part from the part for a byte
+ASSUMED_FIXED_S = 4.0  # PVE's steps beside copying: tunnel, start on the target, hand-over
+ASSUMED_BYTES_S = 100.0 * MIB  # a line of 1 Gbit/s, before anything was migrated
+ASSUMED_RESTART_S = 30.0  # a container's stop and start
+ASSUMED_OFFLINE_S = 5.0  # a stopped guest on shared storage
+SLOWEST_BYTES_S = 1.0 * MIB
+NOTICED_S = 4.0  # half a round of asking how it stands, and the look that follows
+CLOCK_S = 5.0  # between the clocks of two nodes
+
+_OWN_TASKS = frozenset({"qmigrate", "vzmigrate"})
+
+
+def way_of(type: GuestType, *, is_running: bool) -> Way:
+    """How such a guest is moved."""
+    if not is_running:
+        return Way.OFFLINE
+    return Way.LIVE if type is GuestType.QEMU else Way.RESTART
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How long a migration will take. `rests_on` is the number of past migrations that say so, 0: it is only assumed."""
+
+    seconds: float
+    rests_on: int
+
+
+def timing_of(record: Migration, tasks: Iterable[Task], limit_kib_s: int | None) -> Timing | None:
+    """What a migration that has brought its guest took, by PVE's own task; None when its task is not in the list.
+
+    The task's times are of one clock and to the second; the agent's own are when it noticed.
+    """
+    own = [
+        task
+        for task in tasks
+        if task.vmid == record.vmid
+        and task.kind in _OWN_TASKS
+        and task.node == record.source
+        and task.ended_at is not None
+        and is_success(task.status)
+        and task.started_at >= record.planned_at - CLOCK_S
+    ]
+    if not own:
+        return None
+    last = max(own, key=lambda task: (task.started_at, task.upid))
+    took_s = (last.ended_at or 0.0) - last.started_at
+    if took_s < 0:
+        return None
+    way = way_of(record.type, is_running=record.online)
+    return Timing(last.ended_at or 0.0, way, record.memory_bytes, took_s, limit_kib_s)
+
+
+def bounded(timings: Iterable[Timing]) -> tuple[Timing, ...]:
+    """The latest, each kind with a share of its own, so that a drain of containers does not push out what is known of VMs."""
+    kept: list[Timing] = []
+    for way in Way:
+        kept += sorted((one for one in timings if one.way is way), key=lambda one: one.at)[-(MOST_KEPT // len(Way)) :]
+    return tuple(sorted(kept, key=lambda one: (one.at, one.way, one.memory_bytes)))
+
+
+class Pace:
+    """What past migrations foretell, for the limit that is set now."""
+
+    def __init__(self, timings: Sequence[Timing], settings: Settings) -> None:
+        self._limit_kib_s = settings.migration.bandwidth_limit_kib_s
+        self._of_way = {way: self._latest(timings, way) for way in Way}
+        self._fixed_s, self._bytes_s = self._line()
+
+    def _latest(self, timings: Sequence[Timing], way: Way) -> list[Timing]:
+        """The latest of a kind; of live ones those under the limit of now, where there are any."""
+        found = sorted((one for one in timings if one.way is way), key=lambda one: one.at)
+        alike = [one for one in found if one.limit_kib_s == self._limit_kib_s]
+        return (alike if way is Way.LIVE and alike else found)[-LATEST:]
+
+    def _line(self) -> tuple[float, float]:
+        """The fixed part in seconds, and bytes a second."""
+        known = [one for one in self._of_way[Way.LIVE] if one.memory_bytes > 0]
+        if not known:
+            return ASSUMED_FIXED_S, self._limited(ASSUMED_BYTES_S)
+        slopes = [
+            (two.took_s - one.took_s) / (two.memory_bytes - one.memory_bytes)
+            for number, one in enumerate(known)
+            for two in known[number + 1 :]
+            if max(one.memory_bytes, two.memory_bytes) >= UNLIKE * min(one.memory_bytes, two.memory_bytes)
+        ]
+        slope = median(slopes) if slopes else 0.0
+        if slope <= 0:
+            fixed_s = min(ASSUMED_FIXED_S, *(one.took_s / 2 for one in known))
+            slope = median((one.took_s - fixed_s) / one.memory_bytes for one in known)
+        else:
+            fixed_s = max(0.0, median(one.took_s - slope * one.memory_bytes for one in known))
+        rate = 1 / slope if slope > 0 else ASSUMED_BYTES_S
+        is_alike = all(one.limit_kib_s == self._limit_kib_s for one in known)
+        return fixed_s, max(SLOWEST_BYTES_S, rate if is_alike else self._limited(rate))
+
+    def _limited(self, rate: float) -> float:
+        return rate if self._limit_kib_s is None else min(rate, self._limit_kib_s * 1024.0)
+
+    def expected(self, way: Way, memory_bytes: float) -> Expected:
+        """How long such a guest's migration will take."""
+        known = self._of_way[way]
+        if way is Way.LIVE:
+            return Expected(self._fixed_s + max(0.0, memory_bytes) / self._bytes_s, len(known))
+        if known:
+            return Expected(median(one.took_s for one in known), len(known))
+        return Expected(ASSUMED_RESTART_S if way is Way.RESTART else ASSUMED_OFFLINE_S, 0)
+
+    def of_move(self, move: Move) -> Expected:
+        """How long a move of a plan will take."""
+        return self.expected(way_of(move.type, is_running=move.is_running), move.memory_bytes)
+
+    def of_record(self, record: Migration) -> Expected:
+        """How long a migration that was asked for takes in all."""
+        return self.expected(way_of(record.type, is_running=record.online), record.memory_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """How long a plan takes: each of its moves by VMID, and all of them in the slots that there are."""
+
+    moves: Mapping[int, Expected]
+    whole_s: float
+
+    @property
+    def rests_on(self) -> int:
+        """The number of past migrations that the least known of the moves rests on."""
+        return min((expected.rests_on for expected in self.moves.values()), default=0)
+
+
+def foretold(moves: Sequence[Move], timings: Sequence[Timing], settings: Settings) -> Foretold:
+    """How long the moves take, begun now with nothing else under way.
+
+    Batches one after the other; in a batch each begins in the plan's order as soon as slots on both of its nodes and in all are
+    free, as `agent.core.slots` has it. The pauses of load balancing, for which nobody can know the length, are not in it.
+    """
+    pace = Pace(timings, settings)
+    each = {move.vmid: pace.of_move(move) for move in moves}
+    now = 0.0
+    for batch in sorted({move.batch for move in moves}):
+        waiting = [move for move in moves if move.batch == batch]
+        running: list[tuple[float, int, Move]] = []
+        while waiting or running:
+            now = _start(waiting, running, each, settings, now)
+    return Foretold(each, now)
+
+
+def _start(
+    waiting: list[Move], running: list[tuple[float, int, Move]], each: Mapping[int, Expected], settings: Settings, now: float
+) -> float:
+    """Start what has a slot, let the first of what runs end; returns when that is."""
+    for move in list(waiting):
+        slots = slots_of(move.reason, settings)
+        busy = Counter(name for _, _, other in running for name in (other.source, other.target))
+        if len(running) < slots.parallel_total and max(busy[move.source], busy[move.target]) < slots.parallel_per_node:
+            running.append((now + each[move.vmid].seconds + NOTICED_S, move.vmid, move))
+            waiting.remove(move)
+    running.sort()
+    return running.pop(0)[0]
+
+
+def foretold_words(foretold: Foretold) -> str:
+    """`about 3 min in all, by the last 12 migrations`."""
+    known = foretold.rests_on
+    by = (
+        f"by the last {known} migration{'s' if known != 1 else ''} of the kind"
+        if known
+        else "assumed, as none of the kind was measured yet"
+    )
+    return f"about {words(foretold.whole_s)} in all, {by}"
+
+
+def words(seconds: float) -> str:
+    """`40 s`, `3 min`, `2.5 h`: as exact as such a number can be."""
+    if seconds < 90:
+        return f"{max(5.0, 5 * round(seconds / 5)):.0f} s" if seconds >= 5 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ledger of one look: what records, the HA manager and what was learned tell of loads beyond PVE's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from agent.core import history as memory
+from agent.core.cluster import Snapshot
+from agent.core.documents import HistoryFile
+from agent.core.load import GuestLoad, Ledger
+from agent.core.migrations import Migration, in_flight
+from agent.core.others import foreign_flights
+
+
+def ledger_of(
+    snapshot: Snapshot, history: HistoryFile, under_way: Iterable[Migration], now: float, learned: Mapping[int, GuestLoad] | None = None
+) -> Ledger:
+    """Return what is known of loads at that time (Unix seconds), with the migrations under way, ours and those of the HA manager.
+
+    Shape:   `learned` are loads of guests that have just started, as they were before.
+    """
+    records = tuple(under_way)
+    ledger = Ledger(
+        {**(learned or {}), **memory.learned(history, now)},
+        in_flight(records),
+        memory.landed(history, now),
+        memory.unsampled(history, snapshot, now),
+    )
+    others = foreign_flights(snapshot, {record.vmid for record in records}, ledger)
+    return replace(ledger, in_flight=(*ledger.in_flight, *others)) if others else ledger

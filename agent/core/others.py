@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Migrations that somebody else has under way: a person, another balancer, PVE's bulk actions, the HA manager on its own account."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from agent.core.cluster import Snapshot, Task
+from agent.core.ha_moves import MOVE_KINDS, MOVING_STATES
+from agent.core.load import InFlight, Ledger, expected_load
+
+CLOCK_S = 5.0  # between the clocks of two nodes
+MOST_NAMED = 3  # in one line
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """One such migration. `target` is None where nobody tells: PVE's task list names the source alone."""
+
+    vmid: int
+    source: str
+    target: str | None
+
+
+def foreign_migrations(snapshot: Snapshot, ours: AbstractSet[int]) -> tuple[Foreign, ...]:
+    """The migrations of others, by VMID: their tasks, and what the HA manager has begun. `ours` are the guests of our own."""
+    found: dict[int, Foreign] = {}
+    for task in snapshot.tasks:
+        if task.is_running and task.kind in MOVE_KINDS and task.vmid is not None:
+            found[task.vmid] = Foreign(task.vmid, task.node, _target(task, snapshot))
+    place = {guest.vmid: guest.node for guest in snapshot.guests}
+    for resource in snapshot.ha.resources:
+        if resource.state not in MOVING_STATES or resource.target is None or resource.node in (None, resource.target):
+            continue
+        if resource.vmid in found or place.get(resource.vmid) != resource.target:  # else it is there, and only that is not reported yet
+            source = found[resource.vmid].source if resource.vmid in found else resource.node
+            found[resource.vmid] = Foreign(resource.vmid, source or "", resource.target)
+    online = {node.name for node in snapshot.nodes if node.online}  # what a lost node was moving moves no more
+    return tuple(foreign for vmid, foreign in sorted(found.items()) if vmid not in ours and foreign.source in online)
+
+
+def _target(task: Task, snapshot: Snapshot) -> str | None:
+    """Where a migration goes: where the guest is by now, else where PVE has started its process for it."""
+    guest = snapshot.guest(task.vmid or 0)
+    if guest is not None and guest.node != task.node:
+        return guest.node
+    starts = [
+        other.node
+        for other in snapshot.tasks
+        if other.vmid == task.vmid and other.kind == "qmstart" and other.node != task.node and other.started_at >= task.started_at - CLOCK_S
+    ]
+    return starts[-1] if starts else None
+
+
+def foreign_flights(snapshot: Snapshot, ours: AbstractSet[int], ledger: Ledger) -> tuple[InFlight, ...]:
+    """What of it the ledger must count on two nodes: whom others move where that is known, and whom the HA manager is about to bring back.
+
+    A guest that left its node for the HA manager's maintenance goes back as soon as that is over, and needs its room there.
+    """
+    places = {foreign.vmid: foreign for foreign in foreign_migrations(snapshot, ours)}
+    for resource in snapshot.ha.resources:
+        home = resource.maintenance_node
+        if home is None or resource.vmid in ours or resource.vmid in places or resource.node in (None, home):
+            continue
+        node = snapshot.node(home)
+        if node is not None and node.online and home not in snapshot.ha.closed_nodes:
+            places[resource.vmid] = Foreign(resource.vmid, resource.node or "", home)
+    flights = []
+    for vmid, foreign in sorted(places.items()):
+        guest = snapshot.guest(vmid)
+        if guest is not None and foreign.target is not None and guest.is_running:
+            flights.append(InFlight(vmid, foreign.source, foreign.target, expected_load(guest, ledger)))
+    return tuple(flights)
+
+
+def foreign_words(foreign: tuple[Foreign, ...]) -> str:
+    """`guest 105 off pve2, guest 106 off pve2 and 3 more`."""
+    named = ", ".join(f"guest {one.vmid} off {one.source}" for one in foreign[:MOST_NAMED])
+    return named + (f" and {len(foreign) - MOST_NAMED} more" if len(foreign) > MOST_NAMED else "")
