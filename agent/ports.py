@@ -134,7 +134,9 @@ class MigrationOrder:
     """What is asked of PVE for one guest.
 
     Units:   `bandwidth_limit_kib_s` in KiB/s, None leaves PVE's own settings alone.
-    Shape:   `online` for a running VM, `restart` for a running container, neither for a stopped guest.
+    Shape:   `online` for a running VM, `restart` for a running container, neither for a stopped guest; `local_disks` lets a running VM
+             take disks of its node along, `storage_map` names the storages that take them, where these change; `conntrack` lets it
+             keep the connections that its node's firewall knows, which PVE can from 9 on.
     """
 
     vmid: int
@@ -144,6 +146,9 @@ class MigrationOrder:
     online: bool
     restart: bool
     bandwidth_limit_kib_s: int | None = None
+    local_disks: bool = False
+    storage_map: tuple[tuple[str, str], ...] = ()
+    conntrack: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,13 @@ def set_up_access(settings: Settings) -> tuple[tuple[str, bool], ...]:
     from agent.adapters.pveum import Pveum, set_up
 
     files = make_files(settings)
-    steps = set_up(Pveum(), lambda: (files.read(SECRET_PATH) or "").strip() or None, lambda secret: files.write(SECRET_PATH, secret + "\n"))
+    maps_storages = settings.guests.local_disks and bool(settings.guests.storage_map)
+    steps = set_up(
+        Pveum(),
+        lambda: (files.read(SECRET_PATH) or "").strip() or None,
+        lambda secret: files.write(SECRET_PATH, secret + "\n"),
+        maps_storages=maps_storages,
+    )
     return tuple((step.text, step.changed) for step in steps)
 
 

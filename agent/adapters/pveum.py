@@ -18,7 +18,9 @@ ROLE: Final = "ProxLBAgent"  # a name that begins with PVE, in any case, is refu
 USER: Final = "proxlb@pve"
 TOKEN: Final = "agent"  # noqa: S105  a name, no secret
 TOKEN_ID: Final = f"{USER}!{TOKEN}"
-PRIVILEGES: Final = ("Datastore.Audit", "Pool.Audit", "Sys.Audit", "VM.Audit", "VM.Migrate")  # known to PVE 8 and 9 alike
+# Known to PVE 8 and 9 alike. VM.PowerMgmt starts a container that PVE has not started again after its move.
+PRIVILEGES: Final = ("Datastore.Audit", "Pool.Audit", "Sys.Audit", "VM.Audit", "VM.Migrate", "VM.PowerMgmt")
+FOR_A_STORAGE_MAP: Final = ("Datastore.AllocateSpace", "VM.Config.Disk")  # PVE asks for them when disks change their storage
 COMMENT: Final = "proxlb-agent"
 CALL_S: Final = 90.0  # pveum waits 10 s for its lock and may hold it for 60 s
 
@@ -93,7 +95,9 @@ class Pveum:
         return answer
 
 
-def set_up(pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], None]) -> tuple[SetupStep, ...]:
+def set_up(
+    pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], None], *, maps_storages: bool = False
+) -> tuple[SetupStep, ...]:
     """Return what was seen to, after which the token exists, may do what the agent needs, and its secret is stored.
 
     What is in order is left alone, and so is what somebody added: further privileges of the role, further permissions.
@@ -101,19 +105,21 @@ def set_up(pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], 
     the API can tell. The token's privileges are separated from the user's (both have the role on /), so that what
     somebody grants the user later is not the agent's.
 
-    Shape:   `load` gives the stored secret, None when there is none; `store` replaces it.
+    Shape:   `maps_storages` says that disks are to change their storage; `load` gives the stored secret, None when there is none;
+             `store` replaces it.
     Raises:  NotMountedError, NoQuorumError, TemporaryError (busy; or another setup at the same time), PermanentError (no
              pveum here, not root, user disabled, anything else that it refuses); and what `load` and `store` raise.
     """
-    return (_role(pveum), _user(pveum), _token(pveum, load, store), *_permissions(pveum))
+    privileges = tuple(sorted({*PRIVILEGES, *(FOR_A_STORAGE_MAP if maps_storages else ())}))
+    return (_role(pveum, privileges), _user(pveum), _token(pveum, load, store), *_permissions(pveum))
 
 
-def _role(pveum: Pveum) -> SetupStep:
+def _role(pveum: Pveum, privileges: tuple[str, ...]) -> SetupStep:
     has = next((_words(row.get("privs")) for row in pveum.rows("role", "list") if row.get("roleid") == ROLE), None)
     if has is None:
-        pveum.run("role", "add", ROLE, "--privs", ",".join(PRIVILEGES))
+        pveum.run("role", "add", ROLE, "--privs", ",".join(privileges))
         return SetupStep(f"made the role {ROLE}", changed=True)
-    missing = [privilege for privilege in PRIVILEGES if privilege not in has]
+    missing = [privilege for privilege in privileges if privilege not in has]
     if missing:
         pveum.run("role", "modify", ROLE, "--append", "1", "--privs", ",".join(missing))
         return SetupStep(f"added to the role {ROLE}: {', '.join(missing)}", changed=True)

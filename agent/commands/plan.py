@@ -146,6 +146,7 @@ def plan_document(plan: Plan, view: Outlook) -> JsonObject:
                 "batch": move.batch,
                 "first_pass": move.first_pass,
                 "memory_bytes": move.memory_bytes,
+                "disk_bytes": move.disk_bytes,
                 "gain": round(move.gain, 6),
                 "expected_s": round(view.foretold.moves[move.vmid].seconds, 1),
             }

@@ -9,7 +9,8 @@ from enum import Enum, auto
 from agent.core.backups import backup_nodes, due_backups
 from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, Guest, Node, Snapshot
 from agent.core.load import NODE_SETTLED_S, measured_load, memory_limit_bytes, why_not_measured
-from agent.core.plan_types import Refusal
+from agent.core.local_disks import may_take_along, why_too_long
+from agent.core.plan_types import Refusal, Verdict
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason
 from agent.core.rules import Rules
@@ -39,7 +40,7 @@ class Conditions:
         self.draining = {maintenance.node for maintenance in snapshot.maintenance}
         self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
         self.draining &= self.node_of.keys()  # a flag that is left of a node long gone empties nobody
-        self._suitability = Suitability(snapshot)
+        self._suitability = Suitability(snapshot, settings)
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
         self._due = due_backups(snapshot)
@@ -92,11 +93,13 @@ class Conditions:
         if vmid in self.question.set_aside:
             return refuse(RefusalReason.SET_ASIDE, self.question.set_aside[vmid])
         verdict = self.question.verdicts.get(vmid)
-        if verdict is not None and verdict.refusal is not None:
+        if verdict is not None and verdict.refusal is not None and not self._takes_disks_along(guest, verdict):
             return verdict.refusal
-        if verdict is not None and verdict.needs is not None and (tie := self._suitability.why_stays(verdict.needs)) is not None:
+        if verdict is not None and verdict.needs is not None and (tie := self._suitability.why_stays(guest, verdict.needs)) is not None:
             return refuse(*tie)
         if purpose is Purpose.LOAD:
+            if (slow := why_too_long(self.disk_bytes(guest), settings)) is not None:
+                return refuse(RefusalReason.LOCAL_DISK, slow)
             if vmid in self.question.cooling and not self.question.force:
                 return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
             if (due := self._due.guests.get(vmid)) is not None:
@@ -104,6 +107,16 @@ class Conditions:
             if measured_load(guest) is None:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
+
+    def _takes_disks_along(self, guest: Guest, verdict: Verdict) -> bool:
+        """True where all that PVE has against the guest is disks, and these it may take along."""
+        is_disk = verdict.refusal is not None and verdict.refusal.reason is RefusalReason.LOCAL_DISK
+        return is_disk and verdict.needs is not None and may_take_along(guest, self.settings)
+
+    def disk_bytes(self, guest: Guest) -> int:
+        """What moving the guest copies beside its memory, as far as its configuration has been read."""
+        verdict = self.question.verdicts.get(guest.vmid)
+        return 0 if verdict is None or verdict.needs is None else self._suitability.copied(guest, verdict.needs).size_bytes
 
     def _why_ha_keeps(self, guest: Guest) -> Refusal | None:
         """Why the HA manager does not let go of the guest now, None when it moves the guest on request or has no part in it.
@@ -172,6 +185,13 @@ class Conditions:
         """Why the node takes no guest at all, None when it may."""
         return self._closed.get(name, _GONE)
 
+    def _is_mapped_away(self, guest: Guest, verdict: Verdict, refused: Refusal) -> bool:
+        """True where PVE misses only storages whose disks go to others: it is not told of the map when it is asked."""
+        if refused.reason is not RefusalReason.STORAGE_MISSING or verdict.needs is None:
+            return False
+        renamed = {storage for storage, _ in self._suitability.copied(guest, verdict.needs).mapped}
+        return set(refused.detail.split(", ")) <= renamed
+
     def why_never(self, guest: Guest, target: str, purpose: Purpose) -> Refusal | None:
         """Why the guest cannot go to the node whatever else moves, None when that depends on rules among guests and room alone."""
         if (closed := self.why_closed(target)) is not None:
@@ -182,7 +202,8 @@ class Conditions:
             return Refusal(guest.vmid, RefusalReason.NODE_FAILED, failed)
         verdict = self.question.verdicts.get(guest.vmid)
         if verdict is not None:
-            if (refused := dict(verdict.refused_nodes).get(target)) is not None:
+            refused = dict(verdict.refused_nodes).get(target)
+            if refused is not None and not self._is_mapped_away(guest, verdict, refused):
                 return refused
             if verdict.needs is not None and (lack := self._suitability.why_not_there(guest, verdict.needs, target)) is not None:
                 return Refusal(guest.vmid, *lack)

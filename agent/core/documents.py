@@ -123,11 +123,13 @@ class Way(StrEnum):
     LIVE = "live"
     RESTART = "restart"
     OFFLINE = "offline"
+    COPY = "copy"  # with disks
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What one migration took. `at` in Unix seconds, `limit_kib_s` is the limit that was asked for, None without one."""
+    """What one migration took. `at` in Unix seconds, `limit_kib_s` is the limit that was asked for, None without one; of one that copied
+    disks `memory_bytes` is all that was copied."""
 
     at: float
     way: Way
@@ -207,9 +209,10 @@ class DocumentError(Exception):
 
 
 def parse(kind: type[File], text: str) -> File:
-    """Return the file's value.
+    """Return the file's value, without fields that this version does not know: while a cluster is upgraded its agents differ, and
+    later versions only add.
 
-    Raises:  DocumentError in one line, for anything that is not exactly such a file.
+    Raises:  DocumentError in one line, for anything else that is not such a file.
     """
     try:
         document: Json = json.loads(text)
@@ -219,7 +222,7 @@ def parse(kind: type[File], text: str) -> File:
     if schema != _SCHEMAS[kind]:
         raise DocumentError(f"schema is {schema!r}, expected {_SCHEMAS[kind]!r}")
     try:
-        return from_json(kind, document)
+        return from_json(kind, document, ignore_unknown=True)
     except CodecError as error:
         raise DocumentError(str(error)) from error
 

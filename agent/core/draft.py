@@ -94,7 +94,7 @@ class Draft:
     def cost_of(self, unit: tuple[int, ...]) -> float:
         """What moving the guests must bring at the least."""
         containers = sum(self.sketch.guest_of[vmid].type is GuestType.LXC for vmid in unit)
-        return self.goal.cost(self.sketch.load_of_unit(unit).memory_bytes, containers)
+        return self.goal.cost(self.sketch.copied_bytes(unit), containers)
 
     def best_target(self, unit: tuple[int, ...], targets: Iterable[str], purpose: Purpose) -> tuple[str | None, Refusal]:
         """The allowed target with the lowest goal, and, when there is none, why the nodes refuse."""

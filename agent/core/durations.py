@@ -4,10 +4,11 @@
 A live migration copies the guest's memory, so its time is a fixed part and a part for each byte. Both are read from the latest
 migrations of the cluster: the part for a byte is the median slope over all pairs of them whose sizes differ enough, the fixed part
 the median of what is left (Theil and Sen's line, which a few migrations that were slowed down do not bend). Where all were of one
-size, only their time by size is known. A container's and a stopped guest's time does not hang on memory: the median of their kind.
+size, only their time by size is known. Where disks are copied along, these count with the memory, and such migrations have a line of
+their own. A container's and a stopped guest's time does not hang on memory: the median of their kind.
 
-What it cannot see: how fast the guest writes to its memory while it is copied, disks that are copied along, and what else the
-network carries at that moment. Migrations that run at the same time share the network; past ones did so, too.
+What it cannot see: how fast the guest writes to its memory while it is copied, and what else the network carries at that moment.
+Migrations that run at the same time share the network; past ones did so, too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from agent.core.plan_types import Move
 from agent.core.settings import Settings
 from agent.core.slots import slots_of
 
-MOST_KEPT = 40  # 5 KiB of JSON, and enough of each kind
+MOST_KEPT = 48  # 6 KiB of JSON, and enough of each kind
 LATEST = 12  # of one kind, that foretell: networks change
 UNLIKE = 1.5  # sizes that differ by this factor tell the fixed part from the part for a byte
 ASSUMED_FIXED_S = 4.0  # PVE's steps beside copying: tunnel, start on the target, hand-over
@@ -36,11 +37,14 @@ SLOWEST_BYTES_S = 1.0 * MIB
 NOTICED_S = 4.0  # half a round of asking how it stands, and the look that follows
 CLOCK_S = 5.0  # between the clocks of two nodes
 
+_BY_SIZE = (Way.LIVE, Way.COPY)
 _OWN_TASKS = frozenset({"qmigrate", "vzmigrate"})
 
 
-def way_of(type: GuestType, *, is_running: bool) -> Way:
+def way_of(type: GuestType, *, is_running: bool, disk_bytes: int = 0) -> Way:
     """How such a guest is moved."""
+    if disk_bytes > 0:
+        return Way.COPY
     if not is_running:
         return Way.OFFLINE
     return Way.LIVE if type is GuestType.QEMU else Way.RESTART
@@ -54,7 +58,7 @@ class Expected:
     rests_on: int
 
 
-def timing_of(record: Migration, tasks: Iterable[Task], limit_kib_s: int | None) -> Timing | None:
+def timing_of(record: Migration, tasks: Iterable[Task]) -> Timing | None:
     """What a migration that has brought its guest took, by PVE's own task; None when its task is not in the list.
 
     The task's times are of one clock and to the second; the agent's own are when it noticed.
@@ -75,8 +79,8 @@ def timing_of(record: Migration, tasks: Iterable[Task], limit_kib_s: int | None)
     took_s = (last.ended_at or 0.0) - last.started_at
     if took_s < 0:
         return None
-    way = way_of(record.type, is_running=record.online)
-    return Timing(last.ended_at or 0.0, way, record.memory_bytes, took_s, limit_kib_s)
+    way = way_of(record.type, is_running=record.online, disk_bytes=record.disk_bytes)
+    return Timing(last.ended_at or 0.0, way, record.memory_bytes + record.disk_bytes, took_s, record.limit_kib_s)
 
 
 def bounded(timings: Iterable[Timing]) -> tuple[Timing, ...]:
@@ -93,17 +97,17 @@ class Pace:
     def __init__(self, timings: Sequence[Timing], settings: Settings) -> None:
         self._limit_kib_s = settings.migration.bandwidth_limit_kib_s
         self._of_way = {way: self._latest(timings, way) for way in Way}
-        self._fixed_s, self._bytes_s = self._line()
+        self._lines = {way: self._line(way) for way in _BY_SIZE}
 
     def _latest(self, timings: Sequence[Timing], way: Way) -> list[Timing]:
-        """The latest of a kind; of live ones those under the limit of now, where there are any."""
+        """The latest of a kind; of those whose time hangs on size the ones under the limit of now, where there are any."""
         found = sorted((one for one in timings if one.way is way), key=lambda one: one.at)
         alike = [one for one in found if one.limit_kib_s == self._limit_kib_s]
-        return (alike if way is Way.LIVE and alike else found)[-LATEST:]
+        return (alike if way in _BY_SIZE and alike else found)[-LATEST:]
 
-    def _line(self) -> tuple[float, float]:
+    def _line(self, way: Way) -> tuple[float, float]:
         """The fixed part in seconds, and bytes a second."""
-        known = [one for one in self._of_way[Way.LIVE] if one.memory_bytes > 0]
+        known = [one for one in self._of_way[way] if one.memory_bytes > 0]
         if not known:
             return ASSUMED_FIXED_S, self._limited(ASSUMED_BYTES_S)
         slopes = [
@@ -128,19 +132,22 @@ class Pace:
     def expected(self, way: Way, memory_bytes: float) -> Expected:
         """How long such a guest's migration will take."""
         known = self._of_way[way]
-        if way is Way.LIVE:
-            return Expected(self._fixed_s + max(0.0, memory_bytes) / self._bytes_s, len(known))
+        if way in _BY_SIZE:
+            fixed_s, bytes_s = self._lines[way]
+            return Expected(fixed_s + max(0.0, memory_bytes) / bytes_s, len(known))
         if known:
             return Expected(median(one.took_s for one in known), len(known))
         return Expected(ASSUMED_RESTART_S if way is Way.RESTART else ASSUMED_OFFLINE_S, 0)
 
     def of_move(self, move: Move) -> Expected:
         """How long a move of a plan will take."""
-        return self.expected(way_of(move.type, is_running=move.is_running), move.memory_bytes)
+        way = way_of(move.type, is_running=move.is_running, disk_bytes=move.disk_bytes)
+        return self.expected(way, move.memory_bytes + move.disk_bytes)
 
     def of_record(self, record: Migration) -> Expected:
         """How long a migration that was asked for takes in all."""
-        return self.expected(way_of(record.type, is_running=record.online), record.memory_bytes)
+        way = way_of(record.type, is_running=record.online, disk_bytes=record.disk_bytes)
+        return self.expected(way, record.memory_bytes + record.disk_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ def weighed(
         terms = tuple((row.name, row.weight * (row.before - row.after)) for row in rows)
         gain = math.fsum(value for what, value in terms if what != OVERLOAD)
         containers = sum(sketch.guest_of[vmid].type is GuestType.LXC for vmid in movers_to[name])
-        cost = 0.0 if is_new else weigh.cost(sketch.load_of_unit(movers_to[name]).memory_bytes, containers)
+        cost = 0.0 if is_new else weigh.cost(sketch.copied_bytes(movers_to[name]), containers)
         found.append(TargetView(name, len(movers_to[name]), terms, gain, cost, math.fsum(value for _, value in terms) - cost, None))
     best = best_of(found)
     return tuple(found), goal if best is None else rows_of[best.node]

@@ -60,7 +60,8 @@ class Migration:
     Units:   times in Unix seconds, memory in bytes, cpu in cores; None is not yet.
     Shape:   `intent` identifies the attempt in the cluster: epoch and a running number; `through_ha` says that the HA manager
              carries it out, `along_with` is the intent of the request that takes this guest along, None for one of its own;
-             `online` that the guest ran; `began_at` is when PVE was seen to be at it, `failure` the class of a failed one.
+             `online` that the guest ran; `began_at` is when PVE was seen to be at it, `failure` the class of a failed one;
+             `disk_bytes` is what is copied beside memory, `limit_kib_s` the limit that was asked for, None without one.
     """
 
     intent: str
@@ -86,6 +87,8 @@ class Migration:
     along_with: str | None = None
     began_at: float | None = None
     failure: FailureClass | None = None
+    disk_bytes: int = 0
+    limit_kib_s: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -126,6 +129,7 @@ def intended(
         online=move.is_running,
         through_ha=through_ha,
         along_with=along_with,
+        disk_bytes=move.disk_bytes,
     )
 
 

@@ -17,11 +17,12 @@ class VolumeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """One volume of a guest: `name` as PVE writes it (`ceph:vm-100-disk-0`), and the storage it is on."""
+    """One volume of a guest: `name` as PVE writes it (`ceph:vm-100-disk-0`), and the storage it is on; None is an unknown size."""
 
     name: str
     storage: str
     kind: VolumeKind = VolumeKind.DISK
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

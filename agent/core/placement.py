@@ -208,6 +208,10 @@ class Placement:
             memory += load.memory_bytes
         return GuestLoad(cpu, memory)
 
+    def copied_bytes(self, unit: Iterable[int]) -> float:
+        """What moving the guests copies: their memory, and disks that they take along."""
+        return sum(self.load_of[vmid].memory_bytes + self.conditions.disk_bytes(self.guest_of[vmid]) for vmid in unit)
+
     def burden_of_unit(self, unit: tuple[int, ...]) -> Burden:
         """What the guests add to a node together."""
         if len(unit) == 1:

@@ -25,7 +25,7 @@ class Move:
     """One guest from one node to another.
 
     Units:   `memory_bytes` is what is expected to be copied, `cpu_cores` the load it takes along; `gain` is what the
-             move takes off the imbalance (negative when a rule or a drain costs balance).
+             move takes off the imbalance (negative when a rule or a drain costs balance); `disk_bytes` are copied besides.
     Shape:   `batch` counts from 1; moves of one batch may run at the same time. `first_pass` marks what the brakes let start now.
     """
 
@@ -41,6 +41,7 @@ class Move:
     cpu_cores: float
     gain: float
     is_running: bool = True
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

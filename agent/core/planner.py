@@ -260,6 +260,7 @@ class _Planner:
                             cpu_cores=load.cpu_cores,
                             gain=imbalance - goal.imbalance,
                             is_running=guest.status not in NO_PROCESS,
+                            disk_bytes=sketch.conditions.disk_bytes(guest),
                         )
                     )
         return moves, balance_of(sketch.loads(), sketch.usable, self.weights)

@@ -64,6 +64,7 @@ class RefusalReason(StrEnum):
     NODE_OLDER = "node-older"
     CPU_UNLIKE = "cpu-unlike"
     STORAGE_MISSING = "storage-missing"
+    NO_DISK_ROOM = "no-disk-room"
     BRIDGE_MISSING = "bridge-missing"
     DEVICE_MISSING = "device-missing"
     HOOKSCRIPT_MISSING = "hookscript-missing"
@@ -96,7 +97,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.SET_ASIDE: "the guest failed to migrate and is left alone for a while",
     RefusalReason.BACKUP_DUE: "a scheduled backup of the guest is about to begin",
     RefusalReason.LOAD_UNKNOWN: "PVE reports no usable load for the guest",
-    RefusalReason.LOCAL_DISK: "the guest has disks on local storage",
+    RefusalReason.LOCAL_DISK: "the guest has disks on local storage, and guests.local_disks does not let it take them along",
     RefusalReason.LOCAL_IMAGE: "the guest has an image on local storage, or its node's own drive, in a CD drive",
     RefusalReason.LOCAL_DEVICE: "the guest uses devices of its node",
     RefusalReason.ARGS: "the guest has arguments for QEMU of its own, which may name things of its node",
@@ -117,6 +118,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NODE_OLDER: "the node's QEMU or Proxmox VE is older than what the guest runs on",
     RefusalReason.CPU_UNLIKE: "the guest uses its node's own CPU type (cpu: host, max or custom), and the node's CPU is another",
     RefusalReason.STORAGE_MISSING: "the node has not all storages of the guest",
+    RefusalReason.NO_DISK_ROOM: "the disks that the guest takes along do not fit on the node's storage",
     RefusalReason.BRIDGE_MISSING: "the node has not all bridges of the guest",
     RefusalReason.DEVICE_MISSING: "the node has not all mapped devices of the guest",
     RefusalReason.HOOKSCRIPT_MISSING: "the node has not the guest's hookscript, without which it cannot start there",

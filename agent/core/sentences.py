@@ -27,7 +27,8 @@ def move_words(move: Move) -> str:
 
 def why_words(move: Move) -> str:
     """Reason, size and gain of a move."""
-    return f"{move.reason.value}, {move.memory_bytes / GIB:.1f} GiB, {_gain_words(move.gain)}"
+    disks = f" and {move.disk_bytes / GIB:.0f} GiB of disks" if move.disk_bytes else ""
+    return f"{move.reason.value}, {move.memory_bytes / GIB:.1f} GiB{disks}, {_gain_words(move.gain)}"
 
 
 def _gain_words(gain: float) -> str:

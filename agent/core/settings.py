@@ -83,6 +83,7 @@ class Kind(StrEnum):
     NODES = "a list of node names"
     GUESTS = "a list of VMIDs and ranges of them"
     POOLS = "a mapping of pools to their rules"
+    STORAGES = "a mapping of storages to storages"
 
 
 class File(StrEnum):
@@ -345,6 +346,17 @@ class GuestSettings:
         default=ContainerPolicy.MAINTENANCE,
         metadata=_one_of(ContainerPolicy, "when running containers may move, as PVE can only restart them elsewhere"),
     )
+    local_disks: bool = field(
+        default=False,
+        metadata=_is(Kind.SWITCH, "let VMs take disks on storage of their node along; copying them takes as long as they are large"),
+    )
+    storage_map: tuple[tuple[str, str], ...] = field(
+        default=(),
+        metadata=_is(
+            Kind.STORAGES,
+            "the storage that takes such disks on the target, by the one they are on; without an entry the one of the same name",
+        ),
+    )
     ignore: tuple[int | str, ...] = field(
         default=(),
         metadata=_is(Kind.GUESTS, 'guests that stay where they are, as VMIDs and ranges of them ("200-299"); they count as load'),
@@ -516,6 +528,7 @@ PATTERNS = {  # full matches; plain enough that JSON schema reads them the same 
     ),
     Kind.NODES: "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?",  # PVE's pve-node, a host name's length
     Kind.GUESTS: "([1-9][0-9]{2,8})-([1-9][0-9]{2,8})",
+    Kind.STORAGES: "[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]",  # PVE's pve-storage-id
     Kind.POOLS: "[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){0,2}",  # PVE's pve-poolid: pools nest, three deep
 }
 
@@ -548,6 +561,8 @@ def _as_json(value: object, spec: Spec) -> Json:
         return value.value
     if spec.kind is Kind.POOLS:
         return {pool.name: _section_document(pool, leave_out="name") for pool in cast(tuple[PoolSettings, ...], value)}
+    if spec.kind is Kind.STORAGES:
+        return dict(cast(tuple[tuple[str, Json], ...], value))
     if isinstance(value, tuple):
         return list(cast(tuple[Json, ...], value))
     if isinstance(value, float) and value.is_integer():

@@ -94,7 +94,7 @@ def _contradictions(values: Mapping[str, _Value], file: File) -> Iterator[Proble
         yield Problem("balance.memory.weight", "cpu, memory and pressure all have no weight; for no load balancing set mode: rules", file)
 
 
-_Value = bool | int | float | str | None | tuple[int | str, ...] | tuple[PoolSettings, ...]
+_Value = bool | int | float | str | None | tuple[int | str, ...] | tuple[PoolSettings, ...] | tuple[tuple[str, str], ...]
 
 
 class _Reader:
@@ -129,7 +129,7 @@ class _Reader:
     def _read_value(self, spec: Spec, value: Json, path: str) -> None:
         if value is None and spec.optional:
             self._values[path] = None
-        elif value is None and spec.kind is Kind.POOLS:
+        elif value is None and spec.kind in (Kind.POOLS, Kind.STORAGES):
             pass  # a section without content
         elif value is None:
             self._say(path, f"has no value; must be {spec.allowed}, or leave the line out")
@@ -137,6 +137,8 @@ class _Reader:
             self._read_list(spec, value, path)
         elif spec.kind is Kind.POOLS:
             self._read_pools(spec, value, path)
+        elif spec.kind is Kind.STORAGES:
+            self._read_storages(spec, value, path)
         else:
             if value is False and "off" in spec.choices:
                 value = "off"  # YAML 1.1, and tools that speak it, take a bare off for false
@@ -177,6 +179,15 @@ class _Reader:
             else:
                 pools.append(self._read_pool(name, document or {}, place))
         self._values[path] = tuple(pools)
+
+    def _read_storages(self, spec: Spec, value: Json, path: str) -> None:
+        if not isinstance(value, dict):
+            self._say(path, f"must be {spec.kind}, not {_shown(value)}")
+            return
+        for storage, taker in value.items():
+            if not re.fullmatch(PATTERNS[Kind.STORAGES], storage) or _match(Kind.STORAGES, taker) is None:
+                self._say(f"{path}.{_short(storage)}", f"must map a storage's name to a storage's name, not to {_shown(taker)}")
+        self._values[path] = tuple((storage, taker) for storage, taker in value.items() if isinstance(taker, str))
 
     def _read_pool(self, name: str, document: JsonObject, place: str) -> PoolSettings:
         values: dict[str, _Value] = {}

@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable
 
 from agent.core.cluster import Guest, GuestType, NodeFacts, Snapshot
+from agent.core.local_disks import Copied, copied, why_no_disk_room
 from agent.core.needs import GuestNeeds, Volume, VolumeKind
 from agent.core.reasons import RefusalReason
+from agent.core.settings import Settings
 
 Why = tuple[RefusalReason, str]
 Version = tuple[int, ...]
@@ -29,6 +31,16 @@ def version_of(text: str, parts: int) -> Version | None:
     return None if match is None else tuple(int(part) for part in match[0].split(".")[:parts])
 
 
+CONNTRACK_SINCE = (9,)  # of PVE: before, it does not know the parameter, and refuses the whole request
+
+
+def keeps_connections(snapshot: Snapshot, source: str, target: str) -> bool:
+    """True where both nodes' own agents tell a PVE that can take a VM's firewall connections along."""
+    facts = [node.facts for node in snapshot.nodes if node.name in (source, target)]
+    versions = [None if told is None else _pve(told) for told in facts]
+    return len(versions) == 2 and all(version is not None and version >= CONNTRACK_SINCE for version in versions)
+
+
 class Suitability:
     """The nodes and storages of one snapshot, asked for one guest and one node at a time.
 
@@ -36,7 +48,8 @@ class Suitability:
     that; but a guest with its node's own CPU type goes nowhere then.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, settings: Settings) -> None:
+        self._settings, self._storage_use = settings, snapshot.storage_use
         self._taken_at = snapshot.taken_at
         self._storages = {storage.name: storage for storage in snapshot.storages}
         self._facts = {node.name: node.facts for node in snapshot.nodes if node.facts is not None}
@@ -46,7 +59,11 @@ class Suitability:
     def _newest(self, version: Callable[[NodeFacts], Version | None]) -> Version | None:
         return max((found for facts in self._facts.values() if (found := version(facts)) is not None), default=None)
 
-    def why_stays(self, needs: GuestNeeds) -> Why | None:
+    def copied(self, guest: Guest, needs: GuestNeeds) -> Copied:
+        """The disks that the guest takes along when it moves."""
+        return copied(guest, needs, self._storages, self._settings)
+
+    def why_stays(self, guest: Guest, needs: GuestNeeds) -> Why | None:
         """What ties the guest to its node, None when nothing does."""
         if needs.devices:
             return RefusalReason.LOCAL_DEVICE, ", ".join(needs.devices)
@@ -55,7 +72,8 @@ class Suitability:
         if needs.affinity:
             return RefusalReason.CPU_AFFINITY, f"affinity: {needs.affinity}"
         local = [volume for volume in needs.volumes if not self._is_shared(volume.storage)]
-        if disks := [volume for volume in local if volume.kind is VolumeKind.DISK]:
+        taken = self.copied(guest, needs).volumes
+        if disks := [volume for volume in local if volume.kind is VolumeKind.DISK and volume not in taken]:
             return RefusalReason.LOCAL_DISK, self._named(disks)
         if images := [volume for volume in local if volume.kind is VolumeKind.IMAGE]:
             return RefusalReason.LOCAL_IMAGE, self._named(images)
@@ -72,9 +90,13 @@ class Suitability:
 
     def why_not_there(self, guest: Guest, needs: GuestNeeds, target: str) -> Why | None:
         """What the guest needs and the node has not, None when it has all."""
-        wanted = sorted({volume.storage for volume in needs.volumes})
+        taken = self.copied(guest, needs)
+        wanted = sorted({taken.names.get(volume.storage, volume.storage) for volume in needs.volumes})
         if missing := [name for name in wanted if name not in self._storages or target not in self._storages[name].nodes]:
             return RefusalReason.STORAGE_MISSING, ", ".join(missing)
+        full = why_no_disk_room(taken, target, self._storage_use, self._settings.balance.storage.threshold_percent)
+        if full is not None:
+            return RefusalReason.NO_DISK_ROOM, full
         if needs.replicated_to is not None and target not in needs.replicated_to:
             return RefusalReason.NOT_REPLICATED, f"replicated to {', '.join(needs.replicated_to)}"
         source, there = self._facts.get(guest.node), self._facts.get(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.core.needs import GuestNeeds
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
 from agent.daemon.inputs import Now
@@ -53,6 +54,11 @@ class Verdicts:
         """True while the guest may move by what was said of it."""
         known = self._known.get(vmid)
         return known is not None and now.wall_s - known.asked_at < VERDICT_S
+
+    def needs(self, vmid: int) -> GuestNeeds | None:
+        """What the guest's configuration asks of a node, as last read."""
+        known = self._known.get(vmid)
+        return None if known is None else known.needs
 
     def for_planning(self, now: Now) -> dict[int, Verdict]:
         """What the planner is told: a guest that is not to be asked about yet is refused until then."""

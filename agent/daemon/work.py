@@ -23,6 +23,7 @@ from agent.core.known_loads import ledger_of
 from agent.core.leadership import Leadership
 from agent.core.learned import of_starting
 from agent.core.load import Weights, why_pressure_unknown
+from agent.core.local_disks import one_copy_a_node
 from agent.core.migrations import Migration, MigrationState, intended, left_locks
 from agent.core.others import Foreign, foreign_migrations, foreign_words
 from agent.core.placement import Placement
@@ -37,13 +38,13 @@ from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
+from agent.daemon.orders import order_of
 from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartMigration, WriteShared
 from agent.daemon.perform import HISTORY_PATH
 from agent.daemon.permission import NOTHING, Permission, permission
 from agent.daemon.senses import Senses
 from agent.daemon.telling import Telling, of_event
 from agent.daemon.verdicts import PATIENCE, Verdicts
-from agent.ports import MigrationOrder
 
 LANDING_S = memory.SAMPLED_S  # before that, loads still show the guest where it was
 RETRY_S = 10.0
@@ -311,7 +312,7 @@ class Work:
             self._phase = Phase.ASKING
             self._unanswered = {move.vmid for move in ask}
             return [*outputs, *(AskVerdict(move.vmid, move.type, move.source) for move in ask)]
-        ready = [move for move in ready if move not in ask]
+        ready = one_copy_a_node([move for move in ready if move not in ask], open_records)
         if ready and now.boot_s - self._looked_s > OLD_LOOK_S:
             self._wish_look(now.boot_s)  # PVE took long to answer: what was seen before may not hold any more
             return outputs
@@ -495,17 +496,11 @@ class Work:
                 self._forget([record])
                 self._wish_look(now.boot_s + RETRY_S)
                 continue
-            asked = self.follow.ask(record, now)
+            assert self.snapshot is not None
+            order = order_of(record, self.snapshot, self._verdicts.needs(record.vmid), settings)
+            limit_kib_s = None if record.through_ha else order.bandwidth_limit_kib_s  # the HA manager drops it
+            asked = self.follow.ask(replace(record, limit_kib_s=limit_kib_s), now)
             self._record([asked])
-            order = MigrationOrder(
-                record.vmid,
-                record.type,
-                record.source,
-                record.target,
-                online=record.online and record.type == "qemu",
-                restart=record.online and record.type == "lxc",
-                bandwidth_limit_kib_s=settings.migration.bandwidth_limit_kib_s,
-            )
             move = next((move for move in (self.plan.moves if self.plan else ()) if move.vmid == record.vmid), None)
             lead_vmid = next((other.vmid for other in records if other.intent == record.along_with), None)
             how = "" if lead_vmid is None else f", along with guest {lead_vmid}, as the HA manager wants"
@@ -582,17 +577,16 @@ class Work:
         for record in changed:
             if record.state is MigrationState.DONE:
                 self.history = memory.with_success(self.history, record)
-                self._time(record, snapshot, settings)
+                self._time(record, snapshot)
                 self._verdicts.forget(record.vmid)  # that was asked of the node it has left
                 self._landed_s = now.boot_s
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
         return outputs + self._tell_pulled_back(snapshot, now)
 
-    def _time(self, record: Migration, snapshot: Snapshot, settings: Settings) -> None:
-        """Keep what the migration took, for the next ones to be foretold; the HA manager drops the limit that was asked for."""
-        limit_kib_s = None if record.through_ha else settings.migration.bandwidth_limit_kib_s
-        timing = timing_of(record, snapshot.tasks, limit_kib_s)
+    def _time(self, record: Migration, snapshot: Snapshot) -> None:
+        """Keep what the migration took, for the next ones to be foretold."""
+        timing = timing_of(record, snapshot.tasks)
         if timing is not None:
             self.history = replace(self.history, timings=bounded_timings((*self.history.timings, timing)))
 

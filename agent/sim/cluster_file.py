@@ -68,6 +68,12 @@ class NodeEntry:
         )
 
 
+def _volume(text: str) -> Volume:
+    """`local-zfs:vm-101-disk-0`, with `,size_gib=32` where that matters."""
+    name, found, gib = text.partition(",size_gib=")
+    return Volume(name, name.partition(":")[0], size_bytes=int(float(gib) * GIB) if found else None)
+
+
 @dataclass(frozen=True, slots=True)
 class GuestEntry:
     """A guest in the list `guests`. `used_*` default to a quarter of the cores and seven tenths of the memory."""
@@ -132,7 +138,7 @@ class GuestEntry:
             local_devices=self.local_devices,
             mapped=dict(self.mapped),
             needs=GuestNeeds(
-                volumes=tuple(Volume(name, name.partition(":")[0]) for name in self.volumes),
+                volumes=tuple(_volume(text) for text in self.volumes),
                 bridges=self.bridges,
                 cpu_type=self.cpu,
                 machine=self.machine,

@@ -96,6 +96,7 @@ class Migration:
     failure: Failure | None
     state: MigrationState = MigrationState.STARTING
     started_s: float = 0.0  # of the process on the target
+    renamed: dict[str, str] = field(default_factory=dict)  # storages of its disks that others take there
     due: list[Due] = field(default_factory=list)
 
     @property
@@ -135,7 +136,7 @@ class Migrations:
         if guest.ha is not None:
             task = self._queue_for_ha(guest, order, user, failure)
         else:
-            task = self.begin(guest, order.target, user, failure, order.bandwidth_limit_kib_s)
+            task = self.begin(guest, order.target, user, failure, order)
         if failure is not None and failure.kind is FailureKind.ANSWER_LOST:
             raise InDoubtError(failure.answer(order.target))
         return task
@@ -160,6 +161,11 @@ class Migrations:
             raise RefusedError("can't migrate running container without --online or --restart")
         if order.target in guest.not_allowed:
             raise RefusedError(guest.not_allowed[order.target])
+        versions = [world.nodes[name].facts.pve_version or world.pve_version for name in (order.source, order.target)]
+        if order.conntrack and any(version.startswith("8.") for version in versions):
+            raise RefusedError(
+                "with-conntrack-state: property is not defined in schema and the schema does not allow additional properties"
+            )
         return guest
 
     def _failure_for(self, vmid: int) -> Failure | None:
@@ -186,8 +192,8 @@ class Migrations:
         world.timeline.after(HA_TASK_S, queued)
         return task
 
-    def begin(self, guest: SimGuest, target: str, user: str, failure: Failure | None, limit_kib_s: int | None) -> Task:
-        """Start the task that migrates the guest; whether that is allowed was asked before."""
+    def begin(self, guest: SimGuest, target: str, user: str, failure: Failure | None, order: MigrationOrder | None = None) -> Task:
+        """Start the task that migrates the guest, for the HA manager without an order; whether that is allowed was asked before."""
         world = self._world
         source = guest.node
         world.settle(source)
@@ -195,18 +201,20 @@ class Migrations:
         kind = "qmigrate" if guest.type is GuestType.QEMU else "vzmigrate"
         task = world.tasks.begin(world.nodes[source], kind, str(guest.vmid), user)
         now_s = world.now_s
-        duration_s = self._duration_s(guest, limit_kib_s)
-        migration = Migration(guest, source, target, task, guest.has_process, now_s, now_s + duration_s, failure)
+        duration_s = self._duration_s(guest, None if order is None else order.bandwidth_limit_kib_s)
+        renamed = {} if order is None else dict(order.storage_map)
+        migration = Migration(guest, source, target, task, guest.has_process, now_s, now_s + duration_s, failure, renamed=renamed)
         self.under_way[guest.vmid] = migration
         world.set_guest_lock(guest, "migrate")
         name = "VM" if guest.type is GuestType.QEMU else "CT"
         world.tasks.write(task, f"{LOG_TIME} starting migration of {name} {guest.vmid} to node '{target}' (192.0.2.1)")
-        why_not = self._why_not(guest, target)
+        why_not = self._why_not(guest, target, takes_disks_along=order is None or order.local_disks)
         if failure is not None and failure.kind is FailureKind.ABORTED:
             why_not = failure.detail
         if why_not is not None:
             self._then(migration, min(1.0, duration_s), lambda: self._abort(migration, why_not))
             return task
+        world.copy_disks(guest, target, renamed)
         if failure is not None and failure.kind is FailureKind.HALF_WAY:
             self._then(migration, duration_s / 2, lambda: self._abort(migration, failure.detail))
         if failure is not None and failure.kind is FailureKind.WORKER_KILLED:
@@ -225,13 +233,13 @@ class Migrations:
             self._then(migration, duration_s, lambda: self._finish(migration))
         return task
 
-    def _why_not(self, guest: SimGuest, target: str) -> str | None:
+    def _why_not(self, guest: SimGuest, target: str, *, takes_disks_along: bool) -> str | None:
         """What PVE's worker finds before it begins."""
         if not self._world.nodes[target].online:
             return "Can't connect to destination address using public key"
         if guest.local_devices:
             return f"can't migrate VM which uses local devices: {', '.join(guest.local_devices)}"
-        if guest.local_disks:
+        if guest.local_disks and guest.has_process and not takes_disks_along:
             return "can't live migrate attached local disks without with-local-disks option"
         return None
 
@@ -245,12 +253,13 @@ class Migrations:
     def _duration_s(self, guest: SimGuest, limit_kib_s: int | None) -> float:
         if guest.migration_s is not None:
             return guest.migration_s
+        disks_s = self._world.local_disk_bytes(guest) / self.bandwidth_bytes_s
         if not guest.has_process:
-            return OFFLINE_S
+            return OFFLINE_S + disks_s
         if guest.type is GuestType.LXC:
             return guest.shutdown_s + SETUP_S + HAND_OVER_S
         rate = self.bandwidth_bytes_s if not limit_kib_s else min(self.bandwidth_bytes_s, limit_kib_s * 1024.0)
-        return SETUP_S + HAND_OVER_S + guest.taken_memory_bytes / rate
+        return SETUP_S + HAND_OVER_S + guest.taken_memory_bytes / rate + disks_s
 
     def _start_on_target(self, migration: Migration) -> None:
         world, guest = self._world, migration.guest
@@ -273,7 +282,9 @@ class Migrations:
         if migration.failure is not None and migration.failure.kind is FailureKind.STUCK:
             return
         world, guest = self._world, migration.guest
+        world.free_disks(guest, migration.source)
         world.move_configuration(guest, migration.target)
+        world.rename_disks(guest, migration.renamed)
         migration.state = MigrationState.SWITCHED
         if not migration.was_running:
             return
@@ -306,6 +317,8 @@ class Migrations:
     def _abort(self, migration: Migration, why: str) -> None:
         """End it with the guest where it was."""
         world, guest = self._world, migration.guest
+        if migration.state is not MigrationState.STARTING:
+            world.free_disks(guest, migration.target, migration.renamed)
         for node in (migration.source, migration.target):
             world.settle(node)
         is_live = migration.state is MigrationState.RUNNING and guest.type is GuestType.QEMU

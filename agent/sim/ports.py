@@ -206,15 +206,15 @@ class SimApi:
             refusal = Refusal(vmid, RefusalReason.LOCKED, guest.lock)
         elif guest.local_devices:
             refusal = Refusal(vmid, RefusalReason.LOCAL_DEVICE, ", ".join(guest.local_devices))
-        elif guest.local_disks:
-            refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
         if guest is None or refusal is not None:
             return Verdict(vmid, wall_s, refusal)
+        if guest.local_disks:
+            refusal = Refusal(vmid, RefusalReason.LOCAL_DISK, ", ".join(guest.local_disks))
         refused = {name: Refusal(vmid, RefusalReason.NODE_REFUSED, why) for name, why in guest.not_allowed.items()}
         for name in self._world.nodes:
             if missing := [device for device, nodes in sorted(guest.mapped.items()) if name not in nodes]:
                 refused[name] = Refusal(vmid, RefusalReason.DEVICE_MISSING, ", ".join(missing))
-        return Verdict(vmid, wall_s, None, tuple(sorted(refused.items())), guest.needs)
+        return Verdict(vmid, wall_s, refusal, tuple(sorted(refused.items())), guest.needs)
 
     def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """See `agent.ports.ClusterApi`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse
 from agent.core.journal import Record
+from agent.core.needs import Volume
 from agent.ports import MigrationOrder
 from agent.sim import dot_files, statistics
 from agent.sim.ha import HaManager
@@ -149,6 +150,36 @@ class World:
     def in_flight(self) -> tuple[Migration, ...]:
         """The migrations whose task runs, by VMID."""
         return tuple(migration for _, migration in sorted(self.migrations.under_way.items()))
+
+    def local_volumes(self, guest: SimGuest) -> list[Volume]:
+        """The guest's volumes on storages of its node alone."""
+        local = {storage.name for storage in self.storages if not storage.shared}
+        return [volume for volume in guest.needs.volumes if volume.storage in local]
+
+    def local_disk_bytes(self, guest: SimGuest) -> int:
+        """What a migration copies beside the guest's memory."""
+        return sum(volume.size_bytes or 0 for volume in self.local_volumes(guest))
+
+    def copy_disks(self, guest: SimGuest, node: str, renamed: Mapping[str, str], *, sign: int = 1) -> None:
+        """The guest's disks are allocated on the node, or are gone from it."""
+        for volume in self.local_volumes(guest):
+            key = (renamed.get(volume.storage, volume.storage), (node,))
+            if (use := self.storage_use.get(key)) is not None:
+                self.storage_use[key] = replace(use, used_bytes=use.used_bytes + sign * (volume.size_bytes or 0))
+
+    def free_disks(self, guest: SimGuest, node: str, renamed: Mapping[str, str] | None = None) -> None:
+        """The guest's disks are gone from the node."""
+        self.copy_disks(guest, node, renamed or {}, sign=-1)
+
+    def rename_disks(self, guest: SimGuest, renamed: Mapping[str, str]) -> None:
+        """The guest's disks are on storages of other names from now on."""
+        moved = []
+        for volume in guest.needs.volumes:
+            storage = renamed.get(volume.storage, volume.storage)
+            moved.append(replace(volume, name=f"{storage}:{volume.name.partition(':')[2]}", storage=storage))
+        names = {volume.name: new.name for volume, new in zip(guest.needs.volumes, moved, strict=True)}
+        guest.needs = replace(guest.needs, volumes=tuple(moved))
+        guest.local_disks = tuple(names.get(name, name) for name in guest.local_disks)
 
     def use(self) -> dict[str, NodeUse]:
         """What is on each node that is up, at this instant and not as last sampled."""

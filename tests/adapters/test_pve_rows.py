@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -303,6 +304,32 @@ def ct_needs(**config: object) -> GuestNeeds:
 
 
 class TestNeeds:
+    @pytest.mark.parametrize(
+        ("said", "size_bytes"),
+        [
+            ("size=32G", 32 << 30),
+            ("size=528K", 528 << 10),
+            ("size=4M", 4 << 20),
+            ("size=1.5T", 3 << 39),
+            ("size=1024", 1024),
+            ("size=x", None),
+            ("size=-1G", None),
+            ("size=1e9G", None),
+            ("resize=5G", None),
+            ("", None),
+        ],
+    )
+    def test_a_volume_has_the_size_that_its_configuration_says(self, said: str, size_bytes: int | None) -> None:
+        assert vm_needs(scsi0=f"lvm:vm-100-disk-0,iothread=1,{said}").volumes[0].size_bytes == size_bytes
+
+    def test_of_others_pve_itself_tells_the_size(self) -> None:
+        needs = vm_needs(scsi0="lvm:a,size=1G", unused0="lvm:b", unused1="lvm:c")
+        disks = [{"volid": "lvm:a", "size": 7}, {"volid": "lvm:b", "size": "8"}, {"volid": "lvm:c", "size": "x"}, {"size": 9}, 3]
+        sizes = verdict.disk_sizes({"local_disks": disks})
+        assert [volume.size_bytes for volume in configuration.with_sizes(needs, sizes).volumes] == [1 << 30, 8, None]
+        assert configuration.with_sizes(needs, {}) == needs
+        assert verdict.disk_sizes(None) == verdict.disk_sizes({"local_disks": {}}) == {}
+
     def test_a_vms_volumes(self) -> None:
         config = {
             "scsi0": "ceph:vm-100-disk-0,size=8G", "virtio3": "file=nfs:100/vm-100-disk-1.qcow2,iothread=1",
@@ -415,6 +442,21 @@ class TestOrders:
         assert migration.migrate_parameters(vm) == {"target": "pve2", "online": 1, "bwlimit": 1024}
         assert migration.migrate_parameters(ct) == {"target": "pve2", "restart": 1}
         assert migration.migrate_parameters(stopped) == {"target": "pve2"}
+
+    def test_disks_go_along_with_a_map_of_those_storages_that_change(self) -> None:
+        order = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False, local_disks=True)
+        assert migration.migrate_parameters(order) == {"target": "pve2", "online": 1, "with-local-disks": 1}
+        told = {"target": "pve2", "online": 1, "with-local-disks": 1, "targetstorage": "a:b,c:d"}
+        assert migration.migrate_parameters(replace(order, storage_map=(("a", "b"), ("c", "d")))) == told
+        stopped = replace(order, online=False, storage_map=(("a", "b"),))
+        assert migration.migrate_parameters(stopped) == {"target": "pve2", "targetstorage": "a:b"}
+
+    def test_connections_are_kept_of_a_running_vm_alone(self) -> None:
+        order = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False, conntrack=True)
+        assert migration.migrate_parameters(order) == {"target": "pve2", "online": 1, "with-conntrack-state": 1}
+        assert migration.migrate_parameters(replace(order, online=False)) == {"target": "pve2"}
+        ct = replace(order, type=GuestType.LXC, restart=True, local_disks=True, storage_map=(("a", "b"),))
+        assert migration.migrate_parameters(ct) == {"target": "pve2", "restart": 1}
 
     def test_paths_cannot_be_left_by_odd_names(self) -> None:
         assert migration.migrate_path("a/../b", GuestType.QEMU, 1) == "nodes/a%2F..%2Fb/qemu/1/migrate"

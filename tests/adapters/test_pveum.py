@@ -54,8 +54,8 @@ class Cluster:
     def store(self, secret: str) -> None:
         self.stored = secret
 
-    def set_up(self, timeout_s: float = 30) -> tuple[SetupStep, ...]:
-        return set_up(Pveum(str(self.executable), timeout_s), lambda: self.stored, self.store)
+    def set_up(self, timeout_s: float = 30, *, maps_storages: bool = False) -> tuple[SetupStep, ...]:
+        return set_up(Pveum(str(self.executable), timeout_s), lambda: self.stored, self.store, maps_storages=maps_storages)
 
     def by_hand(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Type a pveum command."""
@@ -156,8 +156,15 @@ def test_a_secret_without_its_token_is_replaced(cluster: Cluster) -> None:
 
 def test_a_role_without_some_privileges_gets_them_and_keeps_its_others(ready: Cluster) -> None:
     ready.change(lambda state: state["roles"].update({ROLE: ["VM.Audit", "VM.Config.Disk"]}))
-    assert changed(ready.set_up()) == ["added to the role ProxLBAgent: Datastore.Audit, Pool.Audit, Sys.Audit, VM.Migrate"]
+    assert changed(ready.set_up()) == ["added to the role ProxLBAgent: Datastore.Audit, Pool.Audit, Sys.Audit, VM.Migrate, VM.PowerMgmt"]
     assert set(ready.state["roles"][ROLE]) == {*PRIVILEGES, "VM.Config.Disk"}
+
+
+def test_where_disks_change_their_storage_the_role_gets_what_that_needs(ready: Cluster) -> None:
+    assert changed(ready.set_up(maps_storages=True)) == ["added to the role ProxLBAgent: Datastore.AllocateSpace, VM.Config.Disk"]
+    assert changed(ready.set_up(maps_storages=True)) == []
+    assert changed(ready.set_up()) == []
+    assert set(ready.state["roles"][ROLE]) == {*PRIVILEGES, "Datastore.AllocateSpace", "VM.Config.Disk"}
 
 
 def test_further_privileges_and_permissions_are_left_alone(ready: Cluster) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,12 @@ def test_a_free_guest_may_migrate(pve: ApiStage) -> None:
     for order in (VM, CT):
         found = pve.api().verdict(order.vmid, order.type, order.source, 1234.5)
         assert (found.vmid, found.asked_at, found.refusal, found.refused_nodes) == (order.vmid, 1234.5, None, ())
+
+
+def test_a_migration_is_not_asked_for_once_its_time_is_over(pve: ApiStage) -> None:
+    with pytest.raises(TemporaryError, match="timed out before the request was sent"):
+        pve.api().migrate(VM, 0.0)
+    assert pve.api().find_migration(100, "pve1", 0.0) is None
 
 
 def test_a_locked_guest_may_not_migrate(pve: ApiStage) -> None:
@@ -277,3 +284,10 @@ def test_a_request_for_a_guest_in_the_ha_managers_error_state_fails_in_its_task(
     api = pve.api()
     upid = api.migrate(VM)
     assert eventually(pve, lambda: "error state" in (api.task(upid).exit_status or ""))
+
+
+def test_a_vm_may_keep_its_connections(pve: ApiStage) -> None:
+    api = pve.api()
+    upid = api.migrate(replace(VM, conntrack=True))
+    pve.finish_migration(100)
+    assert api.task(upid).exit_status == "OK"

@@ -66,6 +66,9 @@ class Facts:
     pools: tuple[Pool, ...] = ()
     containers: str = "maintenance"
     stopped_leave: bool = False
+    takes_disks: bool = False
+    storage_map: Mapping[str, str] = field(default_factory=dict)
+    storage_full: float = 1.0
     ignored_guests: Callable[[int], bool] = lambda vmid: False
     ignored_nodes: frozenset[str] = frozenset()
     drained_nodes: frozenset[str] = frozenset()
@@ -454,7 +457,9 @@ class _Check:
         if (vmid, move.target) in self.facts.avoided:
             yield f"avoided: guest {vmid} failed to migrate to {move.target}"
         if (needs := self.facts.needs.get(vmid)) is not None:
-            yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in unfit(self.snapshot, guest, needs, move.target))
+            how = (self.facts.takes_disks, self.facts.storage_map, self.facts.storage_full)
+            lacks = unfit(self.snapshot, guest, needs, move.target, *how)
+            yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in lacks)
         pins = self.tags.pins.get(vmid)
         if pins is not None and move.target not in pins:
             yield f"pin: guest {vmid} goes to {move.target}"
@@ -740,7 +745,7 @@ class _Check:
         if cause is not None:
             return cause in self._why_stays(guest, "spread") or (reason == "locked" and refusal.vmid in self.facts.refused_guests)
         if reason in ("local-disk", "local-device", "precondition", "unanswered"):
-            return refusal.vmid in self.facts.refused_guests
+            return refusal.vmid in self.facts.refused_guests or refusal.vmid in self.facts.needs
         closed = {self._why_not_usable(node) for node in self.snapshot.nodes}
         return {
             "node-offline": lambda: "offline" in closed or guest.node not in self.nodes or refusal.vmid in self.facts.homes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.core.cluster import NodeFacts, Snapshot, Storage
+from agent.core.cluster import GIB, NodeFacts, Snapshot, Storage
 from agent.core.needs import GuestNeeds, Volume, VolumeKind
 from agent.core.plan_types import Verdict
 from tests.core.clusters import NOW
@@ -36,6 +36,6 @@ def needing(vmid: int = 101, **needs: object) -> dict[int, Verdict]:
     return {vmid: Verdict(vmid, NOW, needs=GuestNeeds(**needs))}  # type: ignore[arg-type]
 
 
-def volume(name: str, kind: VolumeKind = VolumeKind.DISK) -> Volume:
-    """A volume by its name."""
-    return Volume(name, name.split(":", maxsplit=1)[0], kind)
+def volume(name: str, kind: VolumeKind = VolumeKind.DISK, gib: float | None = None) -> Volume:
+    """A volume by its name, and its size where that matters."""
+    return Volume(name, name.split(":", maxsplit=1)[0], kind, None if gib is None else int(gib * GIB))

@@ -92,13 +92,23 @@ def test_what_is_no_such_file_is_refused_in_one_line(text: str) -> None:
     assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("epoch", "7"), ("epoch", 7.5), ("epoch", None), ("state", "paused"), ("node", 1), ("more", 1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("epoch", "7"), ("epoch", 7.5), ("epoch", None), ("state", "paused"), ("node", 1)])
 def test_a_field_that_is_wrong_is_named(field: str, value: object) -> None:
     document = json.loads(render(FILES[0])) | {field: value}
     with pytest.raises(DocumentError, match=field):
         parse(LeaderFile, json.dumps(document))
+
+
+@pytest.mark.parametrize("value", FILES, ids=lambda value: type(value).__name__)
+def test_what_a_later_version_adds_is_passed_over(value: File) -> None:
+    """In the middle of an upgrade agents of two versions read each other's files; later versions only add."""
+
+    def with_more(document: object) -> object:
+        if isinstance(document, dict):
+            return {"of_a_later_version": {"x": [1]}} | {name: with_more(inner) for name, inner in document.items()}
+        return [with_more(inner) for inner in document] if isinstance(document, list) else document
+
+    assert parse(type(value), json.dumps(with_more(json.loads(render(value))))) == value
 
 
 def test_equal_values_give_equal_bytes_and_one_line() -> None:

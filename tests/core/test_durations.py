@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -103,15 +104,15 @@ def test_the_time_is_that_of_pves_own_task() -> None:
     done = record(ago_s=100.0)  # planned 100 s ago
     others = [task(-400, -300), task(-97, -60, vmid=102), task(-97, -60, node="pve3"), task(-97, None), task(-97, -70, kind="hamigrate")]
     tasks = [*others, task(-98, -91)]
-    assert timing_of(done, tasks, 1000) == Timing(NOW - 91, Way.LIVE, 4 * GIB, 7.0, 1000)
-    assert timing_of(done, others, None) is None
-    assert timing_of(done, [task(-98, -91, status="migration aborted")], None) is None
-    assert timing_of(record(ago_s=100.0, type=GuestType.LXC), [task(-98, -91, kind="vzmigrate")], None).way is Way.RESTART  # type: ignore[union-attr]
-    assert timing_of(record(ago_s=100.0, online=False), tasks, None).way is Way.OFFLINE  # type: ignore[union-attr]
+    assert timing_of(replace(done, limit_kib_s=1000), tasks) == Timing(NOW - 91, Way.LIVE, 4 * GIB, 7.0, 1000)
+    assert timing_of(done, others) is None
+    assert timing_of(done, [task(-98, -91, status="migration aborted")]) is None
+    assert timing_of(record(ago_s=100.0, type=GuestType.LXC), [task(-98, -91, kind="vzmigrate")]).way is Way.RESTART  # type: ignore[union-attr]
+    assert timing_of(record(ago_s=100.0, online=False), tasks).way is Way.OFFLINE  # type: ignore[union-attr]
 
 
 def test_a_clock_that_went_back_gives_no_time() -> None:
-    assert timing_of(record(ago_s=100.0), [task(-90, -99)], None) is None
+    assert timing_of(record(ago_s=100.0), [task(-90, -99)]) is None
 
 
 def test_many_containers_do_not_push_out_what_is_known_of_vms() -> None:
@@ -162,3 +163,16 @@ def test_whatever_is_remembered_gives_a_time(timings: list[Timing], memory_bytes
     pace = Pace(timings, PLAIN)
     for way in Way:
         assert 0 <= pace.expected(way, memory_bytes).seconds < 1e12
+
+
+def test_who_takes_disks_along_has_a_line_of_its_own() -> None:
+    done = record(ago_s=100.0, disk_bytes=96 * GIB)
+    timing = timing_of(done, [task(-98, -91)])
+    assert timing == Timing(NOW - 91, Way.COPY, 100 * GIB, 7.0)
+    of_memory = [live(2 + i, 6.0 + i, -100 + i) for i in range(5)]
+    copies = [Timing(NOW - 100 + i, Way.COPY, (20 + 20 * i) * GIB, 100.0 + 80 * i) for i in range(5)]
+    pace = Pace([*of_memory, *copies], PLAIN)
+    assert (pace.of_record(record()).seconds, pace.of_record(record()).rests_on) == (pytest.approx(8.0), 5)
+    assert pace.of_record(done).seconds == pytest.approx(20 + 4 * 100)
+    assert Pace(of_memory, PLAIN).of_record(done).rests_on == 0
+    assert Pace(of_memory, PLAIN).of_record(done).seconds > 900  # at the speed that is assumed, not at that of memory

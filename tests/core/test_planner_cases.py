@@ -766,6 +766,10 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.NODE_OLDER: lambda: without(replace(FACTS, qemu_version="9.2.0-1")),
     RefusalReason.CPU_UNLIKE: lambda: without(replace(FACTS, cpu_model="EPYC"), cpu_type="host"),
     RefusalReason.STORAGE_MISSING: lambda: without(volumes=(volume("nfs:a"),)),
+    RefusalReason.NO_DISK_ROOM: lambda: (
+        equipped(ONE), settings({"guests": {"local_disks": True}}),
+        replace(HOME, verdicts=needing(101, volumes=(volume("local-lvm:a"),))), 101,
+    ),
     RefusalReason.BRIDGE_MISSING: lambda: without(bridges=("vmbr7",)),
     RefusalReason.DEVICE_MISSING: lambda: (
         ONE, PLAIN, replace(HOME, verdicts={101: Verdict(101, NOW, None, (("pve2", Refusal(101, RefusalReason.DEVICE_MISSING)),))}), 101,

@@ -64,7 +64,7 @@ DEFAULTS: JsonObject = {
         "max_moves_per_hour": 20,
     },
     "rules": {"tags": "all"},
-    "guests": {"containers": "maintenance", "ignore": []},
+    "guests": {"containers": "maintenance", "local_disks": False, "storage_map": {}, "ignore": []},
     "nodes": {"ignore": [], "maintenance": []},
     "migration": {"parallel_per_node": 1, "parallel_total": 2, "bandwidth_limit_kib_s": None, "timeout_s": 7200},
     "drain": {"parallel_per_node": 2, "parallel_total": 4, "stopped": False, "return_home": True},
@@ -208,7 +208,7 @@ def test_all_mistakes_are_named_at_once_and_in_order() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "api.backend", "api.user", "api.password_file", "api.auto_setup", "guests.local_disks", "guests.storage_map",
+        "api.backend", "api.user", "api.password_file", "api.auto_setup",
         "quiet_hours",
     ],
 )  # fmt: skip
@@ -314,6 +314,7 @@ def test_the_table_and_the_types_of_the_fields_agree() -> None:
         Kind.NODES: tuple[str, ...],
         Kind.GUESTS: tuple[int | str, ...],
         Kind.POOLS: tuple[PoolSettings, ...],
+        Kind.STORAGES: tuple[tuple[str, str], ...],
     }
     for setting in rows():
         *sections, name = setting.path.split(".")
@@ -366,6 +367,9 @@ def schema_of(setting: Row) -> JsonObject:
             found = {"type": "string", "pattern": f"^(?:{PATTERNS[spec.kind]})$"}
         case Kind.GUESTS:
             found = {"type": "array", "items": {"anyOf": [vmid, {"type": "string", "pattern": f"^(?:{PATTERNS[spec.kind]})$"}]}}
+        case Kind.STORAGES:
+            name: JsonObject = {"pattern": f"^(?:{PATTERNS[spec.kind]})$"}
+            found = {"type": ["object", "null"], "propertyNames": name, "additionalProperties": {"type": "string", **name}}
         case Kind.POOLS:
             fresh = as_document(Settings(pools=(PoolSettings("x"),)))["pools"]
             assert isinstance(fresh, dict)
@@ -466,6 +470,8 @@ def valid_values(setting: Row) -> st.SearchStrategy[Json]:
                 {}, optional={name: valid_values(Row(name, below, None, File.CLUSTER)) for name, below in POOL_SPECS.items()}
             )
             return st.dictionaries(st.sampled_from(["web", "db.1", "a/b"]), pool | st.none(), max_size=2)
+        case Kind.STORAGES:
+            return st.dictionaries(st.sampled_from(["local", "local-zfs"]), st.sampled_from(["local-lvm", "a.b_c"]), max_size=2)
         case Kind.SWITCH:
             return st.booleans()
         case Kind.WHOLE:
@@ -506,6 +512,18 @@ def test_pools_are_read_by_name_each_over_the_defaults_of_a_pool() -> None:
     assert type(found[0].rule) is PoolRule
     assert settings_of({"pools": None}).pools == ()
     assert settings_of({"rules": {"tags": "registered"}}).rules.tags is TagTrust.REGISTERED
+
+
+def test_a_storage_map_is_read_name_by_name() -> None:
+    assert settings_of({"guests": {"storage_map": {"local-lvm": "local-zfs", "a1": "b1"}}}).guests.storage_map == (
+        ("local-lvm", "local-zfs"),
+        ("a1", "b1"),
+    )
+    assert settings_of({"guests": {"storage_map": None}}).guests.storage_map == ()
+    assert lines_of(check({"guests": {"storage_map": {"local-lvm": 1, "-x": "b1", "ok": "b1"}}})) == [
+        "guests.storage_map.local-lvm: must map a storage's name to a storage's name, not to 1",
+        "guests.storage_map.-x: must map a storage's name to a storage's name, not to \"b1\"",
+    ]
 
 
 def test_an_enum_arrives_as_an_enum() -> None:

@@ -3,47 +3,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tests.e2e.machine import Done
+from tests.e2e.machine import Done, Machine
 from tests.e2e.node import Node
-from tests.pve_server.client import MIGRATE_CT, MIGRATE_VM
 
 UNIT = "proxlb-agent"
 CLUSTER_UNIT = "/etc/systemd/system/pve-cluster.service"
-LEADER = "proxlb/leader.json"
 LEAD_WAIT_S = 30.0
 SAID_WAIT_S = 40.0
 
 
-class Move(NamedTuple):
-    """A migration that was asked for."""
+class Agent:
+    """The agent on a machine, as its unit and its journal show it."""
 
-    vmid: int
-    source: str
-    target: str
-
-
-class Installed(Node):
-    """`with Installed(root, cluster(...)) as node: node.install_agent(deb, mode="full")`."""
-
-    def install_agent(self, deb: Path, *, reporting: Iterable[str] = (), **cluster_wide: Any) -> None:
-        """Install the package on a node of a cluster that had an agent, and return when the new one leads and has looked.
-
-        reporting:     nodes whose agents report besides; all of them unless some are named.
-        cluster_wide:  /etc/pve/proxlb/config.yaml.
-        """
-        self.settings(**cluster_wide)
-        for name in tuple(reporting) or self.names[1:]:
-            self.report(name)
-        self.release_lead()
-        self.install(deb)
-        self.wait_said("took the lead: ", LEAD_WAIT_S)
+    machine: Machine
 
     # -- the journal -------------------------------------------------------------------------------------------------------------
 
@@ -62,34 +40,6 @@ class Installed(Node):
             assert time.monotonic() < until, f"not said {times} times within {within_s:.0f} s: {pattern}\n" + "\n".join(self.said())
             time.sleep(0.2)
         return found[-1]
-
-    # -- what was done -----------------------------------------------------------------------------------------------------------
-
-    def asked_moves(self) -> list[Move]:
-        """The migrations that the agent asked PVE for, in their order."""
-        found = []
-        for request in self.api.requests(method="POST"):
-            assert request["schema"] in (MIGRATE_VM, MIGRATE_CT), request
-            source, _, vmid, _ = request["path"].split("/")[-4:]
-            found.append(Move(int(vmid), source, str(request["values"]["target"])))
-        return found
-
-    def moves_of(self, *vmids: int) -> list[Move]:
-        """Those of these guests."""
-        return [move for move in self.asked_moves() if move.vmid in vmids]
-
-    # -- events ------------------------------------------------------------------------------------------------------------------
-
-    def task_line(self, node: str, kind: str, vmid: int) -> None:
-        """Append the lines of a task that began and ended well to the cluster log."""
-        upid = f"UPID:{node}:{4000 + vmid:08X}:00C1F3D2:{int(time.time()):08X}:{kind}:{vmid}:root@pam:"
-        self.log(node, f"starting task {upid}")
-        self.log(node, f"end task {upid} OK")
-
-    def relay(self, node: str, seq: int, kind: str, vmid: int) -> None:
-        """Report an event as the agent of another node does."""
-        event = {"seq": seq, "at": time.time(), "kind": kind, "vmid": vmid, "origin": None, "request": None, "detail": "", "force": False}
-        self.report(node, event, seq=seq)
 
     # -- the unit ----------------------------------------------------------------------------------------------------------------
 
@@ -116,11 +66,36 @@ class Installed(Node):
         """The processor time that the unit has taken."""
         return int(self.shows("CPUUsageNSec")["CPUUsageNSec"]) / 1e9
 
-    def leader(self) -> Mapping[str, Any]:
-        """leader.json"""
-        found: Mapping[str, Any] = json.loads(self.pmxcfs.read(LEADER))
-        return found
-
     def command(self, *words: str, limit_s: float = 120.0) -> Done:
         """Run `proxlb-agent WORDS`, which must exit 0."""
         return self.machine.run(["proxlb-agent", *words], limit_s=limit_s)
+
+
+class Installed(Node, Agent):
+    """`with Installed(root, cluster(...)) as node: node.install_agent(deb, mode="full")`."""
+
+    def install_agent(self, deb: Path, *, reporting: Iterable[str] = (), **cluster_wide: Any) -> None:
+        """Install the package on a node of a cluster that had an agent, and return when the new one leads and has looked.
+
+        reporting:     nodes whose agents report besides; all of them unless some are named.
+        cluster_wide:  /etc/pve/proxlb/config.yaml.
+        """
+        self.settings(**cluster_wide)
+        for name in tuple(reporting) or self.names[1:]:
+            self.report(name)
+        self.release_lead()
+        self.machine.install(deb)
+        self.wait_said("took the lead: ", LEAD_WAIT_S)
+
+    # -- events ------------------------------------------------------------------------------------------------------------------
+
+    def task_line(self, node: str, kind: str, vmid: int) -> None:
+        """Append the lines of a task that began and ended well to the cluster log."""
+        upid = f"UPID:{node}:{4000 + vmid:08X}:00C1F3D2:{int(time.time()):08X}:{kind}:{vmid}:root@pam:"
+        self.log(node, f"starting task {upid}")
+        self.log(node, f"end task {upid} OK")
+
+    def relay(self, node: str, seq: int, kind: str, vmid: int) -> None:
+        """Report an event as the agent of another node does."""
+        event = {"seq": seq, "at": time.time(), "kind": kind, "vmid": vmid, "origin": None, "request": None, "detail": "", "force": False}
+        self.report(node, event, seq=seq)

@@ -37,7 +37,7 @@ umount -R /sys/fs/cgroup 2>/dev/null || :
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir "/sys/fs/cgroup/$name"
 echo 0 >"/sys/fs/cgroup/$name/cgroup.procs"
-mount -t overlay overlay -o "lowerdir=$root,upperdir=$work/upper,workdir=$work/overlay" "$work/root" ||
+mount -t overlay overlay -o "lowerdir=$root,upperdir=$work/upper,workdir=$work/overlay" "$work/root" || [ -e "$work/root/etc" ] ||
     cp -a --reflink=auto "$root/." "$work/root"
 systemd-nspawn --quiet --register=no --keep-unit --settings=no --link-journal=no --resolv-conf=off --timezone=off --console=pipe \
     --machine="$name" --directory="$work/root" --network-namespace-path=/proc/$$/ns/net --bind=/dev/fuse --boot "$@" &
@@ -70,15 +70,18 @@ class Machine:
     Nothing of it outlives the process that made it, even one that is killed: only a directory below .cache/boxes and an empty cgroup
     stay then, until the next machine, or `sweep`, takes them away. It has no network but its own loopback device.
 
-    binds:  directories of this machine, read-only at the same path inside.
+    binds:   directories of this machine, read-only at the same path inside.
+    shared:  directories of this machine, writable, and where they are inside.
     """
 
-    def __init__(self, root: Path, hostname: str = "pve1", *, binds: Sequence[Path] = ()) -> None:
+    def __init__(self, root: Path, hostname: str = "pve1", *, binds: Sequence[Path] = (), shared: Mapping[Path, str] | None = None) -> None:
         self.hostname = hostname
         self.pid = 0  # of its init, seen from here
         self.boot_s = 0.0
+        self._began_s = 0.0
         self._root = root
         self._options = [f"--hostname={hostname}", *(f"--bind-ro={path}" for path in binds)]
+        self._options += [f"--bind={path}:{inside}" for path, inside in (shared or {}).items()]
         self._box: subprocess.Popen[bytes] | None = None
         self._work = Path()
 
@@ -99,27 +102,36 @@ class Machine:
     # -- life --------------------------------------------------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Boot, and return when systemd has started what it was to start.
+        """Boot, and return when systemd has started what it was to start; after `stop` or `crash` from the disk that it had.
 
         Raises:  MachineError with the end of the console when it does not come to that.
         """
+        self.begin()
+        self.wait_booted()
+
+    def begin(self) -> None:
+        """Begin to boot. The thread that calls this must live as long as the machine, which ends with it."""
         sweep()
-        began = time.monotonic()
-        BOXES.mkdir(parents=True, exist_ok=True)
-        self._work = BOXES / f"box-{os.getpid()}-{secrets.token_hex(4)}"
-        for part in ("upper", "overlay", "root"):
-            (self._work / part).mkdir(0o755, parents=True)
+        self._began_s = time.monotonic()
+        if not self._work.name:
+            BOXES.mkdir(parents=True, exist_ok=True)
+            self._work = BOXES / f"box-{os.getpid()}-{secrets.token_hex(4)}"
+            for part in ("upper", "overlay", "root"):
+                (self._work / part).mkdir(0o755, parents=True)
         # setpriv: the box dies with this process; unshare: everything in the box dies with its first process.
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--net", "--pid", "--fork"]
         command += ["--kill-child", "--mount-proc", "/bin/sh", "-c", BOX, "box", self.name, str(self._root), str(self._work)]
-        with self.console.open("wb") as out:
+        with self.console.open("ab") as out:
             self._box = subprocess.Popen(
                 [*command, *self._options], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
-        until = began + BOOT_WAIT_S
+
+    def wait_booted(self) -> None:
+        """Return when what `begin` began is up; raises as `boot` does."""
+        until = self._began_s + BOOT_WAIT_S
         self.wait_for(self._find_init, until - time.monotonic(), "no init came up")
         self.wait_for(lambda: self.state() in {"running", "degraded"}, until - time.monotonic(), "it did not come up")
-        self.boot_s = time.monotonic() - began
+        self.boot_s = time.monotonic() - self._began_s
 
     def stop(self) -> None:
         """Shut down as systemd wants to be told, and fail when that does not work: the agent must not keep a node from stopping."""
@@ -131,15 +143,21 @@ class Machine:
         except subprocess.TimeoutExpired:
             raise MachineError(f"{self.hostname} did not stop within {STOP_WAIT_S:.0f} s:\n{self._console_end()}") from None
 
-    def destroy(self) -> None:
-        """Take away what there is of it, running or not."""
+    def crash(self) -> None:
+        """End it as a power cut does: everything in it is gone at once, but for its disk."""
         if self._box is not None:
             self._box.kill()
             self._box.wait()
             self._box = None
             self.pid = 0
         if self._work.name:
-            _remove_box(self._work)
+            _remove_cgroups(self.name)
+
+    def destroy(self) -> None:
+        """Take away what there is of it, running or not."""
+        self.crash()
+        if self._work.name:
+            shutil.rmtree(self._work, ignore_errors=True)
 
     @property
     def name(self) -> str:
@@ -228,6 +246,12 @@ class Machine:
             assert tar.stdout
             packed = tar.stdout.read()
         self.run(["/bin/sh", "-ec", 'mkdir -p "$1"; tar -C "$1" --no-same-owner -x', "copy", into], stdin=packed)
+
+    def install(self, deb: Path) -> Done:
+        """Install a package as a user does, with `apt-get install ./it.deb`; there is no network, so what it needs must be there."""
+        self.copy_in(deb, "/root")
+        command = ["apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", "install", f"/root/{deb.name}"]
+        return self.run(command, env={"DEBIAN_FRONTEND": "noninteractive"})
 
     def get(self, path: str) -> str:
         """Return the text of a file inside."""
@@ -327,17 +351,17 @@ def sweep() -> None:
     for work in BOXES.glob("box-*"):
         maker = work.name.split("-")[1]
         if not Path("/proc", maker).exists():
-            _remove_box(work)
+            _remove_cgroups(f"proxlb-{work.name}")
+            shutil.rmtree(work, ignore_errors=True)
 
 
-def _remove_box(work: Path) -> None:
-    """Remove a box's cgroups, which empty a moment after its last process, and its directory."""
+def _remove_cgroups(name: str) -> None:
+    """Remove a box's cgroups, which empty a moment after its last process."""
     for _ in range(50):
-        swept = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", SWEEP, "sweep", f"proxlb-{work.name}"]
+        swept = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", SWEEP, "sweep", name]
         if subprocess.run(swept, capture_output=True).returncode == 0:
             break
         time.sleep(POLL_S)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _ancestors(pid: int, parents: Mapping[int, int]) -> set[int]:

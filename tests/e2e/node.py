@@ -6,7 +6,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import ctypes
-import json
 import os
 import shutil
 import tempfile
@@ -18,9 +17,10 @@ from typing import Any, Self
 
 from tests.e2e.machine import Done, Machine
 from tests.e2e.mirror import Mirror
+from tests.e2e.played import Played
 from tests.e2e.roots import PROJECT
 from tests.pmxcfs.client import Control
-from tests.pve_server.client import PYTHON, TOKEN_SECRET, Answer, PveServer
+from tests.pve_server.client import PYTHON, Answer, PveServer
 
 CLONE_NEWNET = 0x40000000
 API_PORT = 8006
@@ -72,7 +72,7 @@ class Api(PveServer):
         return self._inside.submit(super()._call, method, path, document).result()
 
 
-class Node:
+class Node(Played):
     """A node that is up on entering and gone on leaving: `with Node(root("bookworm"), cluster(["pve1", "pve2"], [vm(101, "pve1")]))`.
 
     machine:  the booted node, the first one of the state unless `name` says another; the others are played.
@@ -99,7 +99,7 @@ class Node:
             stack.enter_context(self.machine)
             self._mount()
             self.api = stack.enter_context(Api(self.machine, self.state, self.folder))
-            self._lay_out()
+            self.lay_out()
             release = int(self.state.get("pve", "9"))
             self.mirror = Mirror(self.api, self.pmxcfs, release=release)
             stack.callback(self.mirror.stop)
@@ -116,56 +116,6 @@ class Node:
         return self.machine.hostname
 
     # -- what a test does --------------------------------------------------------------------------------------------------------
-
-    def install(self, deb: Path) -> Done:
-        """Install a package as a user does, with `apt-get install ./it.deb`; there is no network, so what it needs must be there."""
-        self.machine.copy_in(deb, "/root")
-        return self.machine.run(
-            ["apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", "install", f"/root/{deb.name}"], env={"DEBIAN_FRONTEND": "noninteractive"}
-        )
-
-    def settings(self, **cluster_wide: Any) -> None:
-        """Write /etc/pve/proxlb/config.yaml (JSON is YAML)."""
-        self.pmxcfs.put("proxlb/config.yaml", json.dumps(cluster_wide))
-
-    def report(self, node: str, *events: Mapping[str, Any], seq: int = 0, version: str = "0.1.0") -> None:
-        """Report what the agent of another node would; without, that node is no target."""
-        document = {
-            "schema": "proxlb-agent/inbox/1", "node": node, "incarnation": "other", "boot_id": "boot", "seq": seq,
-            "written_at": time.time(), "events": list(events), "flag": None,
-            "facts": {"agent_version": version, "node": {"bridges": ["vmbr0"]}},
-        }  # fmt: skip
-        self.pmxcfs.put(f"proxlb/inbox/{node}.json", json.dumps(document))
-
-    def release_lead(self, epoch: int = 6) -> None:
-        """Leave /etc/pve/proxlb/leader.json as a leader that stopped cleanly does, so that the next one need not wait 90 s."""
-        document = {
-            "schema": "proxlb-agent/leader/1", "node": self.names[-1], "incarnation": "before", "epoch": epoch, "state": "released",
-            "since": time.time(), "version": "0.1.0",
-        }  # fmt: skip
-        self.pmxcfs.put("proxlb/leader.json", json.dumps(document))
-
-    def set_load(self, vmid: int, cpu_cores: float | None = None, mem_bytes: int | None = None, memhost_bytes: int | None = None) -> None:
-        """Let a guest use that much from now on; API and `.rrd` say so when this returns. None: unchanged."""
-        self.api.set_load(vmid, cpu_cores, mem_bytes, memhost_bytes)
-        self.mirror.look(numbers=True)
-
-    def set_node_load(self, node: str, cpu_fraction: float | None = None, mem_bytes: int | None = None) -> None:
-        """Let a node report that whatever its guests use; None: what they use. In API and `.rrd`."""
-        self.api.node_load(node, cpu_fraction, mem_bytes)
-        self.mirror.look(numbers=True)
-
-    def log(self, node: str, msg: str, *, user: str = "root@pam", pri: int = 6, tag: str = "pvedaemon") -> None:
-        """Add a line to the cluster log, in API and `.clusterlog`."""
-        self.api.log(node, msg, user=user, pri=pri, tag=tag)
-        self.pmxcfs.log(node, msg, user=user, pri=pri, tag=tag)
-
-    def flag(self, node: str, reason: str = "") -> None:
-        """Put a node into maintenance by the cluster's flag file."""
-        self.pmxcfs.put(f"proxlb/maintenance/{node}", reason)
-
-    def unflag(self, node: str) -> None:
-        self.pmxcfs.remove(f"proxlb/maintenance/{node}")
 
     def start_guest(self, vmid: int, *, silent: bool = False) -> None:
         """Start a guest of this node as PVE does: hookscript, the guest itself, hookscript, and only then the task's last line."""
@@ -188,15 +138,6 @@ class Node:
         self.machine.put("/etc/systemd/system/pve-cluster.service", PVE_CLUSTER.format(standin=STANDIN, socket=SOCKET, nodes=nodes))
         self.machine.run("mkdir -p /etc/pve; systemctl daemon-reload; systemctl enable --now pve-cluster.service")
         self.pmxcfs = Control(self.machine.outside(SOCKET))
-
-    def _lay_out(self) -> None:
-        """Put into /etc/pve what a cluster has there before any agent: certificates, and the token that `setup` would make."""
-        certificates = Path(self.api.ca_file).parent
-        for file in [certificates / "pve-root-ca.pem", *sorted(certificates.glob("nodes/*/*"))]:
-            self.pmxcfs.put(str(file.relative_to(certificates)), file.read_text())
-        self.pmxcfs.put("priv/proxlb/token", TOKEN_SECRET + "\n")
-        self.pmxcfs.put("storage.cfg", "dir: local\n\tpath /var/lib/vz\n\tcontent snippets,iso\n")
-        self.pmxcfs.put("corosync.conf", f"totem {{\n  cluster_name: standin\n}}\n# {' '.join(self.names)}\n")
 
 
 def _enter_network(pid: int) -> None:

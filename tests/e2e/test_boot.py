@@ -240,7 +240,7 @@ def test_quorum_goes_in_both(node: Node) -> None:
 
 def test_a_package_installs_offline_and_its_unit_sees_etc_pve(node: Node, tmp_path: Path) -> None:
     deb = make_deb(tmp_path, "python3-proxmoxer, python3-requests, python3-watchdog, python3-yaml, python3-systemd, python3-rich")
-    node.install(deb)
+    node.machine.install(deb)
     node.machine.run("systemctl start dummy")
     node.machine.wait_for(lambda: "dummy is here" in node.machine.messages("-u", "dummy"))
     pid = node.machine.run("systemctl show --value -p MainPID dummy").stdout.strip()
@@ -252,4 +252,4 @@ def test_a_package_installs_offline_and_its_unit_sees_etc_pve(node: Node, tmp_pa
 
 def test_a_package_that_needs_more_is_refused(node: Node, tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="no-such-package"):
-        node.install(make_deb(tmp_path, "no-such-package"))
+        node.machine.install(make_deb(tmp_path, "no-such-package"))

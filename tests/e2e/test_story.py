@@ -19,7 +19,8 @@ from agent.core.settings_check import check
 from agent.sim.cluster_file import read_cluster
 from agent.sim.world import World
 from agent.simulation import Simulation
-from tests.e2e.installed import CLUSTER_UNIT, Installed, Move
+from tests.e2e.installed import CLUSTER_UNIT, Installed
+from tests.e2e.played import Move
 from tests.e2e.roots import PROJECT
 from tests.pmxcfs.client import WRITES
 from tests.pve_server.client import TOKEN_SECRET, cluster, ct, vm
@@ -89,7 +90,7 @@ def fresh(root: Path) -> Iterator[Installed]:
 
 
 def test_it_installs_before_there_is_a_cluster_and_waits(fresh: Installed, deb: Path) -> None:
-    fresh.install(deb)
+    fresh.machine.install(deb)
     fresh.wait_said("waiting: /etc/pve is not mounted")
     fresh.hook(101, "post-start")
     time.sleep(7)  # the inbox is claimed every 5 s, what cannot be written is tried again every 2 s

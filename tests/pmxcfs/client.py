@@ -147,6 +147,10 @@ class Control:
         holder = self.ask("lock_holder", name=name)
         return None if holder is None else str(holder)
 
+    def lock_holders(self, name: str) -> list[tuple[float, str | None]]:
+        """Return when `priv/lock/<name>` was taken, renewed or removed (as `time.time()`), and who held it from then on."""
+        return [(at, holder) for at, holder in self.ask("lock_holders", name=name)]
+
     def unmount(self, node: str, *, dead: bool = False) -> None:
         """End the node's pmxcfs: leave the bare directory; or, dead, a mount where every call gives ENOTCONN."""
         self.ask("unmount", node=node, dead=dead)

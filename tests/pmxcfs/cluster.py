@@ -10,13 +10,14 @@ import copy
 import errno
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from tests.pmxcfs.node import LogEntry, Node
 from tests.pmxcfs.tree import FIRST_FOLDERS, LOCK_DIR, Entry, Tree, guest_of, refusal
 
+MAX_HOLDERS = 10000
 LOCK_LIFE_S = 120.0  # pmxcfs drops a lock that nobody renewed for that long, once somebody asks
 
 
@@ -36,6 +37,7 @@ class Cluster:
         self.name = "standin"
         self.told: dict[str, str] = {}  # dot file -> text to show instead of the generated one
         self.calls: Counter[tuple[str, str, str, bool]] = Counter()  # (node, call, path, done)
+        self.holders: deque[tuple[str, float, str | None]] = deque(maxlen=MAX_HOLDERS)  # lock, this machine's time, whose it is since
         self.dirty = False
         self.changed = threading.Condition(threading.RLock())
         self._coming: tuple[float, Callable[[], None]] | None = None  # a change of membership that is being agreed on
@@ -142,10 +144,17 @@ class Cluster:
         self.dirty = True
         for one in self._sharing(node):
             one.count(path)
+        if path.rpartition("/")[0] == LOCK_DIR:
+            self.holders.append((path, time.time(), self.holder(node, path)))
 
     def _register_guest(self, node: Node, path: str) -> None:
         for one in self._sharing(node):
             one.register_guest(path)
+
+    def holder(self, node: Node, path: str) -> str | None:
+        """Return whose that lock is as the node sees it, None when it is nobody's."""
+        lock = node.tree.locks().get(path)
+        return None if lock is None else next(one.name for one in self.nodes.values() if one.id == lock.writer)
 
     def _begin_age(self, node: Node, path: str) -> None:
         if lock := node.tree.locks().get(path):

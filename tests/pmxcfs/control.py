@@ -171,8 +171,12 @@ class Control:
     def lock_holder(self, name: str) -> str | None:
         """Return the node that holds the lock, None when nobody does."""
         with self._cluster.changed:
-            lock = self._node(None).tree.locks().get(lock_path(name))
-            return None if lock is None else next(node.name for node in self._cluster.nodes.values() if node.id == lock.writer)
+            return self._cluster.holder(self._node(None), lock_path(name))
+
+    def lock_holders(self, name: str) -> list[tuple[float, str | None]]:
+        """Return when the lock was taken, renewed or removed, by this machine's clock, and whose it was from then on."""
+        with self._cluster.changed:
+            return [(at, holder) for path, at, holder in self._cluster.holders if path == lock_path(name)]
 
     def unmount(self, node: str, dead: bool = False) -> None:
         """End that node's pmxcfs: leave the bare directory, or, as after a kill -9, a mount where nobody answers (ENOTCONN)."""

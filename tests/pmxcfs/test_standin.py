@@ -60,6 +60,19 @@ def test_a_lock_grows_as_old_as_it_is_told_to(pve: Pmxcfs) -> None:
     assert errno_of(lambda: os.utime(mine)) == "EACCES"
 
 
+def test_it_tells_who_held_a_lock_and_when(pve: Pmxcfs) -> None:
+    mine, theirs, began = lock(pve, "pve1"), lock(pve, "pve2"), time.time()
+    mine.mkdir()
+    os.utime(mine)
+    assert errno_of(lambda: os.utime(theirs)) == "EACCES"
+    theirs.rmdir()
+    (pve.at("pve2") / "priv/lock/another").mkdir()
+    theirs.mkdir()
+    at, holders = zip(*pve.lock_holders("proxlb-agent"), strict=True)
+    assert holders == ("pve1", "pve1", None, "pve2")
+    assert began <= at[0] <= at[1] <= at[2] <= at[3] <= time.time()
+
+
 def test_a_stray_file_keeps_pmxcfs_from_mounting(pve: Pmxcfs) -> None:
     pve.unmount("pve1")
     (pve.at("pve1") / "stray").write_text("")

@@ -98,10 +98,12 @@ class PveApi:
         """As `ClusterApi.verdict`. Where /etc/pve is not to be read, a request more for the configuration, and one an hour for
         replication. PVE 8 has no check of containers: there it is a request less."""
         path = migration.migrate_path(node, type, vmid)
+        sizes: dict[str, int] = {}
         try:
             if type is GuestType.QEMU:
                 answer = self._hosts.call("GET", path, {})
                 said = _expected(lambda: verdict.vm_verdict(vmid, answer, path, wall_s))
+                sizes = verdict.disk_sizes(answer)
             else:
                 said = verdict.container_verdict(vmid, self._container_precondition(path), wall_s)
             config = self._config(vmid, type, node)
@@ -113,7 +115,8 @@ class PveApi:
             return verdict.verdict_of_refusal(vmid, f"its configuration is not on {node}", wall_s)
         if lock := values.text(config.get("lock")):
             return Verdict(vmid, wall_s, Refusal(vmid, RefusalReason.LOCKED, values.one_line(lock)))
-        return replace(said, needs=configuration.needs_of(type, config, self._replicated_to(vmid)))
+        needs = configuration.needs_of(type, config, self._replicated_to(vmid))
+        return replace(said, needs=configuration.with_sizes(needs, sizes))
 
     def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """As `ClusterApi.migrate`. A guest of the HA manager gives the UPID of a `hamigrate` task, which ends at once."""

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from agent.adapters.pve.values import Row, names, one_line, quoted, text
 from agent.core.cluster import GuestType
@@ -23,6 +24,8 @@ _CONTAINER_DEVICE = re.compile(r"dev\d+")
 _RAW_DEVICE = re.compile(r"lxc\.(mount|hook|cgroup2?\.devices)\b")
 _CLOUD_INIT = re.compile(r"vm-\d+-cloudinit(\.\w+)?$")
 _LINE = re.compile(r"([A-Za-z][\w.-]*)\s*[:=]\s*(.*?)\s*")
+_SIZE = re.compile(r"size=(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)")
+_UNITS = ("", "K", "M", "G", "T")
 _JOB = re.compile(r"\w+:\s*(\d+)-\d+\s*")
 
 
@@ -70,6 +73,12 @@ def needs_of(kind: GuestType, config: Row, replicated_to: tuple[str, ...] | None
     )
 
 
+def with_sizes(needs: GuestNeeds, sizes: Mapping[str, int]) -> GuestNeeds:
+    """The needs with sizes that PVE tells of volumes besides: of those that are not in use the configuration says none."""
+    told = tuple(replace(volume, size_bytes=sizes.get(volume.name)) if volume.size_bytes is None else volume for volume in needs.volumes)
+    return needs if told == needs.volumes else replace(needs, volumes=told)
+
+
 def _parts(value: object, first: str) -> Iterator[tuple[str, str]]:
     """The keys and values of a property string; `first` is the key that may be left out."""
     for number, part in enumerate(text(value).split(",")):
@@ -89,7 +98,16 @@ def _volumes(kind: GuestType, config: Row) -> Iterator[Volume]:
         storage, found, _ = name.partition(":")
         if not found or name.startswith("/"):
             continue
-        yield Volume(one_line(name), storage, _kind_of(name, text(value).split(",")))
+        parts = text(value).split(",")
+        yield Volume(one_line(name), storage, _kind_of(name, parts), _size(parts))
+
+
+def _size(parts: list[str]) -> int | None:
+    """The size of a volume, None where its configuration does not tell it, as of one that is not in use."""
+    for part in parts:
+        if (match := _SIZE.fullmatch(part)) is not None:
+            return int(float(match[1]) * 1024 ** _UNITS.index(match[2]))
+    return None
 
 
 def _kind_of(name: str, parts: list[str]) -> VolumeKind:

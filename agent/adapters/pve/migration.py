@@ -18,6 +18,12 @@ def migrate_parameters(order: MigrationOrder) -> dict[str, Parameter]:
     parameters: dict[str, Parameter] = {"target": order.target}
     if order.online and order.type is GuestType.QEMU:
         parameters["online"] = 1
+        if order.local_disks:
+            parameters["with-local-disks"] = 1
+        if order.conntrack:
+            parameters["with-conntrack-state"] = 1
+    if order.storage_map and order.type is GuestType.QEMU:  # its privileges are asked for whenever it is there
+        parameters["targetstorage"] = ",".join(f"{storage}:{taker}" for storage, taker in order.storage_map)
     if order.restart and order.type is GuestType.LXC:
         parameters["restart"] = 1
     if order.bandwidth_limit_kib_s is not None:

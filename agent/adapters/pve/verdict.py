@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from agent.adapters.pve.values import Row, fields, flag, names, one_line, table, text
+from agent.adapters.pve.values import Row, fields, flag, names, number, one_line, table, text
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
 
@@ -38,6 +38,16 @@ def vm_verdict(vmid: int, answer: object, path: str, wall_s: float) -> Verdict:
     elif images := _local_disks(row.get("local_disks"), cdrom=True):
         refusal = Refusal(vmid, RefusalReason.LOCAL_IMAGE, one_line(", ".join(images)))
     return Verdict(vmid, wall_s, refusal, _refused_nodes(vmid, row.get("not_allowed_nodes")))
+
+
+def disk_sizes(answer: object) -> dict[str, int]:
+    """The sizes that PVE tells of a VM's volumes on its node, in bytes."""
+    found = {}
+    for disk in _disks(table(answer).get("local_disks")):
+        size = number(disk.get("size"))
+        if size is not None and size > 0 and (volid := _volid(disk)):
+            found[one_line(volid)] = int(size)
+    return found
 
 
 def container_verdict(vmid: int, answer: object, wall_s: float) -> Verdict:
