@@ -19,6 +19,7 @@ from agent.sim.inventory import SimGuest, SimNode
 from agent.sim.migrations import FailureKind
 from agent.sim.tasks import LogRing
 from tests.chaos.machine import Point, Slowness, Trap
+from tests.fire.judge import LATEST_S
 
 if TYPE_CHECKING:
     from tests.chaos.day import Day
@@ -102,11 +103,11 @@ def _reload(day: Day) -> None:
     day.world.reload_agent(day.node().name)
 
 
-def _trap(point: str, what: str, act: Callable[[Day, str], None]) -> Fault:
+def _trap(point: str, what: str, act: Callable[[Day, str], bool]) -> Fault:
     def put(day: Day) -> None:
         def spring(name: str) -> None:
-            day.hit(f"{what} {point}")
-            act(day, name)
+            if act(day, name):
+                day.hit(f"{what} {point}")
 
         day.machine.traps.append(Trap(point, day.world.now_s + TRAP_S, spring))
         if point in AT_A_REQUEST and day.rng.random() < 0.7:
@@ -119,33 +120,37 @@ def _trap(point: str, what: str, act: Callable[[Day, str], None]) -> Fault:
     return put
 
 
-def _freeze_long(day: Day, name: str) -> None:
+def _freeze_long(day: Day, name: str) -> bool:
     day.world.freeze_agent(name, day.rng.uniform(*LONGER_THAN_THE_LEASE))
+    return True
 
 
-def _freeze_short(day: Day, name: str) -> None:
-    """Within what the protocol allows between a check and its request: a lease and POST's timeout are 90 s, and 60 are the lease's."""
-    day.world.freeze_agent(name, day.rng.uniform(0.5, 25.0))
+def _freeze_short(day: Day, name: str) -> bool:
+    """Not long enough for a request to be too old to go out, or to be nobody's any more."""
+    day.world.freeze_agent(name, day.rng.uniform(0.5, LATEST_S / 2))
+    return True
 
 
-def _kill(day: Day, name: str) -> None:
+def _kill(day: Day, name: str) -> bool:
     day.machine.kill(name, day.rng.choice((5.0, 5.0, 30.0, 200.0)))
+    return True
 
 
-def _power_off(day: Day, name: str) -> None:
-    day.power_off(name, day.rng.uniform(60.0, 900.0))
+def _power_off(day: Day, name: str) -> bool:
+    return day.power_off(name, day.rng.uniform(60.0, 900.0))
 
 
-def _cut(day: Day, name: str) -> None:
-    day.cut(name, day.rng.uniform(20.0, 600.0))
+def _cut(day: Day, name: str) -> bool:
+    return day.cut(name, day.rng.uniform(20.0, 600.0))
 
 
-def _hang(day: Day, name: str) -> None:
+def _hang(day: Day, name: str) -> bool:
     day.world.hang_pmxcfs(name, day.rng.uniform(10.0, 200.0))
+    return True
 
 
-def _take_lock_away(day: Day, name: str) -> None:
-    day.remove_lock()
+def _take_lock_away(day: Day, name: str) -> bool:
+    return day.remove_lock()
 
 
 for _point, _what, _act, _weight in (
@@ -155,6 +160,8 @@ for _point, _what, _act, _weight in (
     (Point.BEFORE_CHECK, "cut off", _cut, 1.0),
     (Point.BEFORE_CHECK, "pmxcfs hangs", _hang, 1.0),
     (Point.CHECKED, "frozen for a moment", _freeze_short, 1.0),
+    (Point.CHECKED, "frozen beyond its lease", _freeze_long, 1.0),
+    (Point.CHECKED, "lock removed by hand", _take_lock_away, 0.7),
     (Point.CHECKED, "killed", _kill, 1.0),
     (Point.POSTED, "frozen beyond its lease", _freeze_long, 1.0),
     (Point.POSTED, "killed", _kill, 1.5),
@@ -363,7 +370,7 @@ def _fail_api(day: Day) -> None:
 def _slow_api(day: Day) -> None:
     name = day.leader() or day.node().name
     day.hit("API slow")
-    before_s, after_s = day.rng.choice(((0.0, 8.0), (3.0, 3.0), (20.0, 2.0), (0.5, 29.0), (10.0, 25.0), (28.0, 10.0)))
+    before_s, after_s = day.rng.choice(((0.0, 8.0), (3.0, 3.0), (10.0, 2.0), (0.5, 29.0), (10.0, 25.0), (10.0, 29.0)))
     day.machine.slow[name] = Slowness(day.world.now_s + day.rng.uniform(60.0, 900.0), before_s, after_s)
 
 

@@ -9,6 +9,7 @@ done again with the answers of the calls it had made already, so that to the age
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,9 +21,9 @@ from agent.daemon import inputs, outputs
 from agent.daemon.outputs import Lane
 from agent.daemon.perform import Performer, Ports
 from agent.ports import InDoubtError, OutsideError, TemporaryError
-from agent.simulation import Simulation
+from agent.simulation import Simulation, _Process
+from tests.fire.judge import POST_TIMEOUT_S, Judge
 
-POST_TIMEOUT_S = 30.0  # api.timeout_s
 PMXCFS = frozenset({"lock", "files"})
 CHANGES = frozenset({"take", "renew", "release", "write"})  # what pmxcfs may still carry out for a process that is gone
 RESTART_S = 5.0  # what systemd takes to start the agent again after it was killed
@@ -81,22 +82,8 @@ class Tape:
     at: int = 0
     met: set[tuple[int, str]] = field(default_factory=set)  # what has held up which call already
     pending: tuple[str, str, Callable[[], Any]] | None = None
-    sent_s: float | None = None
-    checked_s: float | None = None
-
-
-@dataclass(slots=True)
-class Request:
-    """One request to migrate as the wire saw it, beside the world's own record of it."""
-
-    sender: str
-    intent: str
-    vmid: int
-    source: str
-    target: str
-    checked_s: float  # of the renewal before it
-    sent_s: float
-    answered_s: float = float("inf")
+    checked_s: float | None = None  # when it renewed the lock last
+    hung: set[int] = field(default_factory=set)  # the calls that /etc/pve held up
 
 
 class _Port:
@@ -107,7 +94,7 @@ class _Port:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         call = getattr(self._real, name)
-        return lambda *given: self._machine.call(self._tape, self._kind, name, lambda: call(*given))
+        return lambda *given: self._machine.call(self._tape, self._kind, name, lambda: call(*given), given)
 
 
 class _Lane:
@@ -121,8 +108,8 @@ class _Lane:
 class Machine(Simulation):
     """A simulation whose agents can be disturbed in the middle of a call.
 
-    Shape:   `traps` wait for an agent to come to their point; `on_hit` is told of what went wrong where; `requests` is every request
-             to migrate that left an agent.
+    Shape:   `traps` wait for an agent to come to their point; `strikes` is what went wrong when; `judge` knows every request to
+             migrate that reached PVE.
     """
 
     def __init__(self, *given: Any, rng: random.Random, **named: Any) -> None:
@@ -131,8 +118,13 @@ class Machine(Simulation):
         self._lanes: dict[str, tuple[int, dict[Lane, _Lane]]] = {}
         self.traps: list[Trap] = []
         self.slow: dict[str, Slowness] = {}
-        self.requests: list[Request] = []
-        self.on_hit: Callable[[str, str], None] = lambda what, node: None
+        self.strikes: list[tuple[float, str]] = []
+        self.sent_again: list[str] = []
+        self.judge = Judge(self.world)
+
+    def hit(self, what: str) -> None:
+        """Something goes wrong now."""
+        self.strikes.append((self.world.now_s, what))
 
     def is_at_work(self, name: str) -> bool:
         """True when an agent runs there that is not stopped."""
@@ -166,7 +158,7 @@ class Machine(Simulation):
     def _do_late(self, act: Callable[[], Any], name: str) -> None:
         with contextlib.suppress(OutsideError):
             act()
-            self.on_hit("pmxcfs did what a dead process had asked for", name)
+            self.hit("pmxcfs did what a dead process had asked for")
 
     def _let_run(self, name: str) -> None:
         try:
@@ -180,8 +172,9 @@ class Machine(Simulation):
         if name not in self._processes:
             self._forget(name)
 
-    def _answers(self, name: str, asked: Iterable[outputs.Output]) -> Iterable[inputs.Input]:
-        lanes, performer = self._lanes_of(name), self._processes[name].performer
+    def _answers(self, process: _Process, asked: Iterable[outputs.Output]) -> Iterable[inputs.Input]:
+        name = process.agent.identity.node
+        lanes, performer = self._lanes_of(name), process.performer
         answers: list[inputs.Input] = []
         for output in asked:
             lane = lanes[output.lane]
@@ -221,7 +214,7 @@ class Machine(Simulation):
         """True when a call of that output may be held up, or must be known to the witness."""
         if output.lane is Lane.NOW:
             return False
-        if isinstance(output, outputs.StartMigration):
+        if isinstance(output, outputs.StartMigration) or (isinstance(output, outputs.DoLock) and output.act is LockAct.RELEASE):
             return True
         now_s = self.world.now_s
         if self.world.nodes[name].pmxcfs_hangs_until_s > now_s or ((slow := self.slow.get(name)) is not None and slow.until_s > now_s):
@@ -243,15 +236,17 @@ class Machine(Simulation):
 
     # one call
 
-    def call(self, tape: Tape, kind: str, name: str, act: Callable[[], Any]) -> Any:
+    def call(self, tape: Tape, kind: str, name: str, act: Callable[[], Any], given: tuple[Any, ...]) -> Any:
         """Make a call, or give the answer that it has had already."""
         if tape.at < len(tape.done):
             is_good, value = tape.done[tape.at]
         else:
             tape.pending = (kind, name, act)
             self._before(tape, kind, name)
+            if kind == "lock" and name == "release" and tape.at not in tape.hung:
+                self.judge.removes(self.world.nodes[tape.node])
             try:
-                value, is_good = act(), True
+                value, is_good = (self._sent(tape, act, *given) if name == "migrate" else act()), True
             except OutsideError as error:
                 value, is_good = error, False
             tape.pending = None
@@ -266,6 +261,24 @@ class Machine(Simulation):
             raise value
         return value
 
+    def _sent(self, tape: Tape, act: Callable[[], Any], order: Any, send_until_s: float = math.inf) -> Any:
+        """The request reaches PVE, unless its time was over before it left."""
+        world = self.world
+        if world.nodes[tape.node].boottime_s(world.now_s) >= send_until_s:
+            return act()
+        checked_s = tape.checked_s
+        migration = world.migrations.under_way.get(order.vmid)
+        if migration is not None and any(sent.answer == migration.task.upid for sent in self.judge.requests):
+            self.sent_again.append(f"{world.now_s:.1f} s: {tape.node} sends {order.vmid} while it is migrating on an agent's request")
+        struck = tuple(what for at_s, what in self.strikes[-20:] if checked_s is not None and at_s >= checked_s)
+        sent = self.judge.sent(tape.node, order, checked_s, struck)
+        try:
+            sent.answer = act()
+        except Exception as error:
+            sent.answer = f"{type(error).__name__}: {error}"
+            raise
+        return sent.answer
+
     def _hold(self, tape: Tape, why: str, for_s: float) -> None:
         """Let the call wait that long, once."""
         if (tape.at, why) not in tape.met:
@@ -276,22 +289,15 @@ class Machine(Simulation):
     def _before(self, tape: Tape, kind: str, name: str) -> None:
         node, now_s = self.world.nodes[tape.node], self.world.now_s
         if kind in PMXCFS and node.mounted and node.pmxcfs_hangs_until_s > now_s:
+            tape.hung.add(tape.at)
             raise Suspended(node.pmxcfs_hangs_until_s)
         if kind != "api":
             return
         if name == "migrate":
-            if tape.sent_s is None:
-                tape.sent_s = now_s
             self._spring(tape, Point.CHECKED)
         slow = self.slow.get(tape.node)
         if slow is not None and slow.until_s > now_s:
             self._hold(tape, "request under way", min(slow.before_s, POST_TIMEOUT_S - 1))
-        if name == "migrate" and not any(r.intent == self._intent(tape) and r.sent_s == tape.sent_s for r in self.requests):
-            order = tape.output.order  # type: ignore[union-attr]
-            checked_s = -1e9 if tape.checked_s is None else tape.checked_s
-            self.requests.append(
-                Request(tape.node, self._intent(tape), order.vmid, order.source, order.target, checked_s, tape.sent_s or now_s)
-            )
 
     def _after(self, tape: Tape, kind: str, name: str) -> None:
         now_s = self.world.now_s
@@ -312,16 +318,9 @@ class Machine(Simulation):
             if (tape.at, "late") in tape.met and tape.done[-1][0]:
                 error = InDoubtError if name == "migrate" else TemporaryError
                 tape.done[-1] = (False, error("no answer within 30 s"))
-                self.on_hit("answer later than the timeout: " + name, tape.node)
+                self.hit(f"no answer in time: {name}")
             if name == "migrate":
-                for request in reversed(self.requests):
-                    if request.intent == self._intent(tape) and request.answered_s == float("inf"):
-                        request.answered_s = now_s
-                        break
-
-    @staticmethod
-    def _intent(tape: Tape) -> str:
-        return tape.output.intent if isinstance(tape.output, outputs.StartMigration) else ""
+                self.judge.answered(tape.node)
 
     # traps
 
