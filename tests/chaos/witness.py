@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SETTLED_S = 420.0  # loads are smoothed over five minutes; and pvestatd's round, a look, and the way of a request
 KNOWN_S = 180.0  # a tag is seen with the next look; a request may wait for a slot after it
 IN_DOUBT_S = 60.0
+MOVING_S = 60.0  # the agents count from the request, the witness from when the guest is there
 ECHO_S = 50.0  # after the end of a migration: the agents' own 60 s less a late look
 
 
@@ -56,7 +57,9 @@ class DayWitness(Witness):
         if self._world.now_s - self._day.clocks_set_s < self._settings.balance.guest_cooldown_s:
             return
         self.judged["cooldown"] += 1
-        yield from super()._is_too_soon(post)
+        moved_s = self._moved_s.get(post.order.vmid)
+        if moved_s is not None and self._world.now_s - moved_s < self._settings.balance.guest_cooldown_s - MOVING_S:
+            yield from super()._is_too_soon(post)
 
     def _is_tagged_lately(self, post: Post) -> bool:
         return any(self._world.now_s - at_s < KNOWN_S for at_s in self._day.tagged.values())
