@@ -143,11 +143,6 @@ class Tasks:
                 task.upid, task.node, task.kind, task.target_id, task.user, task.started_at, wall, "unexpected status"
             )
 
-    def forget(self, upid: str) -> bool:
-        """The node does not know the task any more, while its work goes on; returns whether it ran."""
-        self._known.pop(upid, None)
-        return self._running.pop(upid, None) is not None
-
     def known(self, upid: str) -> Task | None:
         """The task as its node knows it."""
         return self._known.get(upid)

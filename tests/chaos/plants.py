@@ -13,6 +13,7 @@ from agent.core import triggers
 from agent.core.leadership import LockAct
 from agent.daemon import inputs, outputs, senses, work
 from agent.daemon.perform import Performer
+from tests.chaos.day import DAY_S
 
 Patches = Callable[[contextlib.ExitStack], None]
 
@@ -25,6 +26,7 @@ class Plant:
     plant: Patches
     says: str
     seed: int
+    until_s: float = DAY_S
 
     def __str__(self) -> str:
         return self.words
@@ -87,9 +89,9 @@ def _forgotten_sequence(stack: contextlib.ExitStack) -> None:
 
 
 PLANTS = (
-    Plant("no renewal before the POST", _no_renewal, "sends", 1),
-    Plant("rmdir after the lease", _late_rmdir, "removes the lock of", 1),
-    Plant("no echo filter", _no_echo_filter, "for news", 1),
+    Plant("no renewal before the POST", _no_renewal, "sends", 1, 1800.0),
+    Plant("rmdir after the lease", _late_rmdir, "removes the lock of", 1, 7600.0),
+    Plant("no echo filter", _no_echo_filter, "for news", 1, 400.0),
     Plant("blind retry of a POST", _blind_retry, "sends", 1),
-    Plant("an inbox sequence forgotten", _forgotten_sequence, "times what happened", 1),
+    Plant("an inbox sequence forgotten", _forgotten_sequence, "times what happened", 2, 78000.0),
 )  # fmt: skip

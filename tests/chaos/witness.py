@@ -106,7 +106,11 @@ class DayWitness(Witness):
         for sent, lasted_s in spans:
             self.judged["echoes"] += 1
             for line in told:
-                if line.record.vmid != sent.order.vmid or line.node != sent.sender or not sent.at_s < line.at_s < sent.at_s + lasted_s + ECHO_S:
+                if (
+                    line.record.vmid != sent.order.vmid
+                    or line.node != sent.sender
+                    or not sent.at_s < line.at_s < sent.at_s + lasted_s + ECHO_S
+                ):
                     continue
                 if not day.was_touched(sent.order.vmid, sent.at_s - ECHO_S, line.at_s) and sent.order.type is GuestType.QEMU:
                     yield f"{line.at_s:.1f} s: {line.node} takes its migration of {sent.at_s:.1f} s for news: {line.record.text}"
@@ -139,6 +143,12 @@ class DayWitness(Witness):
         """Guests that a flag has not moved, though nothing keeps them."""
         world = self._world
         for vmid, guest in sorted(world.residents(node).items()):
-            if guest.status != "running" or guest.ha is not None or guest.tags or guest.lock is not None or vmid in world.migrations.under_way:
+            if (
+                guest.status != "running"
+                or guest.ha is not None
+                or guest.tags
+                or guest.lock is not None
+                or vmid in world.migrations.under_way
+            ):
                 continue
             yield f"{world.now_s:.1f} s: guest {vmid} is still on {node}"
