@@ -177,6 +177,9 @@ class ClusterApi(Protocol):
         when that is not known. Never sends the request to a second host after bytes went out, and none once CLOCK_BOOTTIME
         is past `send_until_s`: TemporaryError."""
 
+    def start(self, vmid: int, type: GuestType, node: str, send_until_s: float = math.inf) -> str:
+        """Start a guest that does not run; returns its UPID. Raises as `migrate`."""
+
     def task(self, upid: str) -> TaskSight:
         """How the task stands. Raises TemporaryError when its node does not answer, RefusedError when it is unknown there."""
 

@@ -20,6 +20,8 @@ from agent.adapters.node_facts import ThisNode
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.systemd import SystemdNotifier, watchdog_s
+from agent.adapters.systemd import is_enabled as is_unit_enabled
+from agent.adapters.systemd import is_shutting_down as systemd_shuts_down
 from agent.core import settings_check
 from agent.core.cluster import Snapshot
 from agent.core.documents import DocumentError, HistoryFile, parse
@@ -144,6 +146,16 @@ def own_node(settings: Settings) -> str | None:
 def host_name() -> str:
     """This machine's name without its domain, which is the node's name in PVE."""
     return os.uname().nodename.split(".")[0]
+
+
+def is_shutting_down() -> bool:
+    """True when this machine is on its way down."""
+    return systemd_shuts_down()
+
+
+def is_enabled(unit: str) -> bool:
+    """True when its admin has enabled the unit."""
+    return is_unit_enabled(unit)
 
 
 def make_api(settings: Settings) -> ClusterApi:
@@ -331,7 +343,7 @@ def run_agent(config: str | None = None) -> int:
     settings = first_settings(source, node_settings, journal)
     times = LockTimes()  # its 30 s for a request are the most that api.timeout_s may be
     now = Now(clock.boottime_s(), clock.wall_s())
-    agent = Agent(Identity(host_name(), os.urandom(6).hex(), _boot_id()), settings, times, now)
+    agent = Agent(Identity(host_name(), os.urandom(6).hex(), boot_id()), settings, times, now)
     notifier = SystemdNotifier()
     inbox = f"{node_settings.paths.run}/inbox"
 
@@ -359,7 +371,8 @@ def run_agent(config: str | None = None) -> int:
         bell.stop()
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """A word for this boot of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

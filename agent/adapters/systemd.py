@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Mapping
 
@@ -12,6 +13,8 @@ from systemd import daemon
 
 NS_PER_US = 1000
 US_PER_S = 1_000_000
+SYSTEMCTL = "/usr/bin/systemctl"
+SYSTEMCTL_S = 10.0
 
 
 class SystemdNotifier:
@@ -55,3 +58,21 @@ def watchdog_s(environment: Mapping[str, str], pid: int | None = None) -> float 
     if watched and watched != str(os.getpid() if pid is None else pid):
         return None
     return int(period) / US_PER_S
+
+
+def is_shutting_down() -> bool:
+    """True when systemd is on its way down: reboot, power-off, halt or kexec has been asked for."""
+    return _systemctl("is-system-running") == "stopping"
+
+
+def is_enabled(unit: str) -> bool:
+    """True when the unit has been enabled, for good or until the next boot."""
+    return _systemctl("is-enabled", unit) in {"enabled", "enabled-runtime"}
+
+
+def _systemctl(*words: str) -> str:
+    """What systemctl says; its status is not 0 for what is no good news. "" when it cannot be asked."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        asked = subprocess.run([SYSTEMCTL, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SYSTEMCTL_S)
+        return asked.stdout.strip()
+    return ""

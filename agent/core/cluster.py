@@ -139,10 +139,11 @@ BULK_KINDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """A node that is to be emptied, and who asked for it."""
+    """A node that is to be emptied, and who asked for it; with `shuts_down`, as it is about to go: its HA guests are the HA manager's."""
 
     node: str
     cause: str
+    shuts_down: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +253,11 @@ class Snapshot:
 
     Units:   `taken_at` in Unix seconds; `utc_offset_s` is what the nodes' local time is ahead of UTC.
     Shape:   nodes sorted by name, guests by VMID, tasks by start; `maintenance` are nodes to be emptied, `no_target`
-             nodes that are online but may receive nobody; `unseen` are VMIDs that exist but the token does not show:
-             with any of them the agent only observes. `storage_use` is sorted by name, then nodes; a storage of unknown
-             use is not in it. `registered_tags` are those that only admins may set, as they are written and sorted, None where
-             the cluster does not tell; `storages` are sorted by name, `backup_jobs` (those switched on) by id.
+             nodes that are online but may receive nobody, `going_down` those of them that shut down with their guests;
+             `unseen` are VMIDs that exist but the token does not show: with any of them the agent only observes.
+             `storage_use` is sorted by name, then nodes; a storage of unknown use is not in it. `registered_tags` are those
+             that only admins may set, as they are written and sorted, None where the cluster does not tell; `storages` are
+             sorted by name, `backup_jobs` (those switched on) by id.
     Source:  GET /cluster/resources, /cluster/tasks, /cluster/options, /cluster/ha/...; on a node also files below /etc/pve.
     """
 
@@ -273,6 +275,7 @@ class Snapshot:
     storages: tuple[Storage, ...] = ()
     backup_jobs: tuple[BackupJob, ...] = ()
     utc_offset_s: float = 0.0
+    going_down: tuple[str, ...] = ()
 
     def node(self, name: str) -> Node | None:
         """The node of that name, None when there is none."""

@@ -40,6 +40,7 @@ class Conditions:
         self.draining = {maintenance.node for maintenance in snapshot.maintenance}
         self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
         self.draining &= self.node_of.keys()  # a flag that is left of a node long gone empties nobody
+        self._shut_down = {maintenance.node for maintenance in snapshot.maintenance if maintenance.shuts_down}
         self._suitability = Suitability(snapshot, settings)
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
@@ -70,6 +71,8 @@ class Conditions:
         node = self.node_of.get(guest.node)
         if node is None or not node.online:
             return refuse(RefusalReason.NODE_OFFLINE, guest.node)
+        if guest.node in self.snapshot.going_down:
+            return refuse(RefusalReason.NODE_SHUTS_DOWN, guest.node)
         if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
             return refuse(RefusalReason.NODE_IGNORED, guest.node)
         if (why := self._why_ha_keeps(guest)) is not None:
@@ -132,6 +135,8 @@ class Conditions:
             return None if guest.ha is None else Refusal(guest.vmid, RefusalReason.HA_BUSY, "the HA manager has not said how it keeps it")
         if resource.requested == "ignored":
             return None
+        if guest.node in self._shut_down:
+            return Refusal(guest.vmid, RefusalReason.HA_BUSY, f"{guest.node} shuts down, and the HA manager has its own rule for that")
         if ha.balances and resource.auto_rebalance:
             return Refusal(guest.vmid, RefusalReason.HA_BALANCED)
         detail = ""

@@ -15,6 +15,7 @@ class EventKind(StrEnum):
     GUEST_CHANGED = "guest-changed"
     MAINTENANCE_BEGAN = "maintenance-began"
     MAINTENANCE_ENDED = "maintenance-ended"
+    NODE_SHUTS_DOWN = "node-shuts-down"
     NODE_ONLINE = "node-online"
     NODE_OFFLINE = "node-offline"
     OVERLOAD = "overload"

@@ -255,8 +255,8 @@ def on_renewed(state: Leadership, called_s: float) -> Leadership:
             if called_s >= state.lease_until_s:
                 return replace(state, stage=Stage.HOLDING, lease_until_s=lease, renewed_s=called_s, leader_known=False, looked_s=NEVER_S)
             return replace(state, lease_until_s=max(lease, state.lease_until_s), renewed_s=called_s)
-        case _:
-            return replace(state, renewed_s=called_s, lease_until_s=max(lease, state.lease_until_s))
+        case _:  # asked for after `released` was written, as one act is asked at a time: at the same instant where time is simulated
+            return replace(state, renewed_s=max(called_s, state.looked_s), lease_until_s=max(lease, state.lease_until_s))
 
 
 def on_not_holder(state: Leadership, at_s: float) -> Leadership:

@@ -49,6 +49,7 @@ class RefusalReason(StrEnum):
     CPU_AFFINITY = "cpu-affinity"
     PRECONDITION = "precondition"
     UNANSWERED = "unanswered"
+    NODE_SHUTS_DOWN = "node-shuts-down"
     # a node as a target
     SAME_NODE = "same-node"
     NODE_OFFLINE = "node-offline"
@@ -104,6 +105,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.CPU_AFFINITY: "the guest is bound to cores of its node",
     RefusalReason.PRECONDITION: "PVE's own check of the migration says no",
     RefusalReason.UNANSWERED: "Proxmox VE did not answer when asked whether the guest may migrate, and is asked again",
+    RefusalReason.NODE_SHUTS_DOWN: "the guest's node shuts down, and the guest with it",
     RefusalReason.SAME_NODE: "the guest is there already",
     RefusalReason.NODE_OFFLINE: "the node is offline",
     RefusalReason.NODE_MAINTENANCE: "the node is in maintenance",

@@ -420,6 +420,12 @@ class DrainSettings:
     return_home: bool = field(
         default=True, metadata=_is(Kind.SWITCH, "bring home what left when the maintenance ends; otherwise load alone decides")
     )
+    shutdown_limit_s: float = field(
+        default=600,
+        metadata=_number(
+            "s", 30, 1200, "for so long at most a shutdown waits for the node to be emptied, where proxlb-agent-drain is enabled"
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

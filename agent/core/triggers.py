@@ -200,7 +200,7 @@ def described(trigger: Trigger) -> str:
     return ", ".join(parts)
 
 
-def _words(event: Event) -> str:
+def _words(event: Event) -> str:  # noqa: C901  # one case a kind
     guest = f"guest {event.vmid}"
     where = f" on {event.node}" if event.node else ""
     match event.kind:
@@ -214,6 +214,8 @@ def _words(event: Event) -> str:
             return f"maintenance of {event.node} began" + (f" ({event.detail})" if event.detail else "")
         case EventKind.MAINTENANCE_ENDED:
             return f"maintenance of {event.node} ended"
+        case EventKind.NODE_SHUTS_DOWN:
+            return f"{event.node} shuts down ({event.detail})"
         case EventKind.NODE_ONLINE:
             return f"node {event.node} is online"
         case EventKind.NODE_OFFLINE:

@@ -14,6 +14,7 @@ from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import LockTimes, Stage
 from agent.core.learned import Learned, as_file, bounded
+from agent.core.load import NODE_SETTLED_S
 from agent.core.settings import Mode, Settings
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import Now, Written
@@ -26,6 +27,7 @@ from agent.daemon.work import Work
 from agent.ports import FilesystemState
 
 AGAIN_S = 5.0  # between two tries of what failed
+WITHDRAW_S = NODE_SETTLED_S + 15.0  # up for long enough to take guests, also by what pvestatd tells every 10 s: then they come home
 KEEP_LOADS_S = 300.0  # between two writes of loads.json: what a guest took is lost with the process for as long at the most
 
 _WAITING = {
@@ -90,6 +92,7 @@ class Agent:
         self._has_read_loads = False
         self._kept_loads: Learned = self.senses.learned
         self._kept_loads_s = now.boot_s
+        self._withdraw_s: float | None = WITHDRAW_S  # when to take back the flag of a shutdown, None: nothing is to be taken back
         self._begun = False
         self._was_warm = False
 
@@ -143,6 +146,8 @@ class Agent:
             case inputs.OwnInboxSeen():
                 self.mailbox.on_own_file(one)
                 return []
+            case inputs.ShutdownFlagWithdrawn():
+                return self._on_flag_withdrawn(one, now)
             case inputs.SettingsSeen():
                 return self._on_settings(one, now)
             case inputs.BellRang():
@@ -167,6 +172,8 @@ class Agent:
                 return self.work.on_verdict(one, self.senses, self.settings, self.lead.state, now)
             case inputs.MigrationAnswer() | inputs.TaskAnswer() | inputs.SearchAnswer():
                 return self.work.on_migration(one, self.settings, now)
+            case inputs.StartAnswer():
+                return self.work.on_start(one)
         raise TypeError(f"nobody takes {one!r}")
 
     def _on_lock(self, answer: inputs.LockAnswer, now: Now) -> list[Output]:
@@ -206,6 +213,8 @@ class Agent:
             answered = frozenset(answer.request for answer in self.work.history.answers)
         events = self.senses.on_signs(seen, now, self.settings, lambda request: request in answered)
         self.mailbox.nodes = max(1, len(self.senses.inboxes))
+        if self.senses.shuts_down(self.identity.node, self.identity.boot_id):
+            return self.lead.give_up(now, stops=False, why="this node shuts down")
         if self.work is None:
             self._local_events += [event for event in events if event.request is not None]
             return self._begin_work(now)
@@ -234,6 +243,14 @@ class Agent:
                 said.append(_outside(Level.ERROR, f"history.json cannot be used and begins anew: {error}"))
                 self._history = memory.empty(now.wall_s)
         return said + self._begin_work(now)
+
+    def _on_flag_withdrawn(self, answer: inputs.ShutdownFlagWithdrawn, now: Now) -> list[Output]:
+        """The flag with which this node said that it shuts down holds until the node is up again, and no longer."""
+        if answer.error:
+            self._withdraw_s = now.boot_s + AGAIN_S
+            return []
+        self._withdraw_s = None
+        return [_outside(Level.NOTICE, "this node is up again: the flag of its shutdown is withdrawn")] if answer.done else []
 
     def _on_loads(self, seen: inputs.LoadsSeen, now: Now) -> list[Output]:
         """Take what this node learned when it led before; what was learned since counts more."""
@@ -313,6 +330,9 @@ class Agent:
         if self.lead.state.stage is not Stage.LEADING and (self.work is not None or self._history is not None):
             self._forget_lead()
         result += self.mailbox.next_outputs(now, can_write=can_write, leads=self.work is not None)
+        if can_write and self._withdraw_s is not None and now.boot_s >= self._withdraw_s:
+            self._withdraw_s = float("inf")  # until the answer
+            result.append(outputs.WithdrawShutdownFlag(self.identity.node, self.identity.boot_id))
         if not self._reading_settings and now.boot_s - self._settings_s >= self._cadence.settings_s:
             self._settings_s, self._reading_settings = now.boot_s, True
             result.append(outputs.ReadSettings(asked=False))

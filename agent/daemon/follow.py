@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
+from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Snapshot
 from agent.core.failures import Failure, FailureClass, understood
 from agent.core.ha_moves import PULLED_BACK_S, REQUEST_KIND, Course, Sight, sight
 from agent.core.history import is_success
@@ -20,6 +20,8 @@ from agent.daemon.outputs import AskTask, Output, Say, SearchMigration
 POLL_S = 5.0
 DOUBT_S = 60.0  # an intent without a task is in doubt for so long
 RUNS_AGAIN_S = 90.0  # who ran before runs again within this time after its task has ended: PVE starts containers last of all
+STATISTICS_S = 20.0  # two rounds of pvestatd: before, a guest may run and not be shown
+STARTED_S = 60.0  # a start that was asked for has come to nothing after that: pvestatd's round, and a container's own time
 SEARCH_MARGIN_S = 5.0  # between the clocks of two nodes
 SILENT_S = 600.0  # a task whose node has not answered for so long is lost; where the guest is decides
 # While the HA manager has something of ours, the cluster is looked at once in each of its rounds.
@@ -29,6 +31,9 @@ HA_LOOK_S = 10.0
 HA_TAKES_UP_S = 150.0
 HA_REFUSED_S = 30.0  # PVE's command may queue a request and fail all the same: two rounds, and a look
 HA_CALM_S = 10.0  # back in its old state for two looks: it has been tried, and given up
+
+
+_STOPS = frozenset({"vzstop", "vzshutdown"})
 
 
 class Follow:
@@ -50,6 +55,8 @@ class Follow:
         self._calm_since_s: dict[str, float] = {}
         self._there_since_s: dict[str, float] = {}
         self._watched_until_s = -1e9
+        self._told_to_start_s: dict[str, float] = {}
+        self.to_start: list[tuple[Migration, str]] = []
         self.look_at_s: float | None = now.boot_s if self._open else None
 
     @property
@@ -254,7 +261,7 @@ class Follow:
             state, text = _judged(record, guest, status, why)
             waited_s = now.boot_s - self._ended_s.get(record.intent, now.boot_s)
             if state in (MigrationState.DONE, MigrationState.FAILED) and guest is not None and _has_stopped(record, guest):
-                if waited_s < RUNS_AGAIN_S:
+                if self._is_being_started(record, guest, status, snapshot, now) or waited_s < RUNS_AGAIN_S:
                     self._wish_look(now.boot_s + POLL_S)
                     continue
                 outputs.append(_alarm(record, _not_running(record, guest)))
@@ -264,6 +271,24 @@ class Follow:
         if now.boot_s < self._watched_until_s or any(_is_followed_by_looks(record) for record in self.records):
             self._wish_look(now.boot_s + HA_LOOK_S)
         return changed, outputs
+
+    def _is_being_started(self, record: Migration, guest: Guest, status: str, snapshot: Snapshot, now: Now) -> bool:
+        """True while a start that was asked for may still bring the guest up; one that PVE has left stopped is asked for once.
+
+        PVE starts a container again at the end of its migration, and says so when it could not. Where it says that all went well, or
+        somebody has stopped the container since, it is stopped as somebody wants it so.
+        """
+        told_s = self._told_to_start_s.get(record.intent)
+        if told_s is not None:
+            return now.boot_s - told_s < STARTED_S
+        is_left = record.type is GuestType.LXC and guest.status == "stopped" and guest.lock is None and not is_success(status)
+        if not is_left or _was_stopped(record, snapshot):
+            return False
+        if now.boot_s - self._ended_s.get(record.intent, now.boot_s) < STATISTICS_S:
+            return True
+        self._told_to_start_s[record.intent] = now.boot_s
+        self.to_start.append((record, guest.node))
+        return True
 
     def _closed(
         self, record: Migration, state: MigrationState, text: str, now: Now, failure: FailureClass | None = None
@@ -341,7 +366,8 @@ class Follow:
         return [record, *self._taken_along(record, now)]
 
     def _times(self) -> tuple[dict[str, float], ...]:
-        return (self._ended_s, self._asked_s, self._began_s, self._silent_since_s, self._calm_since_s, self._there_since_s)
+        known = (self._ended_s, self._asked_s, self._began_s, self._silent_since_s, self._calm_since_s, self._there_since_s)
+        return (*known, self._told_to_start_s)
 
     def _taken_along(self, lead: Migration, now: Now) -> list[Migration]:
         """The attempts that go along with this one's request: queued when it is, given up when nothing was queued."""
@@ -392,6 +418,12 @@ def _said(status: str, why: Failure) -> str:
 def _has_stopped(record: Migration, guest: Guest) -> bool:
     """True for a guest that ran before and does not run now, whatever its task says; on a node that is lost nobody can tell."""
     return record.online and guest.status in ("stopped", "paused", "postmigrate", "prelaunch")
+
+
+def _was_stopped(record: Migration, snapshot: Snapshot) -> bool:
+    """True when somebody has stopped the guest since its migration was asked for: PVE's own stop on the way is no task."""
+    since = (record.asked_at or record.planned_at) - SEARCH_MARGIN_S
+    return any(task.vmid == record.vmid and task.kind in _STOPS and task.started_at >= since for task in snapshot.tasks)
 
 
 def _not_running(record: Migration, guest: Guest) -> str:

@@ -50,6 +50,14 @@ class SignsSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ShutdownFlagWithdrawn:
+    """What became of the flag of an earlier boot's shutdown: `done` when there was one; `error` when it may still be there."""
+
+    done: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HistorySeen:
     """history.json: its text, None when there is none; `error` when it could not be read."""
 
@@ -158,6 +166,14 @@ class MigrationAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class StartAnswer:
+    """The request to start a guest came back; `error` is "" when PVE is at it."""
+
+    vmid: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TaskAnswer:
     """A task was asked for: `exit_status` None while it runs; `is_known` False when its node does not know it.
 
@@ -204,10 +220,12 @@ Input = (
     | InboxSeen
     | FactsSeen
     | OwnInboxSeen
+    | ShutdownFlagWithdrawn
     | SettingsSeen
     | Observed
     | VerdictSeen
     | MigrationAnswer
+    | StartAnswer
     | TaskAnswer
     | SearchAnswer
     | BellRang

@@ -64,6 +64,15 @@ class ReadOwnInbox:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawShutdownFlag:
+    """Remove the flag that this node made when an earlier boot of it was shut down, once after the start."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+    node: str
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteShared:
     """Write history.json or this node's relay file; with `leader` only while leader.json still says that."""
 
@@ -159,6 +168,18 @@ class StartMigration:
 
 
 @dataclass(frozen=True, slots=True)
+class StartGuest:
+    """Ask PVE to start a guest that its migration has left stopped, with the same care as for a migration."""
+
+    lane: ClassVar[Lane] = Lane.API
+    vmid: int
+    type: GuestType
+    node: str
+    leader: LeaderFile
+    lease_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class AskTask:
     """Ask how a task stands, and what it wrote when it failed."""
 
@@ -214,6 +235,7 @@ Output = (
     | ReadSigns
     | ReadHistory
     | ReadOwnInbox
+    | WithdrawShutdownFlag
     | WriteShared
     | ReadSettings
     | ClaimInbox
@@ -225,6 +247,7 @@ Output = (
     | Observe
     | AskVerdict
     | StartMigration
+    | StartGuest
     | AskTask
     | SearchMigration
     | Say

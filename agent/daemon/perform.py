@@ -12,6 +12,7 @@ from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse, 
 from agent.core.history import is_success
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.plan_types import Verdict
+from agent.core.shutdown import parse_flag
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
 from agent.ports import (
@@ -78,6 +79,8 @@ class Performer:
             case outputs.ReadOwnInbox():
                 text, error = self._read(f"{INBOX_FOLDER}/{output.node}.json")
                 return inputs.OwnInboxSeen(text, error)
+            case outputs.WithdrawShutdownFlag():
+                return self._withdraw(output)
             case outputs.WriteShared():
                 return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._write(output)))
             case outputs.ReadSettings():
@@ -101,7 +104,7 @@ class Performer:
             case _:
                 return self._through_api(output)
 
-    def failed(self, output: outputs.Output, text: str) -> inputs.Input | None:
+    def failed(self, output: outputs.Output, text: str) -> inputs.Input | None:  # noqa: C901  # one case an output
         """The answer for an output that a bug kept from being done, so that the daemon does not wait for ever."""
         match output:
             case outputs.DoLock():
@@ -115,6 +118,8 @@ class Performer:
                 return inputs.LoadsSeen(None, text)
             case outputs.ReadOwnInbox():
                 return inputs.OwnInboxSeen(None, text)
+            case outputs.WithdrawShutdownFlag():
+                return inputs.ShutdownFlagWithdrawn(done=False, error=text)
             case outputs.WriteShared():
                 return inputs.WriteAnswer(output.what, output.serial, text)
             case outputs.ReadSettings():
@@ -177,6 +182,16 @@ class Performer:
         if asked.leader is not None and (why_not := self._why_not_leader(asked.leader)) is not None:
             raise TemporaryError(why_not)
         self._ports.files.write(asked.path, asked.text)
+
+    def _withdraw(self, asked: outputs.WithdrawShutdownFlag) -> inputs.ShutdownFlagWithdrawn:
+        """What somebody else has put in the flag's place since is theirs to take back."""
+        path = f"{FLAG_FOLDER}/{asked.node}"
+        text, error = self._read(path)
+        flag = None if text is None else parse_flag(text)
+        if error or flag is None or flag.boot_id == asked.boot_id:
+            return inputs.ShutdownFlagWithdrawn(done=False, error=error)
+        error = self._try(lambda: self._ports.files.remove(path))
+        return inputs.ShutdownFlagWithdrawn(done=not error, error=error)
 
     def _read(self, path: str) -> tuple[str | None, str]:
         try:
@@ -280,6 +295,8 @@ class Performer:
                     return inputs.VerdictSeen(output.vmid, None, str(error) or type(error).__name__)
             case outputs.StartMigration():
                 return self._start(output)
+            case outputs.StartGuest():
+                return self._start_guest(output)
             case outputs.AskTask():
                 try:
                     status = self._ports.api().task(output.upid).exit_status
@@ -321,7 +338,7 @@ class Performer:
         return self._ports.api().verdict(asked.vmid, asked.type, asked.node, self._ports.clock.wall_s())
 
     def _start(self, asked: outputs.StartMigration) -> inputs.MigrationAnswer:
-        """The one place that changes something outside: it asks once more, right before, whether this node leads."""
+        """Like `_start_guest`, a place that changes something outside: it asks once more, right before, whether this node leads."""
         called_s = self._ports.clock.boottime_s()
         why_not = self._why_not_leading(asked.leader, asked.lease_until_s, called_s)
         if why_not is not None:
@@ -335,6 +352,16 @@ class Performer:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.IN_DOUBT, text=str(error))
         except OutsideError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=str(error) or type(error).__name__)
+
+    def _start_guest(self, asked: outputs.StartGuest) -> inputs.StartAnswer:
+        called_s = self._ports.clock.boottime_s()
+        if (why_not := self._why_not_leading(asked.leader, asked.lease_until_s, called_s)) is not None:
+            return inputs.StartAnswer(asked.vmid, why_not)
+        try:
+            self._ports.api().start(asked.vmid, asked.type, asked.node, self._send_until_s(called_s))
+        except OutsideError as error:
+            return inputs.StartAnswer(asked.vmid, str(error) or type(error).__name__)
+        return inputs.StartAnswer(asked.vmid)
 
     def _why_not_leading(self, leader: LeaderFile, lease_until_s: float, called_s: float) -> str | None:
         ports = self._ports

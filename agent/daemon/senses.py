@@ -13,6 +13,7 @@ from agent.core.events import Event, EventKind, EventSource
 from agent.core.learned import Learned, of_starting, with_look
 from agent.core.load import Ledger, NodeLoad, Weights, node_loads, over_threshold, spread
 from agent.core.settings import Settings
+from agent.core.shutdown import ShutdownFlag, flags_of_nodes, why_guests_stay
 from agent.core.smoothing import Held, Smoothing
 from agent.core.statistics import parse_members, parse_rrd, parse_vmlist
 from agent.core.watch import asked_of_ha, differences, loads_snapshot
@@ -35,6 +36,10 @@ class Senses:
         self._texts: dict[str, str] = {}
         self._log = ""
         self._flags: dict[str, str] | None = None
+        self._nodes: Mapping[str, bool] | None = None
+        self._shutdowns: dict[str, ShutdownFlag] = {}
+        self._gone: set[tuple[str, str]] = set()
+        self.going_down: dict[str, str] = {}
         self._before: Snapshot | None = None
         self._raised: dict[str, float] = {}
         self.inboxes: dict[str, InboxFile] = {}
@@ -154,19 +159,54 @@ class Senses:
                 flags.setdefault(node, inbox.flag)
         for node in asked_of_ha(seen.ha_status):
             flags.setdefault(node, "asked of the HA manager")
+        members = None if seen.members is None else parse_members(seen.members)
+        self._nodes = dict(members.nodes) if members is not None and members.nodes else self._nodes
+        self._shutdowns = flags_of_nodes(flags)
+        going_before, self.going_down = self.going_down, why_guests_stay(self._shutdowns, self._going(seen, now))
         before, self._flags = self._flags, flags
         if before is None:
             return []
         events = []
-        for node in sorted(flags.keys() - before.keys()):
-            events.append(Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, now.boot_s, node=node, detail=flags[node][:100]))
+        emptied = flags.keys() - self.going_down.keys()
+        for node in sorted(emptied - (before.keys() - going_before.keys())):
+            detail = "it shuts down" if node in self._shutdowns else flags[node][:100]
+            events.append(Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, now.boot_s, node=node, detail=detail))
+        for node in sorted(self.going_down.keys() - going_before.keys()):
+            detail = f"its guests stay: {self.going_down[node]}"[:100]
+            events.append(Event(EventKind.NODE_SHUTS_DOWN, EventSource.FLAG, now.boot_s, node=node, detail=detail))
         for node in sorted(before.keys() - flags.keys()):
             events.append(Event(EventKind.MAINTENANCE_ENDED, EventSource.FLAG, now.boot_s, node=node))
         return events
 
+    def _going(self, seen: SignsSeen, now: Now) -> frozenset[str]:
+        """The nodes that are there, in the boot that their flags say ends."""
+        if not self._shutdowns:
+            return frozenset()
+        if self._nodes is not None:  # right after its boot, a node's report and statistics are still those of before
+            self._gone |= {(node, flag.boot_id) for node, flag in self._shutdowns.items() if not self._nodes.get(node, False)}
+        known = () if self.loads is None else self.loads.nodes
+        uptimes = {node.name: node.uptime_s for node in (known if seen.rrd is None else parse_rrd(seen.rrd).nodes)}
+        return frozenset(
+            node
+            for node, flag in self._shutdowns.items()
+            if (node, flag.boot_id) not in self._gone
+            and (inbox := self.inboxes.get(node)) is not None
+            and inbox.boot_id == flag.boot_id
+            and self.has_reported(node, now.wall_s, uptimes.get(node))
+        )
+
     def maintenance(self) -> tuple[Maintenance, ...]:
-        """Nodes whose flag is set, with the flag's text."""
-        return tuple(Maintenance(node, text or "maintenance flag") for node, text in sorted((self._flags or {}).items()))
+        """Nodes that somebody wants empty by a flag, with its text."""
+        return tuple(
+            Maintenance(node, text or "maintenance flag", shuts_down=node in self._shutdowns)
+            for node, text in sorted((self._flags or {}).items())
+            if node not in self.going_down
+        )
+
+    def shuts_down(self, node: str, boot_id: str) -> bool:
+        """True when the node has said that this boot of it ends."""
+        flag = self._shutdowns.get(node)
+        return flag is not None and flag.boot_id == boot_id
 
     # statistics
 
@@ -269,6 +309,8 @@ class Senses:
                 snapshot,
                 nodes=nodes,
                 maintenance=tuple(maintenance for _, maintenance in sorted(asked.items())),
+                no_target=tuple(sorted({*snapshot.no_target, *self.going_down})),
+                going_down=tuple(sorted(self.going_down)),
                 unseen=tuple(sorted(self.vmids - known)),
             )
         )

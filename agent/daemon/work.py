@@ -37,9 +37,9 @@ from agent.core.slots import startable
 from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
-from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
+from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, StartAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
 from agent.daemon.orders import order_of
-from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartMigration, WriteShared
+from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say, StartGuest, StartMigration, WriteShared
 from agent.daemon.perform import HISTORY_PATH
 from agent.daemon.permission import NOTHING, Permission, permission
 from agent.daemon.senses import Senses
@@ -222,6 +222,7 @@ class Work:
         self.failing_since_s = None
         self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, settings, now)
+        outputs += self._start_left(lead)
         outputs += self._reconsider(seen.snapshot, dict(seen.digests), now)
         senses.forget_ended(seen.snapshot)
         self.history = memory.without_stale_homes(self.history, self.snapshot)
@@ -583,6 +584,23 @@ class Work:
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
         return outputs + self._tell_pulled_back(snapshot, now)
+
+    def _start_left(self, lead: Leadership) -> list[Output]:
+        """Start the containers that PVE has not started again after their migrations."""
+        left, self.follow.to_start = self.follow.to_start, []
+        outputs: list[Output] = []
+        for record, node in left:
+            text = f"{migration_words(record)}: it is on {node} and does not run, as PVE could not start it again: starting it"
+            said = Record(Level.WARNING, MessageId.OUTCOME, text, vmid=record.vmid, source=record.source, target=record.target)
+            outputs += [Say(said), StartGuest(record.vmid, record.type, node, self.leader, lead.lease_until_s)]
+        return outputs
+
+    def on_start(self, answer: StartAnswer) -> list[Output]:
+        """PVE did not take the request to start a guest: whether it runs is looked at all the same."""
+        if not answer.error:
+            return []
+        text = f"guest {answer.vmid} could not be started: {answer.error}"
+        return [Say(Record(Level.WARNING, MessageId.OUTSIDE, text, vmid=answer.vmid))]
 
     def _time(self, record: Migration, snapshot: Snapshot) -> None:
         """Keep what the migration took, for the next ones to be foretold."""

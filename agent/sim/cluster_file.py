@@ -110,6 +110,7 @@ class GuestEntry:
     not_allowed: Mapping[str, str] = field(default_factory=dict)
     migration_s: float | None = None
     shutdown_s: float = 5.0
+    cannot_start: bool = False
     uptime_s: float = LONG_UP_S
 
     def guest(self, now_s: float = 0.0) -> SimGuest:
@@ -150,6 +151,7 @@ class GuestEntry:
             not_allowed=dict(self.not_allowed),
             migration_s=self.migration_s,
             shutdown_s=self.shutdown_s,
+            cannot_start=self.cannot_start,
             since_s=now_s - self.uptime_s,
         )
 

@@ -151,6 +151,7 @@ class SimGuest:
     shutdown_s: float = 5.0
     description: str = ""
     since_s: float = -LONG_UP_S  # start of its process
+    cannot_start: bool = False  # as something that it needs is broken
 
     seen_since_s: float = field(default=-LONG_UP_S, init=False)  # from then on its node's pvestatd sees that process
     conf_version: int = field(default=1, init=False)

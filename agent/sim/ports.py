@@ -232,6 +232,19 @@ class SimApi:
         world.post_record.append(Post(world.now_s, self._node.name, order, held_lock, upid))
         return upid
 
+    def start(self, vmid: int, type: GuestType, node: str, send_until_s: float = math.inf) -> str:
+        """See `agent.ports.ClusterApi`."""
+        if self._node.boottime_s(self._world.now_s) >= send_until_s:
+            raise TemporaryError("timed out before the request was sent")
+        self._ask("POST start", of=node)
+        guest = self._world.guests.get(vmid)
+        if guest is None or (guest.node, guest.type) != (node, type):
+            raise RefusedError(f"Configuration file for {vmid} does not exist on {node}")
+        task = self._world.start_guest(vmid, AGENT_USER)
+        if task is None:
+            raise RefusedError(f"{'VM' if guest.type is GuestType.QEMU else 'CT'} {vmid} already running")
+        return task.upid
+
     def task(self, upid: str) -> TaskSight:
         """See `agent.ports.ClusterApi`."""
         parts = upid.split(":")

@@ -216,9 +216,13 @@ def _migrate(world: World, to: _GuestTo) -> None:
         world.migrate_by_person(to.vmid, to.target)
 
 
+def _start(world: World, guest: _Guest) -> None:
+    world.start_guest(guest.vmid)
+
+
 VERBS: dict[str, Binder] = {
     # guests
-    "start-guest": _verb(_Guest, lambda world, a: world.start_guest(a.vmid)),
+    "start-guest": _verb(_Guest, _start),
     "stop-guest": _verb(_Guest, lambda world, a: world.stop_guest(a.vmid)),
     "crash-guest": _verb(_Guest, lambda world, a: world.stop_guest(a.vmid, inside=True)),
     "add-guest": _verb(GuestEntry, lambda world, a: world.add_guest(a.guest(world.now_s))),

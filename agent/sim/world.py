@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse
+from agent.core.cluster import GuestType, NodeFacts, Storage, StorageUse, Task
 from agent.core.journal import Record
 from agent.core.needs import Volume
 from agent.ports import MigrationOrder
@@ -247,16 +247,19 @@ class World:
         del self.guests[vmid], self._residents[guest.node][vmid]
         self.vmlist_version += 1
 
-    def start_guest(self, vmid: int) -> None:
+    def start_guest(self, vmid: int, user: str = ROOT) -> Task | None:
         """Somebody starts the guest: task, hooks, and a process from now on. Nothing when it runs."""
         guest = self._guest(vmid)
         node = self.nodes[guest.node]
         if guest.has_process or not node.online:
-            return
-        task = self.tasks.begin(node, f"{guest.short_kind}start", str(vmid))
+            return None
+        task = self.tasks.begin(node, f"{guest.short_kind}start", str(vmid), user)
         if guest.lock is not None:
             self.tasks.end(node, task, f"{'VM' if guest.type is GuestType.QEMU else 'CT'} is locked ({guest.lock})")
-            return
+            return task
+        if guest.cannot_start:
+            self.tasks.end(node, task, "startup for container failed")
+            return task
         self.hook(guest, node.name, "pre-start")
         self.settle(node.name)
         guest.status = "running"
@@ -268,6 +271,7 @@ class World:
                 self.tasks.end(node, task, "OK")
 
         self.timeline.after(GUEST_START_S, started)
+        return task
 
     def stop_guest(self, vmid: int, *, inside: bool = False) -> None:
         """Somebody stops the guest; `inside`: it powers itself off or crashes, and only a VM's post-stop hook tells."""

@@ -31,37 +31,22 @@ from cryptography.x509.oid import NameOID
 
 from agent.adapters.pve import hosts, wire
 from agent.adapters.pve.api import PveApi
-from agent.adapters.pve.trust import ApiAccess, split_host
+from agent.adapters.pve.trust import split_host
 from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResource, HaResourceAffinity, Maintenance, Storage
 from agent.core.needs import GuestNeeds, Volume
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
 from agent.ports import InDoubtError, MigrationOrder, OutsideError, PermanentError, RefusedError, TemporaryError
+from tests.adapters.conftest import NODES, Make
 from tests.pve_server.client import MIGRATE_CT, MIGRATE_VM, TOKEN_ID, TOKEN_SECRET, PveServer, cluster, ct, vm
 
 pytestmark = pytest.mark.proxmoxer
 
-NODES = ("pve1", "pve2", "pve3")
 RESOURCES = "/cluster/resources"
 HA_STATUS = "/cluster/ha/status/manager_status"
 UPID = "UPID:pve1:0002B8A4:00C1F3D2:69527E40:qmigrate:100:proxlb@pve!agent:"
 ASKED = "vmid=1&source=all&since=0"
 ORDER = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False)
-Make = Callable[..., PveApi]
-
-
-@pytest.fixture(scope="module")
-def pmxcfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """/etc/pve as far as certificates go, on pve1."""
-    root = tmp_path_factory.mktemp("pmxcfs")
-    (root / "local").symlink_to("nodes/pve1")
-    return root
-
-
-@pytest.fixture(scope="module")
-def server(pmxcfs: Path) -> Iterator[PveServer]:
-    with PveServer(cluster(NODES), listen=[f"{name}=127.0.0.1:0" for name in NODES], certs=pmxcfs) as running:
-        yield running
 
 
 @pytest.fixture
@@ -71,22 +56,6 @@ def pve(server: PveServer) -> Iterator[PveServer]:
     yield server
     for index in range(len(NODES)):
         server.endpoint(index, up=True)
-
-
-@pytest.fixture
-def make(pmxcfs: Path) -> Iterator[Make]:
-    """An adapter on pve1, with other settings if wanted."""
-    made: list[PveApi] = []
-
-    def build(*hosts: str, files: dict[str, str] | None = None, **values: Any) -> PveApi:
-        wanted: dict[str, Any] = {"token_id": TOKEN_ID, "token_secret": lambda: TOKEN_SECRET, "own_node": "pve1", "pmxcfs": str(pmxcfs)}
-        wanted |= {"ca_file": str(pmxcfs / "pve-root-ca.pem"), "timeout_s": 5.0}
-        made.append(PveApi(ApiAccess(hosts=hosts, **(wanted | values)), read_file=None if files is None else files.get))
-        return made[-1]
-
-    yield build
-    for api in made:
-        api.close()
 
 
 @pytest.fixture
@@ -361,12 +330,12 @@ class TestVerdict:
     def test_one_request_for_a_vm_on_a_node(self, pve: PveServer, make: Make, release: str) -> None:
         pve.load(cluster(NODES, [vm(100, "pve1")], pve=release))
         files = {
-            "nodes/pve1/qemu-server/100.conf": "scsi0: ceph:vm-100-disk-0\ncpu: host\nnet0: virtio=BC:24:11:00:00:01,bridge=vmbr0\n",
+            "nodes/pve1/qemu-server/100.conf": "scsi0: ceph:vm-100-disk-0,size=8G\ncpu: host\nnet0: virtio=BC:24:11:0:0:1,bridge=vmbr0\n",
             "replication.cfg": "local: 100-0\n\ttarget pve2\n",
         }
         verdict = self.ask(make(own(pve), files=files), 100)
         assert (verdict.asked_at, verdict.refusal, verdict.refused_nodes) == (123.0, None, ())
-        disks = (Volume("ceph:vm-100-disk-0", "ceph"),)
+        disks = (Volume("ceph:vm-100-disk-0", "ceph", size_bytes=8 * GIB),)
         assert verdict.needs == GuestNeeds(disks, ("vmbr0",), "host", replicated_to=("pve2",))
         assert len(pve.requests()) == 1
 
@@ -386,7 +355,8 @@ class TestVerdict:
         pve.load(cluster(NODES, [vm(100, "pve1", config=config, replication=["pve3"]), vm(101, "pve1")], pve=release))
         verdict = self.ask(api, 100)
         assert (verdict.refusal, verdict.refused_nodes) == (None, ())
-        assert verdict.needs == GuestNeeds((Volume("ceph:vm-100-disk-0", "ceph"),), ("vmbr0",), "host", replicated_to=("pve3",))
+        disks = (Volume("ceph:vm-100-disk-0", "ceph", size_bytes=8 * GIB),)
+        assert verdict.needs == GuestNeeds(disks, ("vmbr0",), "host", replicated_to=("pve3",))
         assert len(pve.requests()) == 3
         self.ask(api, 101)
         assert len(pve.requests()) == 5
@@ -423,7 +393,7 @@ class TestVerdict:
         pve.load(cluster(NODES, guests, pve=release, storages={"san": {"type": "rbd", "shared": True}}))
         free = self.ask(api, 100, GuestType.LXC)
         assert (free.refusal, free.refused_nodes) == (None, ())
-        assert free.needs == GuestNeeds((Volume("san:vm-100-disk-0", "san"),), ("vmbr1",))
+        assert free.needs == GuestNeeds((Volume("san:vm-100-disk-0", "san", size_bytes=8 * GIB),), ("vmbr1",))
         assert self.ask(api, 102, GuestType.LXC).needs.devices == ("mp0 /mnt/x",)
         assert self.ask(api, 103, GuestType.LXC).refusal == Refusal(103, RefusalReason.LOCKED, "backup")
 

@@ -3,39 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from agent.adapters.pve.api import PveApi
 from agent.adapters.pve.tasks import log_lines
-from agent.adapters.pve.trust import ApiAccess
 from agent.adapters.pve.values import Row
 from agent.core.cluster import GuestType
 from agent.core.failures import FailureClass, understood
 from agent.ports import MOST_LOG_LINES, MigrationOrder, RefusedError
-from tests.pve_server.client import MIGRATE_VM, TOKEN_ID, TOKEN_SECRET, PveServer, cluster, vm
+from tests.adapters.conftest import NODES, Make
+from tests.pve_server.client import MIGRATE_VM, PveServer, cluster, vm
 from tests.pve_server.error_texts import EARLY, TASK
 
 pytestmark = pytest.mark.proxmoxer
 
-NODES = ("pve1", "pve2", "pve3")
 ORDER = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False)
 F = FailureClass
-
-
-@pytest.fixture(scope="module")
-def pmxcfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pmxcfs")
-    (root / "local").symlink_to("nodes/pve1")
-    return root
-
-
-@pytest.fixture(scope="module")
-def server(pmxcfs: Path) -> Iterator[PveServer]:
-    with PveServer(cluster(NODES), listen=["pve1=127.0.0.1:0"], certs=pmxcfs) as running:
-        yield running
 
 
 @pytest.fixture(params=["9.0.10", "8.4.1"])
@@ -47,14 +30,8 @@ def pve(server: PveServer, request: pytest.FixtureRequest) -> PveServer:
 
 
 @pytest.fixture
-def api(server: PveServer, pmxcfs: Path) -> Iterator[PveApi]:
-    access = ApiAccess(
-        hosts=(f"{server.host}:{server.port}",), token_id=TOKEN_ID, token_secret=lambda: TOKEN_SECRET, own_node="pve1",
-        pmxcfs=str(pmxcfs), ca_file=str(pmxcfs / "pve-root-ca.pem"), timeout_s=5.0,
-    )  # fmt: skip
-    made = PveApi(access)
-    yield made
-    made.close()
+def api(server: PveServer, make: Make) -> PveApi:
+    return make(f"{server.host}:{server.port}")
 
 
 def test_each_refusal_is_understood(pve: PveServer, api: PveApi) -> None:

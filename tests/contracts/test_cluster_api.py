@@ -291,3 +291,12 @@ def test_a_vm_may_keep_its_connections(pve: ApiStage) -> None:
     upid = api.migrate(replace(VM, conntrack=True))
     pve.finish_migration(100)
     assert api.task(upid).exit_status == "OK"
+
+
+def test_a_guest_that_does_not_run_is_started(pve: ApiStage) -> None:
+    api = pve.api()
+    upid = api.start(101, GuestType.QEMU, "pve1")
+    assert ":qmstart:101:" in upid
+    assert eventually(pve, lambda: api.task(upid).exit_status == "OK")
+    with pytest.raises(RefusedError):
+        api.start(999, GuestType.QEMU, "pve1")

@@ -665,6 +665,24 @@ def test_a_flag_drains_guests_of_the_ha_manager_one_by_one_but_not_against_its_r
     )
 
 
+def test_a_shutdown_moves_no_guest_of_the_ha_manager() -> None:
+    """It has a rule of its own for that: stop, freeze, or migrate and bring back."""
+    snapshot = under_rules(vm(101, "pve1"), vm(102, "pve1"))
+    ignored = tuple(replace(resource, requested="ignored") if resource.vmid == 102 else resource for resource in snapshot.ha.resources)
+    snapshot = replace(snapshot, ha=replace(snapshot.ha, resources=ignored))
+    for shuts_down, movers in ((False, [101, 102]), (True, [102])):
+        result = planned(replace(snapshot, maintenance=(Maintenance("pve1", "flag", shuts_down=shuts_down),)))
+        assert sorted(move.vmid for move in result.moves) == movers
+    assert [(refusal.vmid, refusal.reason.value) for refusal in result.refused] == [(101, "ha-busy")]
+
+
+def test_nobody_leaves_a_node_that_shuts_down_with_its_guests() -> None:
+    """Not for load, not for a rule: a migration would be cut off in the middle."""
+    crowded = cluster(*THREE, *[vm(101 + i, "pve1", 12, 1) for i in range(7)], vm(201, "pve1", 1, 0.1, "plb_pin_pve2"))
+    assert planned(crowded, PLAIN, FORCE).moves
+    assert planned(replace(crowded, going_down=("pve1",), no_target=("pve1",)), PLAIN, FORCE).moves == ()
+
+
 def test_a_rule_that_is_impossible_keeps_no_other_from_being_put_right() -> None:
     how = settings({"pools": {"p": {"rule": "anti-affinity", "pin": ["pve1", "pve2", "pve9"]}}})
     many = pool_of(*[vm(101 + i, "pve1", 2, 0.5) for i in range(3)])
@@ -751,6 +769,7 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.CPU_AFFINITY: lambda: without(affinity="0-3"),
     RefusalReason.PRECONDITION: lambda: told(RefusalReason.PRECONDITION),
     RefusalReason.UNANSWERED: lambda: told(RefusalReason.UNANSWERED),
+    RefusalReason.NODE_SHUTS_DOWN: lambda: homeward(replace(ONE, going_down=("pve1",))),
     RefusalReason.NODE_OFFLINE: lambda: homeward(changed(ONE, "pve2", online=False)),
     RefusalReason.NODE_MAINTENANCE: lambda: homeward(replace(ONE, no_target=("pve2",))),
     RefusalReason.NODE_IGNORED: lambda: homeward(ONE, settings({"nodes": {"ignore": ["PVE2"]}})),
@@ -1060,6 +1079,42 @@ def test_guests_of_one_size_do_not_change_places() -> None:
 
 def test_neither_of_two_changes_places_when_no_leg_fits_first() -> None:
     """Both nodes are too full for either to arrive while the other is still there: nobody is put over a limit for a moment."""
-    rest = [vm(102, "pve1", 80, 1, "plb_ignore"), vm(202, "pve2", 70, 1, "plb_ignore")]
+    rest = [vm(102, "pve1", 82, 1, "plb_ignore"), vm(202, "pve2", 80, 1, "plb_ignore")]
     guests = [vm(101, "pve1", 25, 1), vm(201, "pve2", 15, 1), *rest]
     assert planned(cluster(*TWO_NODES, *guests), PLAIN, FORCE).moves == ()
+
+
+# pve1 has no cores left below its threshold, pve2 no memory: nothing may go to either, and each has what the other can take
+BOTH_OVER = (
+    *(vm(101 + i, "pve1", 4, 4.5) for i in range(6)),
+    *(vm(201 + i, "pve2", 18, 1) for i in range(6)),
+)
+
+
+def test_two_change_places_by_way_of_a_threshold_where_both_nodes_are_over_one() -> None:
+    snapshot = cluster(*TWO_NODES, *BOTH_OVER)
+    result = planned(snapshot, PLAIN, FORCE)
+    assert len(result.moves) >= 4
+    assert result.after.imbalance < 0.25 * result.before.imbalance
+    begun, ended = result.moves[:2]
+    assert (begun.source, begun.target, begun.batch) == (ended.target, ended.source, ended.batch - 1)
+    without_its_second_half = replace(result, moves=(begun,))
+    assert [what for what in wrong_in(snapshot, without_its_second_half, PLAIN, FORCE) if what.startswith("threshold")]
+
+
+def test_an_exchange_starts_only_when_the_brakes_let_both_its_halves_start() -> None:
+    snapshot = cluster(*TWO_NODES, *BOTH_OVER)
+    one_a_pass = planned(snapshot, PLAIN, replace(FORCE, moves_per_pass=1))
+    assert [move.first_pass for move in one_a_pass.moves[:3]] == [True, True, False]
+    one_left = planned(snapshot, PLAIN, replace(FORCE, moves_left=1))
+    assert [move.first_pass for move in one_left.moves[:2]] == [False, False]
+
+
+def test_after_the_first_half_of_an_exchange_the_next_plan_begins_with_the_second() -> None:
+    """Nobody remembers an exchange that has begun: whoever plans then must find that the node is to lose somebody at once."""
+    snapshot = cluster(*TWO_NODES, *BOTH_OVER)
+    result = planned(snapshot, PLAIN, FORCE)
+    begun, ended = result.moves[:2]
+    half = after_moves(snapshot, [begun])
+    again = planned(half, PLAIN, Question(opened_by=Gate.OVERLOAD, cooling={begun.vmid: "it has just moved"}))
+    assert (again.moves[0].source, again.moves[0].target, again.moves[0].batch) == (ended.source, ended.target, 1)

@@ -255,6 +255,9 @@ SCENES = {
     "dead source": Scene(
         guest_check(R.NODE_OFFLINE), "offline", changed(cluster(*TWO, vm(101, "pve1"), drain=["pve1"]), "pve1", online=False),
     ),
+    "source that shuts down": Scene(
+        guest_check(R.NODE_SHUTS_DOWN), "shuts-down", replace(pinned_to("pve2", vm(101, "pve1")), going_down=("pve1",)),
+    ),
     "ignored source": Scene(
         guest_check(R.NODE_IGNORED), "ignored-node", pinned_to("pve2", vm(101, "pve1")), settings({"nodes": {"ignore": ["pve1"]}}),
     ),

@@ -67,7 +67,7 @@ DEFAULTS: JsonObject = {
     "guests": {"containers": "maintenance", "local_disks": False, "storage_map": {}, "ignore": []},
     "nodes": {"ignore": [], "maintenance": []},
     "migration": {"parallel_per_node": 1, "parallel_total": 2, "bandwidth_limit_kib_s": None, "timeout_s": 7200},
-    "drain": {"parallel_per_node": 2, "parallel_total": 4, "stopped": False, "return_home": True},
+    "drain": {"parallel_per_node": 2, "parallel_total": 4, "stopped": False, "return_home": True, "shutdown_limit_s": 600},
     "pools": {},
     "log": {"level": "info"},
     "paths": {"pmxcfs": "/etc/pve", "run": "/run/proxlb-agent", "state": "/var/lib/proxlb-agent"},

@@ -131,7 +131,7 @@ def test_a_file_has_one_line_for_each_node_guest_and_task() -> None:
     assert [line for line in lines if line.startswith(' {"vmid": 101')]
     assert [line for line in lines if line.startswith(' {"vmid": 102, "requested"')]
     ha = 2 + 3 * (2 + 1) + 1 + 1 + 1
-    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 2) + ha + 1 + (2 + 1) + (2 + 1) + 1
+    assert len(lines) == 2 + 1 + 1 + (2 + 2) + (2 + 2) + (2 + 1) + (2 + 1) + 1 + 1 + 1 + (2 + 2) + ha + 1 + (2 + 1) + (2 + 1) + 1 + 1
 
 
 def without(key: str) -> Callable[[JsonObject], None]:

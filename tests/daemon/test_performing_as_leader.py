@@ -11,8 +11,8 @@ from agent.core.cluster import GIB, GuestType
 from agent.core.documents import LEADER_SCHEMA, LeaderFile, LeaderState, render
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.settings import Settings
-from agent.daemon.inputs import LockAnswer, LockOutcome, MigrationAnswer, PostOutcome
-from agent.daemon.outputs import DoLock, StartMigration
+from agent.daemon.inputs import LockAnswer, LockOutcome, MigrationAnswer, PostOutcome, StartAnswer
+from agent.daemon.outputs import DoLock, StartGuest, StartMigration
 from agent.daemon.perform import LEADER_PATH, Performer, Ports
 from agent.ports import ClusterApi, MigrationOrder
 from agent.sim.inventory import SimGuest, SimNode
@@ -126,3 +126,26 @@ def test_a_request_whose_check_is_long_past_is_not_sent(for_s: float, expected: 
     assert isinstance(answer, MigrationAnswer)
     assert answer.outcome is expected
     assert len(made.post_record) == (expected is PostOutcome.STARTED)
+
+
+def test_a_guest_is_started_only_as_leader_and_in_time() -> None:
+    def started(made: World) -> str:
+        boot_s = ports_of(made, "pve1").clock.boottime_s()
+        answer = performer(made).perform(StartGuest(103, GuestType.LXC, "pve2", MINE, boot_s + 60))
+        assert isinstance(answer, StartAnswer)
+        return answer.error
+
+    made = world()
+    made.add_guest(SimGuest(103, "pve2", type=GuestType.LXC, status="stopped"))
+    give_lock_to(made, "pve2")
+    assert "lock could not be renewed" in started(made)
+    made = world()
+    made.add_guest(SimGuest(103, "pve2", type=GuestType.LXC, status="stopped"))
+    made.put_file(LEADER_PATH, render(replace(MINE, epoch=8)))
+    assert "no longer names this agent" in started(made)
+    assert made.guests[103].status == "stopped"
+    made.put_file(LEADER_PATH, render(MINE))
+    assert started(made) == ""
+    assert made.guests[103].status == "running"
+    assert "already running" in started(made)
+    assert "does not exist" in performer(made).perform(StartGuest(999, GuestType.LXC, "pve2", MINE, 1e9)).error  # type: ignore[union-attr]

@@ -30,7 +30,7 @@ START_S = 30.0
 STOP_S = 5.0
 TOKEN_ID = "proxlb@pve!agent"
 TOKEN_SECRET = "00000000-0000-0000-0000-000000000001"
-AGENT_PRIVS = ("Sys.Audit", "VM.Audit", "VM.Migrate", "Datastore.Audit", "Pool.Audit", "Sys.Syslog")
+AGENT_PRIVS = ("Sys.Audit", "VM.Audit", "VM.Migrate", "VM.PowerMgmt", "Datastore.Audit", "Pool.Audit", "Sys.Syslog")
 GIB = 1024**3
 
 MIGRATE_VM = "/nodes/{node}/qemu/{vmid}/migrate"

@@ -31,6 +31,7 @@ from tests.pve_server.client import (
     ct,
     vm,
 )
+from tests.pve_server.releases import DIFFERENCES, GROUPS, GUESTS, NINE, RELEASES
 
 FAST = {"duration_s": 0.05}
 NODES = ["pve1", "pve2", "pve3"]
@@ -485,19 +486,20 @@ def test_a_container_that_fails_to_move_runs_again_at_home_and_one_that_fails_to
     assert pve.guest(102)["status"] == "stopped"
 
 
-# ---- PVE 8
+# ---- releases
 
 
-def test_pve_8_does_not_know_what_came_with_9(pve: PveServer) -> None:
-    pve.load(three_nodes(pve="8", ha={"groups": [{"group": "g", "nodes": "pve1:2,pve2"}]}))
-    answer = migrate(pve, 101, "pve1", "pve2", **{"with-conntrack-state": 1})
-    assert answer.status == 400
-    assert "schema does not allow" in answer.errors["with-conntrack-state"]
-    answer = pve.api("GET", "/nodes/pve1/lxc/102/migrate")
-    assert (answer.status, answer.reason) == (501, "Method 'GET /nodes/pve1/lxc/102/migrate' not implemented")
-    assert pve.api("GET", "/cluster/ha/rules").status == 501
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_release_answers_as_the_table_of_differences_says(pve: PveServer, release: str) -> None:
+    ha = {"groups": GROUPS} if release != NINE else {}
+    for difference in DIFFERENCES:
+        pve.load(cluster({name: {"version": release} for name in NODES}, GUESTS, migration=FAST, ha=ha))
+        assert difference.ask(pve) == difference.expected(release), difference.what
+
+
+def test_pve_8_moves_a_vm_without_what_came_with_9(pve: PveServer) -> None:
+    pve.load(three_nodes(pve="8", ha={"groups": GROUPS}))
     assert pve.api("GET", "/cluster/ha/groups").data[0]["group"] == "g"
-    assert "memhost" not in resource(pve, "qemu/101")
     assert pve.api("GET", "/version").data["release"] == "8.2"
     running = pve.api("GET", "/nodes/pve1/qemu/101/migrate").data
     assert running == {"running": 1, "local_disks": [], "local_resources": [], "mapped-resources": []}, (
@@ -505,16 +507,6 @@ def test_pve_8_does_not_know_what_came_with_9(pve: PveServer) -> None:
     )
     assert pve.api("GET", "/nodes/pve2/qemu/103/migrate").data["allowed_nodes"] == ["pve1", "pve3"]
     assert pve.wait_task(migrate(pve, 101, "pve1", "pve2").data) == "OK"
-
-
-def test_late_pve_8_names_the_nodes_of_a_running_vm(pve: PveServer) -> None:
-    state = three_nodes(pve="8")
-    state["nodes"] = {name: {"version": "8.4.14"} for name in NODES}
-    pve.load(state)
-    answer = pve.api("GET", "/nodes/pve1/qemu/101/migrate").data
-    assert answer["allowed_nodes"] == ["pve2", "pve3"]
-    assert "mapped-resource-info" in answer
-    assert "dependent-ha-resources" not in answer
 
 
 def test_in_a_mixed_cluster_each_node_speaks_its_own_release(pve: PveServer) -> None:
@@ -525,11 +517,6 @@ def test_in_a_mixed_cluster_each_node_speaks_its_own_release(pve: PveServer) -> 
     assert pve.api("GET", "/nodes/pve2/lxc/104/migrate").status == 501
     assert pve.api("GET", "/nodes/pve2/version").data["version"] == "8.4.14"
     assert pve.api("GET", "/version", endpoint=1).data["release"] == "8.4"
-
-
-def test_pve_9_has_rules_instead_of_groups(pve: PveServer) -> None:
-    answer = pve.api("GET", "/cluster/ha/groups")
-    assert (answer.status, answer.reason) == (500, "cannot index groups: ha groups have been migrated to rules")
 
 
 # ---- HA

@@ -121,12 +121,20 @@ class PveApi:
     def migrate(self, order: MigrationOrder, send_until_s: float = math.inf) -> str:
         """As `ClusterApi.migrate`. A guest of the HA manager gives the UPID of a `hamigrate` task, which ends at once."""
         path = migration.migrate_path(order.source, order.type, order.vmid)
+        return self._begun(path, migration.migrate_parameters(order), order.source, send_until_s)
+
+    def start(self, vmid: int, type: GuestType, node: str, send_until_s: float = math.inf) -> str:
+        """As `ClusterApi.start`."""
+        return self._begun(migration.start_path(node, type, vmid), {}, node, send_until_s)
+
+    def _begun(self, path: str, parameters: Mapping[str, Parameter], node: str, send_until_s: float) -> str:
+        """The UPID of a task that a request has begun on the node."""
         try:
-            answer = self._hosts.call("POST", path, migration.migrate_parameters(order), send_until_s)
+            answer = self._hosts.call("POST", path, parameters, send_until_s)
         except AnsweredError as error:
             raise RefusedError(error.text) from error
         if not isinstance(answer, str) or tasks.upid_task(answer) is None:
-            raise InDoubtError(f"{self._hosts.last} answered POST /{path} without naming a task: see the task list of {order.source}")
+            raise InDoubtError(f"{self._hosts.last} answered POST /{path} without naming a task: see the task list of {node}")
         return answer
 
     def task(self, upid: str) -> TaskSight:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asking PVE for a migration: the paths and parameters."""
+"""Asking PVE for a migration, or for a start after one: the paths and parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from agent.ports import MigrationOrder
 def migrate_path(node: str, kind: GuestType, vmid: int) -> str:
     """Where PVE tells whether a guest may migrate, and starts it."""
     return f"nodes/{quoted(node)}/{kind.value}/{vmid}/migrate"
+
+
+def start_path(node: str, kind: GuestType, vmid: int) -> str:
+    """Where a guest is started."""
+    return f"nodes/{quoted(node)}/{kind.value}/{vmid}/status/start"
 
 
 def migrate_parameters(order: MigrationOrder) -> dict[str, Parameter]:
