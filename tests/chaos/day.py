@@ -91,6 +91,7 @@ class Day:
         self.unsettled: dict[str, float] = defaultdict(lambda: -1e9)  # when what a node has to bear changed last
         self.tagged: dict[int, float] = {}
         self.clocks_set_s = -1e9
+        self.forced_s = -1e9  # when somebody asked to balance past cooldowns
         self.tasks_lost_s = -1e9
         self.epochs = 0
         self.requests = 0

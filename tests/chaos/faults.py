@@ -16,7 +16,7 @@ from agent.core.cluster import GIB, GuestType
 from agent.core.documents import LEADER_SCHEMA, REQUEST_SCHEMA, LeaderFile, LeaderState, RequestFile, render
 from agent.ports import InDoubtError, PermanentError, RefusedError
 from agent.sim.inventory import SimGuest, SimNode
-from agent.sim.migrations import FailureKind
+from agent.sim.migrations import Failure, FailureKind
 from agent.sim.tasks import LogRing
 from tests.chaos.machine import Point, Slowness, Trap
 from tests.fire.judge import LATEST_S
@@ -377,8 +377,9 @@ def _slow_api(day: Day) -> None:
 @_kind(FAULTS, "task lost", 1)
 def _lose_task(day: Day) -> None:
     for vmid in list(day.world.migrations.under_way):
-        upid = day.world.migrations.under_way[vmid].task.upid
-        if day.world.tasks.forget(upid):
+        migration = day.world.migrations.under_way[vmid]
+        if migration.failure is None:
+            migration.failure = Failure(FailureKind.FORGOTTEN)
             day.hit("task lost")
 
 
@@ -521,7 +522,10 @@ def _request(day: Day) -> None:
     name = day.node().name
     if day.machine.is_at_work(name) and day.world.nodes[name].online:
         day.requests += 1
-        text = render(RequestFile(REQUEST_SCHEMA, "balance", day.rng.random() < 0.3, "root@pam"))
+        force = day.rng.random() < 0.3
+        if force:
+            day.forced_s = day.world.now_s
+        text = render(RequestFile(REQUEST_SCHEMA, "balance", force, "root@pam"))
         day.world.request(name, f"r{day.requests}", text)
         day.hit("balancing asked for")
 

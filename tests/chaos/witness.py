@@ -54,7 +54,7 @@ class DayWitness(Witness):
         yield from super()._breaks_a_rule(post)
 
     def _is_too_soon(self, post: Post) -> Iterator[str]:
-        if self._world.now_s - self._day.clocks_set_s < self._settings.balance.guest_cooldown_s:
+        if self._world.now_s - max(self._day.clocks_set_s, self._day.forced_s) < self._settings.balance.guest_cooldown_s:
             return
         self.judged["cooldown"] += 1
         moved_s = self._moved_s.get(post.order.vmid)
