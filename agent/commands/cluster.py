@@ -9,12 +9,12 @@ from collections import Counter
 
 from agent import wiring
 from agent.commands.plan import conflicts_document
-from agent.commands.tables import aligned, clock, counted, gib, iso, percent
+from agent.commands.tables import aligned, clock, counted, few, gib, iso, percent
 from agent.commands.wrong_use import settings_of
-from agent.core.cluster import Snapshot
+from agent.core.cluster import Snapshot, StorageUse
 from agent.core.explain import why_no_target
 from agent.core.json_types import Json, JsonObject
-from agent.core.load import Ledger, Weights, balance_of, node_loads
+from agent.core.load import Ledger, Weights, balance_of, known_pressure, node_loads
 from agent.core.planner import conflicts_of
 from agent.core.settings import Settings
 
@@ -53,6 +53,7 @@ def cluster_document(snapshot: Snapshot, settings: Settings) -> JsonObject:
                 "memory_bytes": node.memory_bytes,
                 "cpu_fraction": None if load is None else round(load.cpu_fraction, 4),
                 "memory_fraction": None if load is None else round(load.memory_fraction, 4),
+                "pressure_fraction": None if (pressure := known_pressure(node)) is None else round(pressure, 4),
                 "uptime_s": node.uptime_s,
                 "reports": node.reports,
                 "guests": guests[node.name],
@@ -68,10 +69,20 @@ def cluster_document(snapshot: Snapshot, settings: Settings) -> JsonObject:
         "taken_at": iso(snapshot.taken_at),
         "pve_version": snapshot.pve_version,
         "nodes": nodes,
+        "storages": [
+            {"name": use.name, "nodes": list(use.nodes), "used_bytes": use.used_bytes, "total_bytes": use.total_bytes}
+            for use in snapshot.storage_use
+        ],
         "imbalance": round(balance_of(loads, usable, Weights.of(settings, loads.values())).imbalance, 6),
         "unseen": list(snapshot.unseen),
         "conflicts": conflicts_document(conflicts_of(snapshot, settings)),
     }
+
+
+def full_storages(snapshot: Snapshot, settings: Settings) -> list[StorageUse]:
+    """The storages over the threshold, none where it is switched off."""
+    threshold = settings.balance.storage.threshold_percent
+    return [use for use in snapshot.storage_use if 0 < threshold < 100 and 100 * use.used_bytes >= threshold * use.total_bytes]
 
 
 def cluster_text(snapshot: Snapshot, settings: Settings) -> str:
@@ -80,6 +91,8 @@ def cluster_text(snapshot: Snapshot, settings: Settings) -> str:
     refusals = why_no_target(snapshot, settings)
     causes = {maintenance.node: maintenance.cause for maintenance in snapshot.maintenance}
     running = Counter(guest.node for guest in snapshot.guests if guest.is_running)
+    pressures = {node.name: known_pressure(node) for node in snapshot.nodes}
+    has_pressure = any(pressure is not None for pressure in pressures.values())
     rows = []
     for node in snapshot.nodes:
         load, refusal = loads.get(node.name), refusals[node.name]
@@ -94,6 +107,7 @@ def cluster_text(snapshot: Snapshot, settings: Settings) -> str:
                 percent(None if load is None else load.cpu_fraction),
                 gib(node.memory_bytes),
                 percent(None if load is None else load.memory_fraction),
+                *((percent(pressures[node.name]),) if has_pressure else ()),
                 str(running[node.name]),
                 says,
             )
@@ -102,7 +116,16 @@ def cluster_text(snapshot: Snapshot, settings: Settings) -> str:
     imbalance = balance_of(loads, usable, Weights.of(settings, loads.values())).imbalance
     release = f", PVE {snapshot.pve_version}" if snapshot.pve_version else ""
     first = f"{counted(len(snapshot.nodes), 'node')}{release}, imbalance {100 * imbalance:.1f} points, as of {clock(snapshot.taken_at)}"
-    parts = [first, aligned(("NODE", "STATE", "CORES", "CPU", "MEMORY", "USED", "RUNNING", "AS A TARGET"), rows)]
+    header = ("NODE", "STATE", "CORES", "CPU", "MEMORY", "USED", *(("PRESSURE",) if has_pressure else ()), "RUNNING", "AS A TARGET")
+    parts = [first, aligned(header, rows)]
+    full = full_storages(snapshot, settings)
+    if full:
+        parts.append(
+            f"storages over {settings.balance.storage.threshold_percent:g} %:\n"
+            + "\n".join(
+                f"  {use.name} on {few(use.nodes)}: {percent(use.used_bytes / use.total_bytes)} of {gib(use.total_bytes)}" for use in full
+            )
+        )
     if len(snapshot.nodes) == 1:
         parts.append("one node alone: there is nothing to balance")
     if snapshot.unseen:

@@ -30,8 +30,8 @@ class Mark:
 class Draft:
     """Mutable: it belongs to one planner run and never leaves it.
 
-    Shape:   `steps` in the order they were taken, each guest in one at the most; `evaluations` counts how often a transfer
-             was weighed, the unit of work that a plan costs.
+    Shape:   `steps` in the order they were taken, each guest in one at the most; `evaluations` counts the work: units looked
+             at, pairs of nodes bounded, transfers weighed.
     """
 
     def __init__(self, snapshot: Snapshot, settings: Settings, question: Question) -> None:
@@ -53,7 +53,7 @@ class Draft:
         """The step that brings the guest where it is in the sketch, None when it has not moved."""
         return self._step_of.get(vmid)
 
-    def take(self, unit: tuple[int, ...], target: str, reason: MoveReason) -> None:
+    def take(self, unit: tuple[int, ...], target: str, reason: MoveReason, until: tuple[int, ...] = ()) -> None:
         """Make the step; a guest that moved before in this plan goes straight to its last target.
 
         Who moves anyway, for maintenance or a rule, and goes to a better node for load keeps the reason why it moves.
@@ -70,7 +70,7 @@ class Draft:
         self.sketch.move(unit, target)
         self.goal.changed()
         if leaves:
-            step = Step(leaves, target, reason)
+            step = Step(leaves, target, reason, until)
             self._steps[step] = None
             self._step_of.update(dict.fromkeys(step.vmids, step))
 
@@ -95,6 +95,10 @@ class Draft:
         """What moving the guests must bring at the least."""
         containers = sum(self.sketch.guest_of[vmid].type is GuestType.LXC for vmid in unit)
         return self.goal.cost(self.sketch.copied_bytes(unit), containers)
+
+    def potential(self) -> float:
+        """The goal, and what all load moves cost: what evening out lowers."""
+        return self.goal.value + sum(self.cost_of(step.vmids) for step in self._steps if step.reason in LOAD_REASONS)
 
     def best_target(self, unit: tuple[int, ...], targets: Iterable[str], purpose: Purpose) -> tuple[str | None, Refusal]:
         """The allowed target with the lowest goal, and, when there is none, why the nodes refuse."""

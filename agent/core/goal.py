@@ -113,6 +113,33 @@ class Transfer:
             total += weight * saved
         return total
 
+    def ideal(self) -> tuple[float, float, float]:
+        """Of cpu, memory and pressure, more than any amount takes off the goal by going from the one node to the other, or back."""
+        return tuple(0.0 if term is None else self._ideal(term) for term in self._terms)  # type: ignore[return-value]
+
+    def _ideal(self, term: tuple[float, ...]) -> float:
+        weight, deviation, squares, k1, k2, over, other_over, _, _ = term
+        lowest = (squares - k1 * k1 / (4 * k2)) / self._n if k2 > 0 else 0.0
+        saved = deviation - math.sqrt(lowest) if lowest > 0 else deviation
+        return weight * (saved + OVERLOAD_WEIGHT * (max(0.0, over) + max(0.0, other_over)) / self._n)
+
+    def window(self, number: int, least: float) -> tuple[float, float]:
+        """Between which amounts of cpu (0) or memory (1) the transfer may take at least so much off the goal.
+
+        From the roots of x (k1 + x k2) = n (D - least / w)^2 - S; all amounts where the measure does not count, or a node is over
+        its threshold; none as an interval that is empty.
+        """
+        term = self._terms[number]
+        if term is None or term[5] > 0 or term[6] > 0 or term[4] <= 0:
+            return -math.inf, math.inf
+        weight, deviation, squares, k1, k2 = term[:5]
+        reach = deviation - least / weight
+        bend = k1 * k1 + 4 * k2 * (self._n * reach * reach - squares)
+        if reach < 0 or bend < 0:
+            return math.inf, -math.inf
+        root = math.sqrt(bend)
+        return (-k1 - root) / (2 * k2), (root - k1) / (2 * k2)
+
 
 class Goal:
     """The goal of the sketch, and what a transfer would take off it.
@@ -142,8 +169,12 @@ class Goal:
         self.prices: list[tuple[float, float, float]] = []
         self.heat: list[float] = []
         self.changed()
-        if guests := sum(len(state.present) for state in self._states):
-            loaded = math.fsum(measure.weight * measure.mean for measure in self.measures)
+        everywhere = placement.states.values()  # so that no move changes it, be it out of a node that is to be emptied
+        if guests := sum(len(state.present) for state in everywhere):
+            loaded = 0.0
+            for measure in self.measures:
+                amount = math.fsum(state.sums[measure.field] for state in everywhere)
+                loaded += measure.weight * amount / (math.fsum(measure.capacity) or 1.0)
             self._least = min(LEAST_GAIN, LEAST_OF_A_GUEST * loaded * self.n / guests)
 
     def changed(self) -> None:

@@ -4,6 +4,11 @@
 Invariant, for every batch: at its start all earlier batches are done; while it runs, each of its guests counts on the
 node it leaves and on the node it goes to; so every subset of its moves, in any order, stays within the limits and
 keeps apart who must be apart.
+
+One exception, for thresholds alone: the first half of an exchange may lift its target over one, within reserve and cores, when
+the second half leaves that node in the very next batch and goes where it fits as any other step does, and the node then stands
+under its thresholds or no higher above one than before. Nothing else goes to the two nodes while the first half is under way, nor
+to the lifted one before the second half is over.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ from agent.core.conditions import Purpose
 from agent.core.placement import NOTHING, Burden, Placement
 from agent.core.steps import Step
 
+ROUNDING = 1e-9  # of a node's size: far above what sums of floats lose
+
 
 def into_batches(sketch: Placement, steps: Sequence[Step]) -> tuple[list[list[Step]], list[Step]]:
     """Return the steps as batches, and those for which no safe moment exists.
@@ -22,7 +29,8 @@ def into_batches(sketch: Placement, steps: Sequence[Step]) -> tuple[list[list[St
     Steps that fit early run early, those of a higher rank first. Where running late steps early would block an earlier
     one for good, all run strictly in the given order instead, which the planner has shown to fit one at a time.
 
-    Shape:   the sketch is rolled back to before any move, now and in the end.
+    Shape:   the sketch is rolled back to before any move, now and in the end. The second half of an exchange whose first half
+             needs it is alone at the head of the batch after it.
     Raises:  nothing.
     """
     batches, stuck = _greedy(sketch, sorted(steps, key=lambda step: step.purpose is Purpose.LOAD), may_overtake=True)
@@ -38,14 +46,22 @@ def _greedy(sketch: Placement, steps: Sequence[Step], *, may_overtake: bool) -> 
     sketch.rollback()
     batches: list[list[Step]] = []
     waiting = list(steps)
+    due: list[Step] = []  # second halves of exchanges that have begun
     while waiting:
         batch: list[Step] = []
         later: list[Step] = []
-        arriving = _Arrivals(sketch)
+        arriving = _Arrivals(sketch, {sketch.at[step.vmids[0]] for step in due})
+        due = []
         for step in waiting:
-            if (may_overtake or not later) and arriving.has_room_for(step):
+            if later and not may_overtake:
+                later.append(step)
+            elif arriving.has_room_for(step):
                 arriving.add(step)
                 batch.append(step)
+            elif (second := _second_half(sketch, step, waiting)) is not None and second not in batch and arriving.may_begin(step, second):
+                arriving.begin(step, second)
+                batch.append(step)
+                due.append(second)
             else:
                 later.append(step)
         if not batch:
@@ -53,22 +69,31 @@ def _greedy(sketch: Placement, steps: Sequence[Step], *, may_overtake: bool) -> 
         for step in batch:
             sketch.move(step.vmids, step.target)
         batches.append(batch)
-        waiting = later
+        waiting = due + [step for step in later if step not in due]
     return batches, []
+
+
+def _second_half(sketch: Placement, step: Step, waiting: Sequence[Step]) -> Step | None:
+    """The step of those who must leave the target of this one right afterwards, None when they are not there, or nobody must."""
+    for other in waiting if step.until else ():
+        if other.vmids == step.until and all(sketch.at[vmid] == step.target for vmid in other.vmids):
+            return other
+    return None
 
 
 class _Arrivals:
     """What a batch brings to each node while nothing of it has left anywhere yet."""
 
-    def __init__(self, sketch: Placement) -> None:
+    def __init__(self, sketch: Placement, closed: set[str]) -> None:
         self._sketch = sketch
         self._burden: dict[str, Burden] = defaultdict(lambda: NOTHING)
         self._guests: dict[str, set[int]] = defaultdict(set)
         self._thresholds: set[str] = set()  # nodes to which a move for load is under way: while it is, nothing lifts them over a threshold
+        self._closed = closed  # nodes of exchanges that are under way
 
     def has_room_for(self, step: Step) -> bool:
         sketch, target = self._sketch, step.target
-        if sketch.why_rules_forbid(step.vmids, target) is not None:
+        if target in self._closed or sketch.why_rules_forbid(step.vmids, target) is not None:
             return False
         for vmid in step.vmids:
             if not self._guests[target].isdisjoint(sketch.rules.apart.get(vmid, ())):
@@ -81,6 +106,30 @@ class _Arrivals:
         self._guests[step.target].update(step.vmids)
         if step.purpose is Purpose.LOAD:
             self._thresholds.add(step.target)
+
+    def may_begin(self, first: Step, second: Step) -> bool:
+        """Whether the exchange can begin with this batch, and end with the next one."""
+        sketch = self._sketch
+        if any(node in self._closed or self._guests[node] for node in (first.target, second.target)):
+            return False
+        if sketch.why_rules_forbid(first.vmids, first.target) is not None:
+            return False
+        if sketch.why_no_room(sketch.burden_of_unit(first.vmids), first.vmids[0], first.target, Purpose.RULE) is not None:
+            return False
+        before, mark = sketch.room(first.target, Purpose.LOAD), sketch.mark()
+        sketch.move(first.vmids, first.target)
+        can = sketch.why_rules_forbid(second.vmids, second.target) is None
+        can = can and sketch.why_no_room(sketch.burden_of_unit(second.vmids), second.vmids[0], second.target, Purpose.LOAD) is None
+        sketch.move(second.vmids, second.target)
+        after = sketch.room(first.target, Purpose.LOAD)
+        state = sketch.states[first.target]
+        sketch.rollback(mark)
+        no_higher = after.counted_cpu_cores >= min(0.0, before.counted_cpu_cores) - ROUNDING * state.cpu_cores
+        return can and no_higher and after.counted_memory_bytes >= min(0.0, before.counted_memory_bytes) - ROUNDING * state.memory
+
+    def begin(self, first: Step, second: Step) -> None:
+        self.add(first)
+        self._closed |= {first.target, second.target}
 
     def _with(self, step: Step) -> Burden:
         return self._burden[step.target].plus(self._sketch.burden_of_unit(step.vmids))

@@ -89,6 +89,16 @@ class NodeState:
         """The size of the node in bytes."""
         return self._load.memory_bytes
 
+    @property
+    def memory_limit(self) -> float:
+        """What guests and system may use of it, in bytes."""
+        return self._load.memory_limit_bytes
+
+    @property
+    def assigned_limit(self) -> float | None:
+        """The most memory that its guests may have assigned, in bytes; None without a cap."""
+        return self._load.assigned_limit_bytes
+
     def as_load(self) -> NodeLoad:
         """The state as a value."""
         sums = self.sums
@@ -171,9 +181,10 @@ class Placement:
             if guest.status in NO_PROCESS and load == NO_LOAD:
                 return NOTHING  # nor does it count where it is
             counts = counted(guest, load, self._loads.get(guest.node), self.settings)
+            spare = self.question.ledger.spare(vmid, load)
             found = self._burdens[vmid] = Burden(
-                load.cpu_cores,
-                load.memory_bytes,
+                load.cpu_cores + spare.cpu_cores,
+                load.memory_bytes + spare.memory_bytes,
                 counts.cpu_cores,
                 counts.memory_bytes,
                 counts.pressure_fraction,
@@ -266,17 +277,17 @@ class Placement:
         room = self.room(target, purpose)
         if burden.fits_into(room):
             return None
-        load = self.states[target].as_load()
-        memory_limit, cores = load.memory_limit_bytes, load.cpu_cores
+        state = self.states[target]
+        memory_limit, cores = state.memory_limit, state.cpu_cores
         if burden.memory_bytes > room.memory_bytes:
             over = memory_limit + burden.memory_bytes - room.memory_bytes
             return Refusal(vmid, RefusalReason.NO_MEMORY, f"{_gib(over)} of {_gib(memory_limit)} GiB")
         if burden.cpu_cores > room.cpu_cores:
             return Refusal(vmid, RefusalReason.NO_CPU, f"{cores + burden.cpu_cores - room.cpu_cores:.1f} of {cores:g} cores")
-        if (over_assigned := why_over_assigned(burden.assigned_bytes, load.assigned_memory_bytes, load.assigned_limit_bytes)) is not None:
+        if (over_assigned := why_over_assigned(burden.assigned_bytes, state.sums.assigned_bytes, state.assigned_limit)) is not None:
             return Refusal(vmid, RefusalReason.OVER_ASSIGNED, over_assigned)
         if burden.counted_memory_bytes > room.counted_memory_bytes:
-            over = (burden.counted_memory_bytes - room.counted_memory_bytes) / load.memory_bytes + (self.weights.memory_threshold or 0.0)
+            over = (burden.counted_memory_bytes - room.counted_memory_bytes) / state.memory + (self.weights.memory_threshold or 0.0)
             return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"memory {100 * over:.0f} %")
         over = (burden.counted_cpu_cores - room.counted_cpu_cores) / cores + (self.weights.cpu_threshold or 0.0)
         return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"cpu {100 * over:.0f} %")

@@ -232,15 +232,11 @@ class _Planner:
                 self.draft.refused[vmid] = Refusal(vmid, RefusalReason.NO_ORDER)  # whatever kept it before, this does now
         goal = Goal(sketch)
         moves: list[Move] = []
-        per_pass, left = self.question.moves_per_pass, self.question.moves_left
-        budget = min(per_pass, left)
+        passes = _Passes(self.question)
         for number, batch in enumerate(batches, 1):
+            following = {step.vmids: step for step in batches[number]} if number < len(batches) else {}
             for step in batch:
-                is_free = step.reason is MoveReason.MAINTENANCE
-                # guests that must stay together and are more than a pass has moves for are a pass of their own
-                is_own_pass = budget == per_pass and 0 < per_pass < len(step.sources) <= left
-                first_pass = is_free or len(step.sources) <= budget or is_own_pass
-                budget = budget if is_free or not first_pass else max(0, budget - len(step.sources))
+                first_pass = passes.may_start(step, following.get(step.until) if step.until else None)
                 for vmid, source in step.sources:
                     imbalance = goal.imbalance
                     sketch.move((vmid,), step.target)
@@ -264,6 +260,31 @@ class _Planner:
                         )
                     )
         return moves, balance_of(sketch.loads(), sketch.usable, self.weights)
+
+
+class _Passes:
+    """What the brakes let start now, step by step in the order of the batches. Mutable: it lives as long as one ordering."""
+
+    def __init__(self, question: Question) -> None:
+        self._per_pass, self._left = question.moves_per_pass, question.moves_left
+        self._budget = min(self._per_pass, self._left)
+        self._decided: dict[Step, bool] = {}  # second halves of exchanges: as the first half, they start or wait together
+
+    def may_start(self, step: Step, second: Step | None) -> bool:
+        """Whether the step starts in the first pass; `second`: the other half of the exchange that it begins."""
+        if (decided := self._decided.get(step)) is not None:
+            return decided
+        if step.reason is MoveReason.MAINTENANCE:
+            return True
+        count = len(step.sources) + (0 if second is None else len(second.sources))
+        # what must go together and is more than a pass has moves for is a pass of its own
+        is_own_pass = self._budget == self._per_pass and 0 < self._per_pass < count <= self._left
+        may = count <= self._budget or is_own_pass
+        if may:
+            self._budget = max(0, self._budget - count)
+        if second is not None:
+            self._decided[second] = may
+        return may
 
 
 _REASONS = {Gate.OVERLOAD: MoveReason.OVERLOAD, Gate.SPREAD: MoveReason.SPREAD, Gate.FORCED: MoveReason.MANUAL}

@@ -11,11 +11,15 @@ from agent.core.reasons import LOAD_REASONS, RULE_REASONS, MoveReason
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Guests (one, or a unit that must stay together) that go to `target`; `sources` pairs each VMID with where it is."""
+    """Guests (one, or a unit that must stay together) that go to `target`; `sources` pairs each VMID with where it is.
+
+    `until`: the first half of an exchange may lift its target over a threshold until these have left it, right afterwards.
+    """
 
     sources: tuple[tuple[int, str], ...]
     target: str
     reason: MoveReason
+    until: tuple[int, ...] = ()
 
     @property
     def vmids(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.core.cluster import GIB, Guest, GuestType, Node, Snapshot
+from agent.core.cluster import GIB, Guest, GuestType, HaResource, HighAvailability, Node, Snapshot
 from agent.sim.inventory import LONG_UP_S, START_WALL_S, SimGuest, SimNode
 from agent.sim.world import World
 
@@ -315,8 +315,14 @@ def _snapshot(guests: Sequence[_Guest], nodes: Sequence[_Node]) -> Snapshot:
             for index, node in enumerate(nodes)
         ),
         guests=tuple(_finished(guest) for guest in sorted(guests, key=lambda guest: guest.vmid)),
+        ha=HighAvailability(tuple(_managed(guest) for guest in sorted(guests, key=lambda guest: guest.vmid) if guest.ha is not None)),
         pve_version="9.0.10",
     )
+
+
+def _managed(guest: _Guest) -> HaResource:
+    """The HA manager has the guest where it is, and leaves it to others where it should be."""
+    return HaResource(guest.vmid, str(guest.ha), str(guest.ha), _name(guest.node))
 
 
 def _finished(guest: _Guest) -> Guest:

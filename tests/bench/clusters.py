@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from agent.core.cluster import Guest, HaResource, Snapshot
+from agent.core.cluster import Guest, Snapshot
 from agent.sim.generator import SIZES, Shape, generate
 
 SHAPES = tuple(shape.value for shape in Shape)
@@ -32,10 +32,8 @@ class Case:
         return f"{self.nodes}/{self.guests}"
 
     def snapshot(self) -> Snapshot:
-        """The cluster itself, the same each time; the HA manager has each guest that is its own where it is, and may move it."""
-        made = generate(self.seed, self.nodes, self.guests, self.shape)
-        managed = tuple(HaResource(guest.vmid, guest.ha, guest.ha, guest.node) for guest in made.guests if guest.ha is not None)
-        return replace(made, ha=replace(made.ha, resources=managed))
+        """The cluster itself, the same each time."""
+        return generate(self.seed, self.nodes, self.guests, self.shape)
 
 
 def cases(sizes: Iterable[str], shapes: Iterable[str], seeds: int) -> Iterator[Case]:

@@ -105,6 +105,22 @@ class TestReading:
         assert "vm:201" in ran.out
         assert "vm:101" not in ran.out
 
+    def test_the_cluster_tells_of_full_storages_and_of_pressure_where_it_is_known(self, stage: Callable[..., Stage], run: Run) -> None:
+        uses = [
+            {"name": "local", "nodes": ["pve1"], "used_gib": 20, "total_gib": 100},
+            {"name": "ceph", "nodes": ["pve1", "pve2", "pve3"], "used_gib": 950, "total_gib": 1000},
+        ]
+        busy = [{"vmid": vmid, "node": "pve2", "name": "", "cores": 16, "used_cores": 16, "used_memory_gib": 1} for vmid in (202, 203)]
+        stage(entry(storage_use=uses, guests=busy), settings=OBSERVE)
+        text = run("cluster").out
+        assert "storages over 90 %:\n  ceph on pve1, pve2, pve3: 95 % of 1000.0 GiB" in text
+        assert "local" not in text
+        assert "PRESSURE" in text
+        assert "50 %" in next(line for line in text.splitlines() if line.startswith("pve2"))
+        document = json.loads(run("cluster", "--json").out)
+        assert [(use["name"], use["used_bytes"] / use["total_bytes"]) for use in document["storages"]] == [("ceph", 0.95), ("local", 0.2)]
+        assert {node["name"]: node["pressure_fraction"] for node in document["nodes"]}["pve2"] == pytest.approx(0.5, abs=0.02)
+
     def test_a_snapshot_gives_the_same_plan_elsewhere(self, stage: Callable[..., Stage], run: Run, tmp_path: Path) -> None:
         stage(settings=OBSERVE)
         there = json.loads(run("plan", "--json").out)

@@ -1079,6 +1079,42 @@ def test_guests_of_one_size_do_not_change_places() -> None:
 
 def test_neither_of_two_changes_places_when_no_leg_fits_first() -> None:
     """Both nodes are too full for either to arrive while the other is still there: nobody is put over a limit for a moment."""
-    rest = [vm(102, "pve1", 80, 1, "plb_ignore"), vm(202, "pve2", 70, 1, "plb_ignore")]
+    rest = [vm(102, "pve1", 82, 1, "plb_ignore"), vm(202, "pve2", 80, 1, "plb_ignore")]
     guests = [vm(101, "pve1", 25, 1), vm(201, "pve2", 15, 1), *rest]
     assert planned(cluster(*TWO_NODES, *guests), PLAIN, FORCE).moves == ()
+
+
+# pve1 has no cores left below its threshold, pve2 no memory: nothing may go to either, and each has what the other can take
+BOTH_OVER = (
+    *(vm(101 + i, "pve1", 4, 4.5) for i in range(6)),
+    *(vm(201 + i, "pve2", 18, 1) for i in range(6)),
+)
+
+
+def test_two_change_places_by_way_of_a_threshold_where_both_nodes_are_over_one() -> None:
+    snapshot = cluster(*TWO_NODES, *BOTH_OVER)
+    result = planned(snapshot, PLAIN, FORCE)
+    assert len(result.moves) >= 4
+    assert result.after.imbalance < 0.25 * result.before.imbalance
+    begun, ended = result.moves[:2]
+    assert (begun.source, begun.target, begun.batch) == (ended.target, ended.source, ended.batch - 1)
+    without_its_second_half = replace(result, moves=(begun,))
+    assert [what for what in wrong_in(snapshot, without_its_second_half, PLAIN, FORCE) if what.startswith("threshold")]
+
+
+def test_an_exchange_starts_only_when_the_brakes_let_both_its_halves_start() -> None:
+    snapshot = cluster(*TWO_NODES, *BOTH_OVER)
+    one_a_pass = planned(snapshot, PLAIN, replace(FORCE, moves_per_pass=1))
+    assert [move.first_pass for move in one_a_pass.moves[:3]] == [True, True, False]
+    one_left = planned(snapshot, PLAIN, replace(FORCE, moves_left=1))
+    assert [move.first_pass for move in one_left.moves[:2]] == [False, False]
+
+
+def test_after_the_first_half_of_an_exchange_the_next_plan_begins_with_the_second() -> None:
+    """Nobody remembers an exchange that has begun: whoever plans then must find that the node is to lose somebody at once."""
+    snapshot = cluster(*TWO_NODES, *BOTH_OVER)
+    result = planned(snapshot, PLAIN, FORCE)
+    begun, ended = result.moves[:2]
+    half = after_moves(snapshot, [begun])
+    again = planned(half, PLAIN, Question(opened_by=Gate.OVERLOAD, cooling={begun.vmid: "it has just moved"}))
+    assert (again.moves[0].source, again.moves[0].target, again.moves[0].batch) == (ended.source, ended.target, 1)

@@ -82,9 +82,15 @@ def run(fault: Fault, point: Point, stop_s: float | None = None) -> Blaze:
 
 def undone(blaze: Blaze) -> Iterator[str]:
     """What is not as it should be in the end."""
-    places, world = blaze.world.placements(), blaze.world
+    places = blaze.world.placements()
     if left := [vmid for vmid in DRAINED if places[vmid] == "pve3"]:
         yield f"{left} are still on pve3"
+    yield from leaderless(blaze)
+
+
+def leaderless(blaze: Blaze) -> Iterator[str]:
+    """Why nobody leads."""
+    world = blaze.world
     holder = world.lock_holder()
     if holder is None or world.nodes[holder].agent is not AgentWish.RUN or not world.nodes[holder].online:
         yield f"{holder or 'nobody'} has the lock"

@@ -36,12 +36,13 @@ class Rig:
     """
 
     command = ("-m", "agent", "run")
+    mounts = 1  # of so many nodes, the first ones, there is a /etc/pve
 
     def __init__(self, nodes: Mapping[str, Mapping[str, Any]], guests: Iterable[Mapping[str, Any]], **settings: Any) -> None:
         self._names = list(nodes)
         self.folder = Path(tempfile.mkdtemp(prefix="agent-rig-"))
         self.pve = PveServer(cluster(nodes, guests, migration={"duration_s": 1.0}), listen=(f"{HERE}=127.0.0.1:0",))
-        self.pmxcfs = Pmxcfs(*self._names[:1], unmounted=self._names[1:])
+        self.pmxcfs = Pmxcfs(*self._names[: self.mounts], unmounted=self._names[self.mounts :])
         self.settings: dict[str, Any] = SETTINGS | settings
         self.process: subprocess.Popen[bytes] | None = None
         self._mirror = Mirror(self.pve, self.pmxcfs, pvestatd_s=PVESTATD_S)
@@ -105,13 +106,13 @@ class Rig:
 
     # the agent
 
-    def start(self) -> None:
-        """Start the agent and return at once."""
+    def start(self, *before: str, **more: str) -> None:
+        """Start the agent and return at once; `before` is a command that starts it, `more` is for its environment."""
         log = (self.folder / "log").open("ab")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PROXLB", "NOTIFY", "JOURNAL"))}
         self.process = subprocess.Popen(
-            ["/usr/bin/python3", *self.command, "--config", str(self.folder / "config.yaml")],
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment | {"PYTHONDONTWRITEBYTECODE": "1"},
+            [*before, "/usr/bin/python3", *self.command, "--config", str(self.folder / "config.yaml")],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment | {"PYTHONDONTWRITEBYTECODE": "1"} | more,
         )  # fmt: skip
         log.close()
 
