@@ -115,7 +115,7 @@ class ClusterFiles(Protocol):
         """What can be done now; never raises."""
 
     def read(self, path: str) -> str | None:
-        """The whole text in one read, None when there is no such file. Raises NotMountedError, TemporaryError."""
+        """The whole text in one read, None when there is no such file, or a folder. Raises NotMountedError, TemporaryError."""
 
     def list(self, path: str) -> tuple[str, ...]:
         """Names in a folder, sorted; empty when there is no such folder. Raises NotMountedError, TemporaryError."""
@@ -127,6 +127,9 @@ class ClusterFiles(Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file below `proxlb/`; one that is gone already is fine. Raises as `write`."""
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder below `proxlb/` where it is missing; one that is there costs no write. Raises as `write`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class PmxcfsFiles:
         return _state(self._root)
 
     def read(self, path: str) -> str | None:
-        """The whole text in one read, None when there is no such file.
+        """The whole text in one read, None when there is no such file, or a folder.
 
         Raises:  NotMountedError, TemporaryError; PermanentError for a path that leads elsewhere, or one only root may read.
         """
@@ -106,6 +106,15 @@ class PmxcfsFiles:
         folder, name = _place(path, REMOVABLE)
         with _errors_told(path, writes=True), _mounted(self._root) as root, contextlib.suppress(FileNotFoundError):
             os.unlink(f"{folder}/{name}", dir_fd=root)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder below `proxlb/` where it is missing; one that is there costs no write. Raises as `write`."""
+        _place(path, REMOVABLE)
+        with _errors_told(path, writes=True), _mounted(self._root) as root:
+            try:
+                os.stat(path, dir_fd=root)
+            except FileNotFoundError:
+                _make_folders(root, path)
 
     def _sweep(self, root: int, folder: str) -> None:
         """Once a folder, remove what processes of this node left there when they were killed between write and rename."""
@@ -264,6 +273,8 @@ def _read(root: int, path: str) -> str | None:
         return None
     try:
         content = os.read(fd, READ_BYTES)
+    except IsADirectoryError:  # somebody's, among the flags or the relay files: it must not hide the others
+        return None
     finally:
         os.close(fd)
     if len(content) == READ_BYTES:
@@ -284,11 +295,15 @@ def _create(root: int, folder: str, path: str) -> int:
     try:
         return os.open(path, flags, 0o640, dir_fd=root)
     except FileNotFoundError:
-        steps = folder.split("/")
-        for depth in range(1, len(steps) + 1):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir("/".join(steps[:depth]), dir_fd=root)
+        _make_folders(root, folder)
         return os.open(path, flags, 0o640, dir_fd=root)
+
+
+def _make_folders(root: int, folder: str) -> None:
+    steps = folder.split("/")
+    for depth in range(1, len(steps) + 1):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("/".join(steps[:depth]), dir_fd=root)
 
 
 def _write_all(fd: int, content: bytes) -> None:

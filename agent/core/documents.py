@@ -139,6 +139,32 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a guest takes, and what is used on the nodes it left and came to, in cores and bytes; None is unknown."""
+
+    guest_cpu_cores: float
+    guest_memory_bytes: float
+    source_cpu_cores: float | None
+    source_memory_bytes: float | None
+    target_cpu_cores: float | None
+    target_memory_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was expected of a guest when it arrived at `at` (Unix seconds), and what was measured some minutes later, None until then."""
+
+    intent: str
+    vmid: int
+    source: str
+    target: str
+    at: float
+    expected: Footprint
+    measured: Footprint | None = None
+    measured_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What came of a command's request; `final` when nothing more follows."""
 
@@ -163,6 +189,7 @@ class HistoryFile:
     set_aside: tuple[SetAside, ...] = ()
     answers: tuple[Answer, ...] = ()
     timings: tuple[Timing, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class EventKind(StrEnum):
     OVERLOAD = "overload"
     SPREAD = "spread"
     REQUEST = "request"
-    LOG_GAP = "log-gap"
+    GAP = "gap"
     TOOK_LEAD = "took-lead"
     SETTINGS_CHANGED = "settings-changed"
     TIMER = "timer"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from agent.core import history as memory
+from agent.core.calibration import taken
 from agent.core.cluster import Snapshot
 from agent.core.documents import HistoryFile
 from agent.core.load import GuestLoad, Ledger
@@ -27,6 +28,7 @@ def ledger_of(
         in_flight(records),
         memory.landed(history, now),
         memory.unsampled(history, snapshot, now),
+        taken(history, snapshot, now),
     )
     others = foreign_flights(snapshot, {record.vmid for record in records}, ledger)
     return replace(ledger, in_flight=(*ledger.in_flight, *others)) if others else ledger

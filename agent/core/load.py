@@ -136,13 +136,22 @@ class Ledger:
 
     A VM's uptime counts from the start of its process on the target, so after a long migration it does not look fresh
     although its first samples there are as low as any new process's: `landed` tells. Those of them that may have come after the last
-    sample of their new node are `unsampled`: nothing of their load is in the node's.
+    sample of their new node are `unsampled`: nothing of their load is in the node's. `taken` is what guests took some minutes after they
+    had moved: where they must fit, the larger of it and of what they take now counts.
     """
 
     learned: Mapping[int, GuestLoad] = field(default_factory=dict)
     in_flight: tuple[InFlight, ...] = ()
     landed: frozenset[int] = frozenset()
     unsampled: frozenset[int] = frozenset()
+    taken: Mapping[int, GuestLoad] = field(default_factory=dict)
+
+    def spare(self, vmid: int, load: GuestLoad) -> GuestLoad:
+        """What is kept free for the guest beside the load it has."""
+        known = self.taken.get(vmid)
+        if known is None:
+            return NO_LOAD
+        return GuestLoad(max(0.0, known.cpu_cores - load.cpu_cores), max(0.0, known.memory_bytes - load.memory_bytes))
 
 
 def sane(value: float | None, size: float) -> float | None:
@@ -229,18 +238,27 @@ def memory_limit_bytes(node: Node, settings: Settings) -> float:
 class _Sums:
     """What is on a node beside the numbers that PVE reports of it, gathered guest by guest."""
 
-    __slots__ = ("assigned_cpu", "assigned_memory", "cpu", "leaving_assigned", "leaving_cpu", "leaving_memory", "measured_memory", "memory")
+    __slots__ = (
+        "assigned_cpu", "assigned_memory", "cpu", "leaving_assigned", "leaving_cpu", "leaving_memory", "measured_memory", "memory",
+        "spare_cpu", "spare_memory",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.cpu = self.memory = 0.0  # to be added to what PVE reports
         self.leaving_cpu = self.leaving_memory = self.leaving_assigned = 0.0
         self.assigned_cpu = self.assigned_memory = 0.0
         self.measured_memory = 0.0
+        self.spare_cpu = self.spare_memory = 0.0  # counts where something must fit alone
 
     def add(self, load: GuestLoad, measured: GuestLoad = NO_LOAD) -> None:
         """A load that is expected, of which so much is measured here."""
         self.cpu += load.cpu_cores - measured.cpu_cores
         self.memory += load.memory_bytes - measured.memory_bytes
+
+    def keep_free(self, spare: GuestLoad) -> None:
+        """What a guest here may come to take."""
+        self.spare_cpu += spare.cpu_cores
+        self.spare_memory += spare.memory_bytes
 
     def assign(self, guest: Guest) -> None:
         """A guest that is here, or on its way here, with its size."""
@@ -290,6 +308,9 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
                 here.leave(guest, flight.load)
         elif guest.is_running and (expected := _expected(guest, ledger, known)) is not measured:
             here.add(expected, measured)
+        if guest.vmid in ledger.taken and guest.is_running:
+            load = _expected(guest, ledger, known) if flight is None else flight.load
+            sums[guest.node if flight is None else flight.target].keep_free(ledger.spare(guest.vmid, load))
     judged = [node for node in snapshot.nodes if why_not_measured(node) is None]
     pressures = _pressures(judged, settings)
     mean_pressure = math.fsum(pressures.values()) / len(pressures) if pressures else 0.0
@@ -305,8 +326,8 @@ def _node_load(node: Node, sums: _Sums, pressure: float | None, mean_pressure: f
         name=node.name,
         cpu_cores=node.cpu_cores,
         memory_bytes=node.memory_bytes,
-        cpu_used_cores=cpu,
-        memory_used_bytes=memory,
+        cpu_used_cores=cpu + sums.spare_cpu,
+        memory_used_bytes=memory + sums.spare_memory,
         leaving_cpu_cores=sums.leaving_cpu,
         leaving_memory_bytes=sums.leaving_memory,
         memory_limit_bytes=memory_limit_bytes(node, settings),

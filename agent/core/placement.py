@@ -181,9 +181,10 @@ class Placement:
             if guest.status in NO_PROCESS and load == NO_LOAD:
                 return NOTHING  # nor does it count where it is
             counts = counted(guest, load, self._loads.get(guest.node), self.settings)
+            spare = self.question.ledger.spare(vmid, load)
             found = self._burdens[vmid] = Burden(
-                load.cpu_cores,
-                load.memory_bytes,
+                load.cpu_cores + spare.cpu_cores,
+                load.memory_bytes + spare.memory_bytes,
                 counts.cpu_cores,
                 counts.memory_bytes,
                 counts.pressure_fraction,

@@ -33,7 +33,7 @@ _EVERYWHERE = frozenset(
         EventKind.NODE_ONLINE,
         EventKind.REQUEST,
         EventKind.TOOK_LEAD,
-        EventKind.LOG_GAP,
+        EventKind.GAP,
         EventKind.SETTINGS_CHANGED,
         EventKind.TIMER,
     }
@@ -64,7 +64,8 @@ class Trigger:
     """A settled reason to look at the cluster.
 
     Units:   CLOCK_BOOTTIME seconds.
-    Shape:   `events` in order of arrival, without repetitions, at most `MOST_EVENTS`; `scope` covers all of them.
+    Shape:   `events` in order of arrival, without repetitions, at most `MOST_EVENTS`; `left_out` more came on top, and `scope` covers
+             all of them.
     """
 
     events: tuple[Event, ...]
@@ -72,6 +73,7 @@ class Trigger:
     rank: Rank
     first_s: float
     last_s: float
+    left_out: int = 0
 
     @property
     def force(self) -> bool:
@@ -96,13 +98,14 @@ def joined(trigger: Trigger | None, event: Event) -> Trigger:
     if trigger is None:
         return Trigger((event,), scope_of(event), rank_of(event), event.at_s, event.at_s)
     is_known = any(_same(event, other) for other in trigger.events)
-    is_full = len(trigger.events) >= MOST_EVENTS and event.request is None
+    is_full = len(trigger.events) >= MOST_EVENTS and event.kind in _OF_A_GUEST  # what else happens is rare, and may be urgent
     return Trigger(
         events=trigger.events if is_known or is_full else (*trigger.events, event),
         scope=EVERYWHERE if is_full and not is_known else trigger.scope.union(scope_of(event)),
         rank=min(trigger.rank, rank_of(event)),
         first_s=trigger.first_s,
         last_s=max(trigger.last_s, event.at_s),
+        left_out=trigger.left_out + (is_full and not is_known),
     )
 
 
@@ -194,10 +197,29 @@ def with_starts(snapshot: Snapshot, trigger: Trigger, now_s: float) -> Snapshot:
 def described(trigger: Trigger) -> str:
     """The trigger in words, for the journal: what happened, not what is done about it."""
     parts = [_words(event) for event in trigger.events[:3]]
-    if len(trigger.events) > 3:
-        more = len(trigger.events) - 3
+    more = len(trigger.events) + trigger.left_out - 3
+    if more > 0:
         parts.append(f"and {more} more event{'s' if more > 1 else ''}")
     return ", ".join(parts)
+
+
+def gathered(events: Iterable[Event], left_out: int = 0) -> str:
+    """What happened to many guests, in one line: `57 more guests started on pve3 (304, 305, 306, 307, 308 and 52 more)`."""
+    groups: dict[EventKind, list[Event]] = {}
+    for event in events:
+        groups.setdefault(event.kind, []).append(event)
+    parts = []
+    for kind, of_kind in groups.items():
+        nodes = sorted({event.node for event in of_kind if event.node is not None})
+        where = f" on {nodes[0]}" if len(nodes) == 1 else f" on {len(nodes)} nodes"
+        which = ", ".join(str(event.vmid) for event in of_kind[:5]) + (f" and {len(of_kind) - 5} more" if len(of_kind) > 5 else "")
+        parts.append(f"{len(of_kind)} more guest{'s' if len(of_kind) > 1 else ''} {_HAPPENED[kind]}{where} ({which})")
+    if left_out:
+        parts.append(f"{left_out} more event{'s' if left_out > 1 else ''} than are kept")
+    return ", ".join(parts)
+
+
+_HAPPENED = {EventKind.GUEST_STARTED: "started", EventKind.GUEST_STOPPED: "stopped", EventKind.GUEST_CHANGED: "changed"}
 
 
 def _words(event: Event) -> str:  # noqa: C901  # one case a kind
@@ -226,8 +248,8 @@ def _words(event: Event) -> str:  # noqa: C901  # one case a kind
             return f"the load is uneven ({event.detail})"
         case EventKind.REQUEST:
             return "balancing was asked for" + (f" by {event.detail}" if event.detail else "")
-        case EventKind.LOG_GAP:
-            return "the cluster log has a gap"
+        case EventKind.GAP:
+            return "the cluster log has a gap" if event.node is None else f"{event.detail} of {event.node} did not get here"
         case EventKind.TOOK_LEAD:
             return "took the lead"
         case EventKind.SETTINGS_CHANGED:

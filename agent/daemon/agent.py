@@ -218,7 +218,7 @@ class Agent:
         if self.work is None:
             self._local_events += [event for event in events if event.request is not None]
             return self._begin_work(now)
-        result: list[Output] = []
+        result = self.work.on_flags(self.senses)
         for event in events:
             result += self.work.on_event(event, self.senses, now)
         self.work.follow.on_log(self.senses.ended)
@@ -288,7 +288,9 @@ class Agent:
         said = self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s), self.senses, now)
         for event in self._local_events:
             said += self.work.on_event(event, self.senses, now)
+        said += self.work.on_flags(self.senses)
         self._local_events = []
+        said.append(outputs.MakeFlagFolder())
         taken = self.work.follow.records
         if taken:
             said.append(_outside(Level.NOTICE, f"takes over {len(taken)} migration{'s' if len(taken) != 1 else ''} of the former leader"))
@@ -361,6 +363,7 @@ class Agent:
             return result
         is_warm = now.boot_s >= self.work.warm_at_s(self.settings)
         if now.boot_s - self._timer_s >= self.settings.triggers.reconcile_s or (is_warm and not self._was_warm):
+            result.append(outputs.MakeFlagFolder())
             if now.boot_s > self._timer_s:
                 result += self.work.on_event(Event(EventKind.TIMER, EventSource.AGENT, now.boot_s), self.senses, now)
             self._timer_s = now.boot_s

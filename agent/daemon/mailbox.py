@@ -18,7 +18,8 @@ from agent.ports import FactsSight, InboxSight
 CLAIM_EVERY_S = 5.0  # a bell may be missed; the folder is listed at least so often
 KEPT_S = 300.0
 CLOCK_STEP_S = 30.0
-KEPT_EVENTS = 300  # newest; what a burst of more drops, the leader's full look covers
+KEPT_EVENTS = 300  # newest; what a burst of more drops, the leader counts by their numbers, and looks at everything
+MOST_USER = 100  # letters of who asks: the relay file stays far below what pmxcfs hands over in one piece
 LEAST_WRITE_S = 2.0
 FACTS_EVERY_S = 60.0
 CACHE_STEP_FRACTION = 0.05  # of the node's memory: a ZFS cache that moved by less is told along with something else
@@ -52,7 +53,15 @@ def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Eve
             problems.append(f"request {identity[:40]} cannot be read: {error}")
             continue
         events.append(
-            Event(EventKind.REQUEST, EventSource.COMMAND, at_s, node=node, request=identity, detail=request.user, force=request.force)
+            Event(
+                EventKind.REQUEST,
+                EventSource.COMMAND,
+                at_s,
+                node=node,
+                request=identity,
+                detail=request.user[:MOST_USER],
+                force=request.force,
+            )
         )
     return events, problems
 
@@ -173,7 +182,7 @@ class Mailbox:
             for event in events:
                 seq += 1
                 kept.append(InboxEvent(seq, now.wall_s, event.kind, event.vmid, event.origin, event.request, event.detail, event.force))
-            self._file = replace(self._file, seq=seq, events=tuple(kept[-KEPT_EVENTS:]))
+            self._file = replace(self._file, seq=seq, events=_newest(kept))
             self._dirty = True
         return events, outputs
 
@@ -206,6 +215,16 @@ class Mailbox:
             self._writing = None
             self._dirty = self._dirty or bool(answer.error)
         return []
+
+
+def _newest(events: list[InboxEvent]) -> tuple[InboxEvent, ...]:
+    """As many as the file may hold. Of more the requests stay: somebody waits for each, and no look at the cluster finds them."""
+    surplus = len(events) - KEPT_EVENTS
+    if surplus <= 0:
+        return tuple(events)
+    hints = [event.seq for event in events if event.request is None]
+    dropped = frozenset(hints[:surplus])
+    return tuple(event for event in events if event.seq not in dropped)[-KEPT_EVENTS:]
 
 
 def _say(level: Level, text: str) -> Say:

@@ -85,6 +85,13 @@ class WriteShared:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeFlagFolder:
+    """Make the folder of the maintenance flags where it is missing, so that a person needs nothing but a file for one."""
+
+    lane: ClassVar[Lane] = Lane.FILES
+
+
+@dataclass(frozen=True, slots=True)
 class ReadSettings:
     """Read the configuration files; `asked` when a person wants to know how it went."""
 
@@ -237,6 +244,7 @@ Output = (
     | ReadOwnInbox
     | WithdrawShutdownFlag
     | WriteShared
+    | MakeFlagFolder
     | ReadSettings
     | ClaimInbox
     | ReadFacts

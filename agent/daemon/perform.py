@@ -83,6 +83,9 @@ class Performer:
                 return self._withdraw(output)
             case outputs.WriteShared():
                 return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._write(output)))
+            case outputs.MakeFlagFolder():
+                self._try(lambda: self._ports.files.make_folder(FLAG_FOLDER))
+                return None
             case outputs.ReadSettings():
                 return self._settings(output)
             case outputs.ClaimInbox() | outputs.WriteStatus() | outputs.KeepDecision() | outputs.ReadLoads() | outputs.KeepLoads():

@@ -36,6 +36,7 @@ class Senses:
         self._texts: dict[str, str] = {}
         self._log = ""
         self._flags: dict[str, str] | None = None
+        self.strange_flags: frozenset[str] = frozenset()
         self._nodes: Mapping[str, bool] | None = None
         self._shutdowns: dict[str, ShutdownFlag] = {}
         self._gone: set[tuple[str, str]] = set()
@@ -82,6 +83,10 @@ class Senses:
             last = seqs.get(node, 0)
             if inbox.seq < last:
                 last = 0  # the file was made anew, and counts from the start
+            missed = inbox.seq - last - sum(entry.seq > last for entry in inbox.events)
+            if missed > 0 and node != self._node and not is_first:
+                detail = f"{missed} event{'s' if missed > 1 else ''}"
+                events.append(Event(EventKind.GAP, EventSource.INBOX, now.boot_s, node=node, detail=detail))
             for entry in inbox.events:
                 is_request = entry.kind is EventKind.REQUEST and entry.request is not None and abs(now.wall_s - entry.at) < REQUEST_S
                 is_news = entry.seq > last and not is_first
@@ -104,6 +109,9 @@ class Senses:
                     )
             seqs[node] = inbox.seq
         self._seqs = seqs
+        if seen.inboxes is not None:
+            there = {node for node, _ in seen.inboxes}
+            self._texts = {node: text for node, text in self._texts.items() if node in there}
         return events
 
     def has_reported(self, node: str, taken_at: float, uptime_s: float | None) -> bool:
@@ -124,7 +132,7 @@ class Senses:
         self._cursor = advance.cursor
         events = [event for task in log_tasks(advance.entries) if (event := self._of_task(task, now)) is not None]
         if advance.gap:
-            events.append(Event(EventKind.LOG_GAP, EventSource.CLUSTER_LOG, now.boot_s))
+            events.append(Event(EventKind.GAP, EventSource.CLUSTER_LOG, now.boot_s))
         return events
 
     def _of_task(self, task: LogTask, now: Now) -> Event | None:
@@ -153,14 +161,21 @@ class Senses:
     def _from_flags(self, seen: SignsSeen, now: Now) -> list[Event]:
         if seen.flags is None:
             return []
-        flags = dict(seen.flags)
-        for node, inbox in sorted(self.inboxes.items()):
-            if inbox.flag is not None:
-                flags.setdefault(node, inbox.flag)
-        for node in asked_of_ha(seen.ha_status):
-            flags.setdefault(node, "asked of the HA manager")
         members = None if seen.members is None else parse_members(seen.members)
         self._nodes = dict(members.nodes) if members is not None and members.nodes else self._nodes
+        names = {name.lower(): name for name in self._nodes or ()}
+        wanted = dict(seen.flags)
+        self.strange_flags = frozenset(name for name in wanted if names and name.lower() not in names)
+        for node, inbox in sorted(self.inboxes.items()):
+            if inbox.flag is not None:
+                wanted.setdefault(node, inbox.flag)
+        for node in asked_of_ha(seen.ha_status):
+            wanted.setdefault(node, "asked of the HA manager")
+        flags: dict[str, str] = {}
+        for node, reason in wanted.items():
+            name = names.get(node.lower()) if names else node
+            if name is not None:  # of a node that has left the cluster, files may still be there
+                flags.setdefault(name, reason)
         self._shutdowns = flags_of_nodes(flags)
         going_before, self.going_down = self.going_down, why_guests_stay(self._shutdowns, self._going(seen, now))
         before, self._flags = self._flags, flags

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from agent import __version__
-from agent.core import aside
+from agent.core import aside, calibration
 from agent.core import history as memory
 from agent.core.durations import Pace
 from agent.core.json_types import Json, JsonObject
@@ -71,6 +71,7 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "waiting_for": None if work is None or work.pending is None else described(work.pending),
         "answering": None if work is None or work.current is None else described(work.current),
         "last_decision": "" if work is None else work.sentence,
+        "calibrations": [] if work is None else [*calibration.rows(work.history)],
         "set_aside": [] if work is None else [*aside.rows(work.history, work.guest_types, now.wall_s)],
         "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
         "survival": None if work is None or work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},

@@ -29,6 +29,7 @@ class Telling:
         self._unseen: tuple[int, ...] = ()
         self._pressure: str | None = None
         self._schedules: tuple[str, ...] = ()
+        self._strange_flags: frozenset[str] = frozenset()
         self._full: frozenset[tuple[str, tuple[str, ...]]] = frozenset()
 
     def refusals(self, plan: Plan) -> list[Output]:
@@ -79,6 +80,12 @@ class Telling:
             return []
         text = f"the schedule of backup job {'; '.join(new)} is not understood: load balancing does not keep off its guests beforehand"
         return [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
+
+    def strange_flags(self, names: frozenset[str]) -> list[Output]:
+        """Each flag that is for no node of the cluster, once as long as it is there."""
+        new, self._strange_flags = sorted(names - self._strange_flags), names
+        texts = [f"maintenance flag {name[:80]!r} changes nothing: the cluster has no node of that name" for name in new]
+        return [Say(Record(Level.WARNING, MessageId.MAINTENANCE, text)) for text in texts[:MOST_REFUSALS]]
 
     def full_storages(self, snapshot: Snapshot, threshold_percent: float) -> list[Output]:
         """Each storage that has come over the threshold, once until it has been clearly below."""

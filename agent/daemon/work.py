@@ -11,6 +11,7 @@ from enum import Enum, auto
 from agent.core import aside
 from agent.core import history as memory
 from agent.core.backups import kept_off_words, not_understood
+from agent.core.calibration import calibrated, with_arrivals
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile, render
 from agent.core.durations import bounded as bounded_timings
@@ -35,7 +36,7 @@ from agent.core.sentences import decision_line, migration_words, move_words, not
 from agent.core.settings import Settings
 from agent.core.slots import startable
 from agent.core.survival import Survival, survival
-from agent.core.triggers import Rank, Trigger, described, joined, traces, why_echo, with_starts, without_echoes
+from agent.core.triggers import Rank, Trigger, described, gathered, joined, traces, why_echo, with_starts, without_echoes
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, Observed, SearchAnswer, StartAnswer, TaskAnswer, VerdictSeen, WriteAnswer, Written
 from agent.daemon.orders import order_of
@@ -52,6 +53,7 @@ OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
 FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 LEFT_LOCK_S = 30.0  # a lock of a migration that nobody carries out: PVE takes it back within seconds after a task's end
+TOLD_SINGLY = 3  # starts and stops of one trigger that have a line each; of a storm the rest is told in one
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
@@ -104,6 +106,8 @@ class Work:
         self._retry_at_s: float | None = None
         self._locked_since_s: dict[int, float] = {}
         self._telling = Telling()
+        self._told_cleared_s = now.boot_s
+        self._gathered: list[Event] = []
         self._told: dict[tuple[EventKind, int | None, str | None], tuple[EventSource, float]] = {}
 
     # events
@@ -127,6 +131,9 @@ class Work:
         if before is not None and len(before.events) == len(self.pending.events):
             return []
         level = Level.DEBUG if event.kind is EventKind.TIMER else Level.INFO
+        if event.kind in _GUEST_EVENTS and sum(other.kind in _GUEST_EVENTS for other in self.pending.events) > TOLD_SINGLY:
+            level = Level.DEBUG
+            self._gathered.append(event)
         return [of_event(level, f"{described(joined(None, event))}, seen by {event.source.value}", event)]
 
     def _asked_again(self, event: Event) -> frozenset[int] | None:
@@ -149,9 +156,15 @@ class Work:
         if event.kind not in _GUEST_EVENTS:
             return False
         key = (event.kind, event.vmid, event.node)
-        self._told = {known: told for known, told in self._told.items() if event.at_s - told[1] < SAME_S}
+        if event.at_s != self._told_cleared_s:  # not for each event of a burst
+            self._told_cleared_s = event.at_s
+            self._told = {known: told for known, told in self._told.items() if event.at_s - told[1] < SAME_S}
         source, _ = self._told.setdefault(key, (event.source, event.at_s))
         return source is not event.source
+
+    def on_flags(self, senses: Senses) -> list[Output]:
+        """Say which maintenance flags are for nobody."""
+        return self._telling.strange_flags(senses.strange_flags)
 
     # stepping
 
@@ -168,6 +181,10 @@ class Work:
             self.pending = self._again if self.pending is None else _merged(self._again, self.pending)
             self._again, self._again_at_s = None, math.inf
         if self.pending is not None and now.boot_s >= self._pending_due_s(settings):
+            if self._gathered:
+                text = f"{gathered(self._gathered, self.pending.left_out)}, seen since {now.boot_s - self.pending.first_s:.0f} s"
+                outputs.append(Say(Record(Level.INFO, MessageId.EVENT, text)))
+                self._gathered = []
             self.current = self.pending if self.current is None else _merged(self.current, self.pending)
             self.pending = None
             self._wish_look(now.boot_s)
@@ -223,6 +240,7 @@ class Work:
         self.snapshot = senses.enriched(seen.snapshot)
         outputs += self._settle_ended(seen.snapshot, settings, now)
         outputs += self._start_left(lead)
+        self._calibrate(settings, now)
         outputs += self._reconsider(seen.snapshot, dict(seen.digests), now)
         senses.forget_ended(seen.snapshot)
         self.history = memory.without_stale_homes(self.history, self.snapshot)
@@ -575,15 +593,26 @@ class Work:
     def _settle_ended(self, snapshot: Snapshot, settings: Settings, now: Now) -> list[Output]:
         changed, outputs = self.follow.settle(snapshot, settings, now)
         self._record(changed)
+        arrived: list[Migration] = []
         for record in changed:
             if record.state is MigrationState.DONE:
                 self.history = memory.with_success(self.history, record)
                 self._time(record, snapshot)
                 self._verdicts.forget(record.vmid)  # that was asked of the node it has left
                 self._landed_s = now.boot_s
+                arrived.append(record)
             elif record.state in (MigrationState.FAILED, MigrationState.LOST):
                 self._failed(record, now)
+        if arrived and self.snapshot is not None:
+            ledger = ledger_of(self.snapshot, self.history, self.follow.records, now.wall_s)
+            self.history = with_arrivals(self.history, arrived, self.snapshot, ledger, settings)
         return outputs + self._tell_pulled_back(snapshot, now)
+
+    def _calibrate(self, settings: Settings, now: Now) -> None:
+        """Measure what guests take that have moved some minutes ago."""
+        assert self.snapshot is not None
+        before, self.history = self.history, calibrated(self.history, self.snapshot, now.wall_s, settings)
+        self._dirty = self._dirty or before is not self.history
 
     def _start_left(self, lead: Leadership) -> list[Output]:
         """Start the containers that PVE has not started again after their migrations."""
@@ -677,4 +706,4 @@ def _merged(one: Trigger, other: Trigger) -> Trigger:
     result = one
     for event in other.events:
         result = joined(result, event)
-    return replace(result, scope=result.scope.union(other.scope))
+    return replace(result, scope=result.scope.union(other.scope), left_out=result.left_out + other.left_out)

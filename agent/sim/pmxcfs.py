@@ -42,6 +42,7 @@ class Partition:
 
     def __init__(self) -> None:
         self.files: dict[str, str] = {}
+        self.folders: set[str] = set()  # that were made by themselves; the others come and stay with their files
         self.lock: SharedLock | None = None
         self.ring = LogRing()
         self.node_rows: dict[str, NodeRow] = {}
@@ -54,7 +55,7 @@ class Partition:
     def copy(self) -> Partition:
         """The same content for a part that splits off."""
         other = Partition()
-        other.files = dict(self.files)
+        other.files, other.folders = dict(self.files), set(self.folders)
         if self.lock is not None:
             other.lock = SharedLock(self.lock.writer, self.lock.mtime_s, dict(self.lock.unchanged_since_wall_s), self.lock.serial)
         other.ring = LogRing(self.ring.entries)
@@ -177,10 +178,26 @@ class Pmxcfs:
             self.writes[path] += 1
         self._applied(lost)
 
+    def make_folder(self, node: SimNode, path: str) -> None:
+        """Make one of the agent's folders where it is missing."""
+        check_path(path)
+        if not path.startswith("proxlb/"):
+            raise PermanentError(f"{path}: the agent makes folders below proxlb/ only")
+        self.check_readable(node)
+        parent, _, name = path.rpartition("/")
+        if name in self.names(node, parent):
+            return
+        lost = self._is_lost(node)
+        node.partition.folders.add(path)
+        node.partition.changes += 1
+        self.writes[path] += 1
+        self._applied(lost)
+
     def names(self, node: SimNode, folder: str) -> tuple[str, ...]:
         """What is directly in a folder, sorted."""
         prefix = f"{folder}/"
-        inside = (path[len(prefix) :] for path in node.partition.files if path.startswith(prefix))
+        there = (*node.partition.files, *node.partition.folders)
+        inside = (path[len(prefix) :] for path in there if path.startswith(prefix))
         return tuple(sorted({name.split("/", 1)[0] for name in inside}))
 
     def lock_take(self, node: SimNode) -> bool:

@@ -137,6 +137,10 @@ class SimFiles:
         """See `agent.ports.ClusterFiles`."""
         self._world.pmxcfs.remove(self._node, path)
 
+    def make_folder(self, path: str) -> None:
+        """See `agent.ports.ClusterFiles`."""
+        self._world.pmxcfs.make_folder(self._node, path)
+
 
 class SimApi:
     """PVE's API as asked on a node, at its own server."""

@@ -11,6 +11,7 @@ from itertools import combinations
 from agent.core.cluster import Snapshot
 from agent.core.placement import Placement
 from agent.core.question import Question
+from agent.core.reasons import RefusalReason
 from agent.core.settings import Settings
 from agent.core.survival import survival
 from tests.bench.results import Batches
@@ -127,9 +128,10 @@ def _at_rest(snapshot: Snapshot, state: State) -> Snapshot:
 
 
 def _lost(snapshot: Snapshot) -> int:
-    """By the planner's own judgement of N+1, on the same terms for everybody."""
+    """By the planner's own judgement of N+1, on the same terms for everybody; guests that rules keep from all others are left aside."""
     found = survival(Placement(snapshot, SETTINGS, Question()))
-    return sum(not loss.survives for loss in found.losses)
+    pinned = RefusalReason.PINNED  # to the lost node: that a repair brings such a guest home says nothing about how room is left
+    return sum(any(refusal.reason is not pinned for refusal in loss.without_place) for loss in found.losses)
 
 
 def _is_over(state: State, target: str, vmids: list[int]) -> bool:

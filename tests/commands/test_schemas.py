@@ -80,6 +80,8 @@ def test_a_schema_is_strict(name: str) -> None:
         ("history", "set_aside", documents.SetAside, set()),
         ("history", "answer", documents.Answer, set()),
         ("history", "timing", documents.Timing, set()),
+        ("history", "calibration", documents.Calibration, set()),
+        ("history", "footprint", documents.Footprint, set()),
         ("loads", None, documents.LoadsFile, set()),
         ("loads", "load", documents.LearnedLoad, set()),
         ("plan", "move", Move, {"cpu_cores", "is_running"}),  # not told: they serve the planner's own order

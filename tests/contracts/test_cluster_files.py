@@ -48,6 +48,18 @@ def test_a_removed_file_is_gone_and_may_be_removed_again(pmxcfs: PmxcfsStage) ->
     assert eventually(pmxcfs, lambda: pmxcfs.files("pve2").list("proxlb/maintenance") == ())
 
 
+def test_a_folder_is_made_where_it_is_missing_and_is_no_file(pmxcfs: PmxcfsStage) -> None:
+    mine, theirs = pmxcfs.files("pve1"), pmxcfs.files("pve2")
+    mine.make_folder("proxlb/maintenance")
+    assert eventually(pmxcfs, lambda: theirs.list("proxlb") == ("maintenance",))
+    mine.make_folder("proxlb/maintenance")
+    mine.write(FLAG, "disks")
+    theirs.make_folder("proxlb/maintenance/by-mistake")
+    assert eventually(pmxcfs, lambda: mine.list("proxlb/maintenance") == ("by-mistake", "pve1"))
+    assert mine.read("proxlb/maintenance/by-mistake") is None
+    assert theirs.read(FLAG) == "disks"
+
+
 @pytest.mark.parametrize("path", ["storage.cfg", "proxlb", "proxlb2/x", "nodes/pve1/qemu-server/100.conf", "proxlb/../x", "/proxlb/x", ""])
 def test_nothing_else_is_ever_changed(pmxcfs: PmxcfsStage, path: str) -> None:
     files = pmxcfs.files("pve1")
@@ -55,6 +67,8 @@ def test_nothing_else_is_ever_changed(pmxcfs: PmxcfsStage, path: str) -> None:
         files.write(path, "x")
     with pytest.raises(PermanentError):
         files.remove(path)
+    with pytest.raises(PermanentError):
+        files.make_folder(path)
 
 
 def test_the_token_is_never_removed(pmxcfs: PmxcfsStage) -> None:
@@ -92,7 +106,13 @@ def test_the_bare_directory_is_never_touched(pmxcfs: PmxcfsStage) -> None:
     files.write(FLAG, "x")
     pmxcfs.unmount("pve1")
     assert files.state() is FilesystemState.NOT_MOUNTED
-    for call in (lambda: files.read(FLAG), lambda: files.list("proxlb"), lambda: files.write(FLAG, "y"), lambda: files.remove(FLAG)):
+    for call in (
+        lambda: files.read(FLAG),
+        lambda: files.list("proxlb"),
+        lambda: files.write(FLAG, "y"),
+        lambda: files.remove(FLAG),
+        lambda: files.make_folder("proxlb/maintenance"),
+    ):
         with pytest.raises(NotMountedError):
             call()
     assert pmxcfs.left_behind("pve1") == []

@@ -17,6 +17,7 @@ from agent.core.triggers import (
     Rank,
     Trigger,
     described,
+    gathered,
     joined,
     rank_of,
     scope_of,
@@ -53,7 +54,7 @@ def burst(*events: object) -> Trigger:
         (K.NODE_OFFLINE, Scope(frozenset(), frozenset({101})), Rank.RULES),
         *[
             (kind, EVERYWHERE, Rank.RULES)
-            for kind in (K.MAINTENANCE_ENDED, K.NODE_ONLINE, K.REQUEST, K.LOG_GAP, K.TOOK_LEAD, K.SETTINGS_CHANGED, K.TIMER)
+            for kind in (K.MAINTENANCE_ENDED, K.NODE_ONLINE, K.REQUEST, K.GAP, K.TOOK_LEAD, K.SETTINGS_CHANGED, K.TIMER)
         ],
     ],
 )
@@ -106,6 +107,24 @@ def test_more_events_than_are_kept_are_covered_by_looking_everywhere() -> None:
     trigger = burst(*[event(vmid=i) for i in range(MOST_EVENTS + 100)])
     assert len(trigger.events) == MOST_EVENTS
     assert trigger.scope.nodes is None
+    assert trigger.left_out == 100
+    assert described(trigger).endswith(f"and {MOST_EVENTS + 100 - 3} more events")
+
+
+def test_maintenance_does_not_wait_behind_a_storm() -> None:
+    storm = [event(vmid=i, at_s=100.0) for i in range(MOST_EVENTS + 100)]
+    trigger = burst(*storm, event(K.MAINTENANCE_BEGAN, vmid=None, at_s=103.0))
+    assert trigger.due_s(TIMES) == 100.0
+    assert trigger.events[-1].kind is K.MAINTENANCE_BEGAN
+
+
+def test_a_storm_is_told_in_one_line() -> None:
+    starts = [event(vmid=101 + number) for number in range(7)]
+    assert gathered(starts) == "7 more guests started on pve1 (101, 102, 103, 104, 105 and 2 more)"
+    assert gathered([event(vmid=101)]) == "1 more guest started on pve1 (101)"
+    stops = [event(K.GUEST_STOPPED, vmid=201, node="pve2"), event(K.GUEST_STOPPED, vmid=202, node="pve3")]
+    text = "1 more guest started on pve1 (101), 2 more guests stopped on 2 nodes (201, 202), 9 more events than are kept"
+    assert gathered([event(vmid=101), *stops], left_out=9) == text
 
 
 def test_echoes_do_not_narrow_a_trigger_that_holds_more_than_its_events() -> None:
