@@ -212,6 +212,10 @@ class _Emptying:
         left = self._left = tuple(guest for guest in here if not _is_of_ha(guest, snapshot))
         self._of_ha = len(here) - len(left)
         if not left:
+            # Where its configuration is, a guest is: a task that is not over may still have to start it there.
+            if any(task.is_running and task.kind in MIGRATE_KINDS and task.node == self._node for task in snapshot.tasks):
+                self._changed_s = time.monotonic()
+                return None
             return "all have left"
         vmids = frozenset(guest.vmid for guest in left)
         if vmids != self._vmids:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from pytest_mock import MockerFixture
 
 from agent import wiring
 from agent.commands import drain
+from agent.core.cluster import Task
+from agent.core.settings import Settings
 from agent.core.shutdown import ShutdownFlag, parse_flag
 from agent.ports import TemporaryError
 from agent.sim.migrations import FailureKind
@@ -242,3 +245,15 @@ def test_what_goes_wrong_is_said_and_the_shutdown_goes_on(error: Exception, said
 
     assert drain.watched(work) == 1
     assert said in capfd.readouterr().out
+
+
+def test_a_guest_whose_migration_is_not_over_has_not_left(stage: Callable[..., Stage], mocker: MockerFixture) -> None:
+    """Its configuration is on the target already; a container is started there only at the task's end."""
+    stage(entry(guests=[]), CALM)
+    settings = Settings()
+    emptying = drain._Emptying(settings, wiring.make_files(settings), "pve1", is_own=True)
+    running = Task("UPID:pve1:1", "pve1", "vzmigrate", "101", "root@pam", 1.0)
+    snapshot = mocker.Mock(guests=(), tasks=(running,))
+    assert emptying._judge(snapshot) is None
+    snapshot.tasks = (replace(running, ended_at=2.0, status="OK"), replace(running, node="pve2"))
+    assert emptying._judge(snapshot) == "all have left"

@@ -104,12 +104,16 @@ class Judge:
 
     def problems(self) -> Iterator[str]:
         """What must not have happened."""
+        yield from self.of_leaders()
+        yield from self.moved_twice()
+
+    def of_leaders(self) -> Iterator[str]:
+        """What nobody may do who does not lead, or two at a time."""
         for sent in self.requests:
             if not sent.is_let_off:
                 yield from sent.why_not()
         yield from self._removed
         yield from self.overlapping()
-        yield from self.moved_twice()
 
     def let_off(self) -> Iterator[Sent]:
         """Requests that should not have been sent, and could not be kept from it."""
