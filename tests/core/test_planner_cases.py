@@ -884,6 +884,19 @@ def test_a_task_of_a_whole_node_makes_no_guest_busy() -> None:
     assert planned(cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2"), task("stopall", "pve1", 101))).moves
 
 
+@pytest.mark.parametrize("is_drained", [False, True])
+@pytest.mark.parametrize("what", ["startall runs", "just booted"])
+def test_nobody_is_sent_off_a_node_that_is_still_starting_its_guests(what: str, is_drained: bool) -> None:
+    parts = [*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2")]
+    snapshot = cluster(*parts, task("startall", "pve1", 0)) if what == "startall runs" else cluster(*parts)
+    if what == "just booted":
+        snapshot = replace(snapshot, nodes=tuple(replace(n, uptime_s=60.0) if n.name == "pve1" else n for n in snapshot.nodes))
+    if is_drained:
+        snapshot = replace(snapshot, maintenance=(Maintenance("pve1", "flag"),))
+    result = planned(snapshot)
+    assert (result.moves, reason_of(result, 101)) == ((), "node-starting")
+
+
 def test_a_task_that_has_ended_makes_no_guest_busy() -> None:
     assert planned(cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2"), task("qmsnapshot", "pve1", 101, ended_s_ago=1))).moves
 

@@ -128,8 +128,8 @@ def test_a_write_that_hung_does_not_land_on_the_next_leaders_history() -> None:
     made = world()
     given = ports_of(made, "pve1")
     ports = Ports(
-        given.clock, given.lock, given.files, lambda: given.api, given.inbox, given.facts, given.ha_nodes, given.local_files, SimSettings(settings()),
-        given.journal, given.notifier,
+        given.clock, given.lock, given.files, lambda: given.api, given.inbox, given.facts, given.ha_nodes, given.local_files,
+        SimSettings(settings()), given.journal, given.notifier,
     )  # fmt: skip
     mine = replace(RELEASED, node="pve1", epoch=7, state=LeaderState.LEADING)
     made.put_file(LEADER_PATH, render(replace(mine, node="pve2", epoch=8)))

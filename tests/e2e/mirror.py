@@ -26,19 +26,14 @@ class Mirror:
 
     It uses the played server's control, not the API: no request of it is counted, and none meets a fault that a test has set up.
     What a test changes in the files alone stays, unless the API changes the same thing later.
-
-    membership:  whether nodes and quorum go there when they go in the API; False where each node has a mount, and the test sees to it.
     """
 
-    def __init__(
-        self, api: PveServer, pmxcfs: Control, *, release: int = 9, pvestatd_s: float = PVESTATD_S, membership: bool = True
-    ) -> None:
+    def __init__(self, api: PveServer, pmxcfs: Control, *, release: int = 9, pvestatd_s: float = PVESTATD_S) -> None:
         self.pvestatd_s = pvestatd_s
         self.end_lines = True  # False: the cluster log has no line at the end of a task
         self._api = api
         self._pmxcfs = pmxcfs
         self._release = release
-        self._membership = membership
         self._configs: dict[int, dict[str, Any]] = {}
         self._shown: dict[int, tuple[str, str]] = {}  # vmid -> node, text of its configuration
         self._online: dict[str, bool] = {}
@@ -115,10 +110,10 @@ class Mirror:
     def _show_cluster(self) -> None:
         state = self._api.state()
         for node, row in state["nodes"].items():
-            if self._membership and self._online.get(node, True) != row["online"]:
+            if self._online.get(node, True) != row["online"]:
                 self._pmxcfs.online(node, row["online"])
             self._online[node] = row["online"]
-        if self._membership and state["quorate"] != self._quorate:
+        if state["quorate"] != self._quorate:
             self._quorate = state["quorate"]
             self._pmxcfs.quorum(self._quorate)
         ha = json.dumps(state["ha"])

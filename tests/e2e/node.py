@@ -52,7 +52,7 @@ class Api(PveServer):
         python.chmod(0o755)
         super().__init__(state, [f"{machine.hostname}=127.0.0.1:{API_PORT}"], folder / "pve", python)
         # A thread may be in another network than its process; what this one connects to, the machine does.
-        self._inside = concurrent.futures.ThreadPoolExecutor(1, "api", enter_network, (machine.pid,))
+        self._inside = concurrent.futures.ThreadPoolExecutor(1, "api", _enter_network, (machine.pid,))
 
     def stop(self) -> None:
         super().stop()
@@ -140,8 +140,7 @@ class Node(Played):
         self.pmxcfs = Control(self.machine.outside(SOCKET))
 
 
-def enter_network(pid: int) -> None:
-    """Have this thread, and what it makes from now on, be in the network of that process."""
+def _enter_network(pid: int) -> None:
     with open(f"/proc/{pid}/ns/net", "rb") as network:
         if libc.setns(network.fileno(), CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
