@@ -149,6 +149,11 @@ def host_name() -> str:
     return os.uname().nodename.split(".")[0]
 
 
+def wall_s() -> float:
+    """The time, in Unix seconds."""
+    return SystemClock().wall_s()
+
+
 def is_shutting_down() -> bool:
     """True when this machine is on its way down."""
     return systemd_shuts_down()

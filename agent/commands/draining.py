@@ -11,6 +11,8 @@ from agent import wiring
 from agent.commands.planning import question_of
 from agent.commands.tables import counted
 from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
+from agent.core.conditions import leaves_stopped
+from agent.core.documents import HistoryFile
 from agent.core.plan_types import Refusal
 from agent.core.planner import plan as make_plan
 from agent.core.reasons import MEANING, RefusalReason
@@ -32,17 +34,19 @@ def wait_until_empty(settings: Settings, node: str) -> int:
     while True:
         snapshot = _look(settings)
         if snapshot is not None:
-            here = running_on(snapshot, node)
-            if not here:
+            here = those_to_leave(snapshot, node, settings)
+            under_way = still_leaving(snapshot, wiring.read_history(settings), node)
+            if not here and not under_way:
                 print(f"{node} is empty")
                 return 0
             vmids = frozenset(guest.vmid for guest in here)
             if vmids != before:
-                _tell(f"{counted(len(here), 'guest')} on {node}: {_few(here)}")
-            if vmids != before or _migrates(snapshot, vmids):
+                text = f"{counted(len(here), 'guest')} on {node}: {_few(here)}"
+                _tell(text if here else f"the last migrations off {node} are not over yet")
+            if vmids != before or _migrates(snapshot, vmids | under_way):
                 before, changed_s = vmids, time.monotonic()
             stuck = who_cannot_leave(snapshot, settings, here)
-            hopeless = hopeless + 1 if len(stuck) == len(here) else 0
+            hopeless = hopeless + 1 if len(stuck) == len(here) and not under_way else 0
             if hopeless >= SAME_LOOKS:
                 raise PermanentError(f"{node} is not empty: {'; '.join(stuck)}", "move or stop these by hand, or end what keeps them")
         if time.monotonic() - changed_s >= STALL_S:
@@ -82,6 +86,25 @@ def wait_until_home(settings: Settings, node: str) -> int:
 def running_on(snapshot: Snapshot, node: str) -> tuple[Guest, ...]:
     """The guests that have a process on the node: all that are not known to be stopped."""
     return tuple(guest for guest in snapshot.guests if guest.node == node and not guest.template and guest.status != "stopped")
+
+
+def those_to_leave(snapshot: Snapshot, node: str, settings: Settings) -> tuple[Guest, ...]:
+    """Those that run on the node, and the stopped ones that leave it, too, where the settings say so."""
+    stopped = (guest for guest in snapshot.guests if guest.node == node and leaves_stopped(guest, settings))
+    return tuple(sorted((*running_on(snapshot, node), *stopped), key=lambda guest: guest.vmid))
+
+
+def still_leaving(snapshot: Snapshot, history: HistoryFile | None, node: str) -> frozenset[int]:
+    """The guests whose migration off the node is not over, wherever they are shown.
+
+    A container is stopped while it is moved, and a VM is shown on its target while its task still runs on the source: whoever
+    reboots then ends the task, and perhaps the guest.
+    """
+    found = {task.vmid for task in snapshot.tasks if task.is_running and task.kind in MIGRATE_KINDS and task.node == node}
+    found |= {guest.vmid for guest in snapshot.guests if guest.node == node and guest.lock == "migrate"}
+    records = history.migrations if history is not None else ()
+    found |= {record.vmid for record in records if record.is_open and record.source == node}
+    return frozenset(vmid for vmid in found if vmid is not None)
 
 
 def who_cannot_leave(snapshot: Snapshot, settings: Settings, here: Iterable[Guest]) -> list[str]:

@@ -4,25 +4,24 @@
 from __future__ import annotations
 
 import argparse
-import getpass
-import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent import wiring
 from agent.commands.draining import wait_until_empty, wait_until_home
+from agent.commands.flag_files import asked_by, changeable_files, duration
 from agent.commands.plan import known_node
 from agent.commands.tables import aligned
 from agent.commands.wrong_use import own_node_or_refuse, settings_of
 from agent.core.documents import DocumentError, InboxFile, parse
+from agent.core.flags import Flag, flag_text, flag_words, read_flag
 from agent.core.settings import Mode, Settings
 from agent.core.statistics import parse_members
 from agent.daemon.flags import FLAG_FOLDER
 from agent.daemon.perform import INBOX_FOLDER
-from agent.ports import ClusterFiles, FilesystemState, NoQuorumError, OutsideError, PermanentError
+from agent.ports import ClusterFiles, OutsideError, PermanentError
 
-MAX_REASON = 200
 FLAG = "/etc/proxlb-agent/maintenance"
 
 
@@ -32,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     enter = actions.add_parser("enter", help="have the node emptied and kept empty", allow_abbrev=False)
     enter.add_argument("node", metavar="NODE")
     enter.add_argument("--wait", action="store_true", help="until no guest runs there that could leave")
+    enter.add_argument("--for", dest="for_s", metavar="TIME", type=duration, help="as 2h, 90m or 1d12h; then it ends by itself")
     enter.add_argument("--reason", metavar="TEXT", help="what others read: why")
     leave = actions.add_parser("leave", help="end that; what left comes home", allow_abbrev=False)
     leave.add_argument("node", metavar="NODE")
@@ -43,15 +43,14 @@ def execute(arguments: argparse.Namespace) -> int:
     """Enter, leave or list."""
     settings = settings_of(arguments)
     own_node_or_refuse(settings, "maintenance")
-    files = wiring.make_files(settings)
     if arguments.action == "list":
-        return _list(settings, files)
-    if files.state() is FilesystemState.NO_QUORUM:
-        raise NoQuorumError("this node is not in the quorate part of the cluster: flags cannot be changed from here")
+        return _list(settings, wiring.make_files(settings))
+    files = changeable_files(settings)
     nodes = known_nodes(files)
     name = known_node(arguments.node, nodes)
     if arguments.action == "enter":
-        _enter(settings, files, nodes, name, arguments.reason)
+        until = None if arguments.for_s is None else wiring.wall_s() + arguments.for_s
+        _enter(settings, files, nodes, name, Flag(arguments.reason or "", until))
         return wait_until_empty(settings, name) if arguments.wait else 0
     _leave(settings, files, name)
     return wait_until_home(settings, name) if arguments.wait else 0
@@ -80,7 +79,7 @@ def causes(settings: Settings, files: ClusterFiles) -> tuple[Cause, ...]:
     for name in files.list(FLAG_FOLDER):
         text = None if name.startswith(".") else files.read(f"{FLAG_FOLDER}/{name}")
         if text is not None:
-            found.append(Cause(name, "proxlb-agent maintenance enter", text.strip()))
+            found.append(Cause(name, "proxlb-agent maintenance enter", flag_words(read_flag(text))))
     for name in files.list(INBOX_FOLDER):
         text = files.read(f"{INBOX_FOLDER}/{name}") if name.endswith(".json") and not name.startswith(".") else None
         try:
@@ -108,20 +107,20 @@ def _list(settings: Settings, files: ClusterFiles) -> int:
     return 0
 
 
-def _enter(settings: Settings, files: ClusterFiles, nodes: Mapping[str, bool], name: str, reason: str | None) -> None:
+def _enter(settings: Settings, files: ClusterFiles, nodes: Mapping[str, bool], name: str, flag: Flag) -> None:
     before = files.read(f"{FLAG_FOLDER}/{name}")
-    if before is not None and reason is None:
-        print(f"{name} is in maintenance already" + (f": {before.strip()}" if before.strip() else ""))
+    if before is not None and flag == Flag():
+        words = flag_words(read_flag(before))
+        print(f"{name} is in maintenance already" + (f": {words}" if words else ""))
         return
     out = {cause.node.lower() for cause in causes(settings, files)} | {other.lower() for other in settings.nodes.ignore}
     left = [other for other, is_online in nodes.items() if is_online and other != name and other.lower() not in out]
     if before is None and not left:
         text = f"{name} is the last usable node: its guests would have nowhere to go"
         raise PermanentError(text, "end the maintenance of another node first; proxlb-agent maintenance list shows them")
-    user = os.environ.get("SUDO_USER") or getpass.getuser()
-    text = " ".join((reason or f"asked for by {user}").split())[:MAX_REASON]
-    files.write(f"{FLAG_FOLDER}/{name}", text + "\n")
-    print(f"{name} is in maintenance now: {text}")
+    text = flag_text(replace(flag, reason=flag.reason or asked_by()))
+    files.write(f"{FLAG_FOLDER}/{name}", text)
+    print(f"{name} is in maintenance now: {flag_words(read_flag(text))}")
     if settings.mode in (Mode.OFF, Mode.OBSERVE):
         print(f"proxlb-agent: note: mode is {settings.mode.value}, so nobody moves its guests", file=sys.stderr)
 

@@ -43,7 +43,18 @@ def test_the_version(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["no-such-command"], ["plan", "--no-such-option"], ["explain"], ["explain", "web1"], ["plan", "extra"], ["stat"], ["maintenance"]],
+    [
+        [],
+        ["no-such-command"],
+        ["plan", "--no-such-option"],
+        ["explain"],
+        ["explain", "web1"],
+        ["plan", "extra"],
+        ["stat"],
+        ["maintenance"],
+        ["pause", "--for", "2"],
+        ["resume", "pve1"],
+    ],
     ids=" ".join,
 )
 def test_wrong_use_is_two(run: Run, arguments: list[str]) -> None:

@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pytest_mock import MockerFixture
 
+from agent import wiring
 from agent.commands import draining
 from agent.commands.status import STALE_S
+from agent.core.cluster import Snapshot, Task
+from agent.core.settings import Settings
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import SimLocalFiles
 from tests.commands.rig import Run, Stage, entry
@@ -185,6 +189,29 @@ class TestBalance:
         assert "mode is observe" in ran.complaint
 
 
+class TestPause:
+    def test_nobody_is_moved_until_it_is_over(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        ran = run("pause", "--reason", "network work")
+        assert ran.status == 0
+        assert ran.out.startswith("paused (network work), until proxlb-agent resume: ")
+        run("maintenance", "enter", "pve1")
+        on.live(120)
+        assert on.world.post_record == []
+        assert run("resume").out == "the pause is over\n"
+        on.live(120)
+        assert on.world.guests[101].node != "pve1"
+        assert run("resume").out == "there is no pause\n"
+
+    def test_it_can_end_by_itself(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        assert "until 2026-01-01 02:0" in run("pause", "--for", "2h").out
+        on.live(7000)
+        assert "proxlb/paused" in on.world.main.files
+        on.live(300)
+        assert "proxlb/paused" not in on.world.main.files
+
+
 class TestMaintenance:
     def test_enter_wait_and_leave(self, stage: Callable[..., Stage], run: Run) -> None:
         on = stage(quiet())
@@ -200,6 +227,48 @@ class TestMaintenance:
         assert ran.out.splitlines() == ["pve1 is no longer in maintenance", "all guests of pve1 are home"]
         assert on.world.guests[101].node == "pve1"
         assert run("maintenance", "list").out == "no node is in maintenance\n"
+
+    def test_a_maintenance_for_a_while_ends_by_itself(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        ran = run("maintenance", "enter", "pve1", "--for", "10m", "--wait")
+        assert ran.status == 0
+        assert "UTC" in ran.out.splitlines()[0]
+        assert ", until " in run("maintenance", "list").out
+        on.live(800)
+        assert "proxlb/maintenance/pve1" not in on.world.main.files
+        assert on.world.guests[101].node == "pve1"
+
+    @pytest.mark.parametrize("time", ["2", "0h", "40d", "soon", "-1h"])
+    def test_a_time_that_is_none_is_wrong_use(self, stage: Callable[..., Stage], run: Run, time: str) -> None:
+        on = stage(quiet())
+        ran = run("maintenance", "enter", "pve1", f"--for={time}")
+        assert ran.status == 2
+        assert "write it as 2h" in ran.err
+        assert "proxlb/maintenance/pve1" not in on.world.main.files
+
+    @pytest.mark.parametrize("is_shown_on_the_target", [False, True])
+    def test_a_node_is_not_empty_before_the_last_migration_is_over(
+        self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch, is_shown_on_the_target: bool
+    ) -> None:
+        """A container is stopped while it moves; a VM is on its target for PVE while the source still has work to do."""
+        on = stage(quiet())
+        real = wiring.look
+        over_s = on.world.now_s + 120
+
+        def look(settings: Settings) -> Snapshot:
+            seen = real(settings)
+            if on.world.now_s >= over_s:
+                return seen
+            task = Task("UPID:1", "pve1", "vzmigrate", "101", "root@pam", on.world.now_s - 10)
+            where = "pve2" if is_shown_on_the_target else "pve1"
+            guests = tuple(replace(guest, node=where, status="stopped") for guest in seen.guests)
+            return replace(seen, guests=guests, tasks=(*seen.tasks, task))
+
+        monkeypatch.setattr(wiring, "look", look)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 0
+        assert "the last migrations off pve1 are not over yet" in ran.err
+        assert on.world.now_s >= over_s
 
     def test_who_cannot_leave_is_named(self, stage: Callable[..., Stage], run: Run) -> None:
         document = quiet()

@@ -100,7 +100,8 @@ def test_an_unknown_node(place: Callable[..., Place], run: Run, pve: PveServer, 
 
 
 @pytest.mark.parametrize(
-    "words", ["balance --yes", "maintenance enter pve1", "maintenance leave pve1", "maintenance list", "history", "setup"]
+    "words",
+    ["balance --yes", "maintenance enter pve1", "maintenance leave pve1", "maintenance list", "pause", "resume", "history", "setup"],
 )
 def test_away_from_a_node(place: Callable[..., Place], run: Run, pve: PveServer, words: str) -> None:
     where = place(pve.port)
@@ -111,7 +112,7 @@ def test_away_from_a_node(place: Callable[..., Place], run: Run, pve: PveServer,
     assert pve.requests() == []
 
 
-@pytest.mark.parametrize("words", ["balance --yes", "maintenance enter pve2", "maintenance leave pve2"])
+@pytest.mark.parametrize("words", ["balance --yes", "maintenance enter pve2", "maintenance leave pve2", "pause --for 2h", "resume"])
 def test_without_quorum_nothing_is_changed(place: Callable[..., Place], run: Run, pve: PveServer, words: str) -> None:
     where = place(pve.port, mounted="no quorum")
     before = where.files()
@@ -160,7 +161,9 @@ class TestStatus:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("command", [*READING, ["status"], ["balance"], ["maintenance", "list"], ["history"], ["setup"], ["run"]])
+    @pytest.mark.parametrize(
+        "command", [*READING, ["status"], ["balance"], ["maintenance", "list"], ["pause"], ["history"], ["setup"], ["run"]]
+    )
     def test_misspelt_settings_stop_every_command(self, place: Callable[..., Place], run: Run, pve: PveServer, command: list[str]) -> None:
         where = place(pve.port, mounted="quorate", balanc={"spread_percent": 1}, mode="ful")
         before = where.files()
