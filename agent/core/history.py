@@ -48,12 +48,20 @@ def with_migrations(history: HistoryFile, records: Iterable[Migration]) -> Histo
 def bounded(history: HistoryFile, now: float) -> HistoryFile:
     """The history without what is old, and small enough to be written: open attempts and homes stay.
 
-    What goes first: attempts that came to nothing, then the oldest ended ones, of these last what the hourly brake counts (a drain
-    of hundreds of guests must not loosen it), then guests set aside for the shortest time.
+    What goes first: attempts that came to nothing, then the oldest ended ones, of these late the last move of each guest (its
+    cooldown rests on it), and last what the hourly brake counts (a drain of hundreds of guests must not loosen it), then guests set
+    aside for the shortest time.
     """
     records = [record for record in history.migrations if record.is_open or abs(now - record.planned_at) < KEPT_S]
     ended = [record for record in records if not record.is_open]
-    ended.sort(key=lambda record: (record.state is not MigrationState.SKIPPED, _is_braking(record, now)))  # stable: by time within each
+    last = {record.vmid: record.intent for record in ended if record.state in _CAME_TO_PASS}
+
+    def worth(record: Migration) -> int:
+        if _is_braking(record, now):
+            return 3
+        return 2 if last.get(record.vmid) == record.intent else int(record.state is not MigrationState.SKIPPED)
+
+    ended.sort(key=worth)  # stable: by time within each
     aside = [entry for entry in history.set_aside if is_kept(entry, now)]
     aside.sort(key=lambda entry: math.inf if entry.until is None else entry.until, reverse=True)
     keep = max(0, KEPT_MIGRATIONS - (len(records) - len(ended)))
@@ -68,7 +76,7 @@ def bounded(history: HistoryFile, now: float) -> HistoryFile:
         if len(render(result)) <= MOST_BYTES or not (kept or aside):
             return result
         if kept:
-            keep = len(kept) * 3 // 4
+            keep = len(kept) * 7 // 8
         else:
             aside = aside[: len(aside) * 3 // 4]
 
@@ -83,14 +91,19 @@ def cooling(history: HistoryFile, snapshot: Snapshot | None, now: float, cooldow
 
     Units:   Unix seconds; the words are for people.
     """
+    moves = [
+        (record.vmid, record.ended_at or record.asked_at or record.planned_at)
+        for record in history.migrations
+        if record.state in _CAME_TO_PASS
+    ]
+    moves += [
+        (task.vmid, task.ended_at)
+        for task in (snapshot.tasks if snapshot is not None else ())
+        if task.kind in MIGRATE_KINDS and task.vmid is not None and task.ended_at is not None and is_success(task.status)
+    ]
     moved: dict[int, float] = {}
-    for record in history.migrations:
-        if record.state in _CAME_TO_PASS:
-            at = record.ended_at or record.asked_at or record.planned_at
-            moved[record.vmid] = max(at, moved.get(record.vmid, at))
-    for task in snapshot.tasks if snapshot is not None else ():
-        if task.kind in MIGRATE_KINDS and task.vmid is not None and task.ended_at is not None and is_success(task.status):
-            moved[task.vmid] = max(task.ended_at, moved.get(task.vmid, task.ended_at))
+    for vmid, at in moves:  # the nearest: one that a wrong clock dated far ahead hides no other
+        moved[vmid] = min(at, moved.get(vmid, at), key=lambda time: abs(now - time))
     return {
         vmid: f"moved {max(0.0, now - at) / 60:.0f} minutes ago, may move again in {(at + cooldown_s - now) / 60:.0f}"
         for vmid, at in sorted(moved.items())

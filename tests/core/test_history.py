@@ -58,6 +58,12 @@ def test_a_clock_that_was_ahead_blocks_nobody_for_longer_than_the_cooldown() -> 
     assert 101 in memory.cooling(of(record(ago_s=-30)), None, NOW, 3600), "a few seconds ahead is another node's clock"
 
 
+def test_a_move_dated_far_ahead_hides_no_other() -> None:
+    """A node whose clock was a day ahead for a while has left such a date in its records and in its tasks."""
+    assert 101 in memory.cooling(of(record(ago_s=-DAY_S), record(ago_s=100)), None, NOW, 3600)
+    assert 101 in memory.cooling(of(record(ago_s=100), record(ago_s=-DAY_S)), None, NOW, 3600)
+
+
 # --- Brakes ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +165,15 @@ def test_open_attempts_and_homes_are_never_dropped() -> None:
     assert {101, 102, 103} <= {move.vmid for move in kept.migrations}
     assert len(kept.migrations) <= memory.KEPT_MIGRATIONS
     assert kept.homes == history.homes
+
+
+def test_what_must_be_dropped_leaves_each_guest_its_last_move() -> None:
+    """After a drain much fails for a while: whoever left must not be moved on for load, as nobody remembers."""
+    drained = [record(101 + i, reason=MoveReason.MAINTENANCE, ago_s=1800.0 - i) for i in range(20)]
+    failed = [record(300 + i % 5, S.FAILED, ago_s=1000.0 - i, text="x" * 300) for i in range(200)]
+    kept = memory.bounded(of(*drained, *failed), NOW)
+    assert len(kept.migrations) < 220
+    assert set(memory.cooling(kept, None, NOW, 3600)) == set(range(101, 121))
 
 
 def test_what_is_two_days_old_is_dropped() -> None:
