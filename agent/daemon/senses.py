@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from agent.core.cluster import MIGRATE_KINDS, Maintenance, Node, Snapshot
 from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
@@ -16,7 +16,7 @@ from agent.core.load import Ledger, NodeLoad, Weights, node_loads, over_threshol
 from agent.core.settings import Settings
 from agent.core.shutdown import ShutdownFlag
 from agent.core.smoothing import Held, Smoothing
-from agent.core.statistics import parse_members, parse_rrd, parse_vmlist
+from agent.core.statistics import Statistics, parse_members, parse_rrd, parse_vmlist
 from agent.core.watch import asked_of_ha, differences, loads_snapshot
 from agent.daemon.flags import Flags, Told
 from agent.daemon.inputs import Now, SignsSeen
@@ -25,6 +25,15 @@ _STARTS = frozenset({"qmstart", "vzstart"})
 _STOPS = frozenset({"qmstop", "qmshutdown", "vzstop", "vzshutdown"})
 REQUEST_S = 300.0  # a command has long given up waiting for a request that is older
 REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot and the agent's first report
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """A node's sample by its own time, since when it has been seen, and, where it was seen to come, the last look without it."""
+
+    at_s: int
+    since_s: float
+    not_before_s: float | None
 
 
 class Senses:
@@ -40,6 +49,8 @@ class Senses:
         self.flags = Flags()
         self._nodes: Mapping[str, bool] | None = None
         self._gone: set[tuple[str, str]] = set()
+        self._samples: dict[str, _Sampled] = {}
+        self._statistics_s: float | None = None
         self._before: Snapshot | None = None
         self._raised: dict[str, float] = {}
         self.inboxes: dict[str, InboxFile] = {}
@@ -208,7 +219,8 @@ class Senses:
             return []
         self.vmids = frozenset(entry.vmid for entry in entries)
         members = None if seen.members is None else parse_members(seen.members)
-        snapshot = self._with_caches(loads_snapshot(parse_rrd(seen.rrd), entries, members, now.wall_s))
+        statistics = parse_rrd(seen.rrd)
+        snapshot = self._with_ages(self._with_caches(loads_snapshot(statistics, entries, members, now.wall_s)), statistics, now)
         events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
@@ -220,6 +232,27 @@ class Senses:
         self.smoothing = self.smoothing.with_snapshot(snapshot, now.boot_s)
         self.loads = self.smoothing.applied(snapshot)
         return events + self._overloads(now, settings)
+
+    def _with_ages(self, snapshot: Snapshot, statistics: Statistics, now: Now) -> Snapshot:
+        """With ages that do not rest on the clocks of other nodes alone: what is new at this look is no older than the look before,
+        and what has not changed since is as old as that at least."""
+        before_s, self._statistics_s = self._statistics_s, now.boot_s
+        samples: dict[str, _Sampled] = {}
+        for sample in statistics.nodes:
+            known = self._samples.get(sample.name)
+            if known is None or known.at_s != sample.at_s:
+                known = _Sampled(sample.at_s, now.boot_s, None if known is None else before_s)
+            samples[sample.name] = known
+        self._samples = samples
+        nodes = []
+        for node in snapshot.nodes:
+            seen, age_s = samples.get(node.name), node.sample_age_s
+            if seen is not None and age_s is not None:
+                newest_s = age_s if seen.not_before_s is None else min(age_s, now.boot_s - seen.not_before_s)
+                nodes.append(replace(node, sample_age_s=max(newest_s, now.boot_s - seen.since_s)))
+            else:
+                nodes.append(node)
+        return replace(snapshot, nodes=tuple(nodes))
 
     def _with_caches(self, snapshot: Snapshot) -> Snapshot:
         """With the ZFS caches that nodes tell of themselves, where PVE's statistics do not: those of PVE 8."""
