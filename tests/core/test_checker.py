@@ -175,11 +175,17 @@ def test_the_worst_case_of_a_batch_is_the_worst_of_all_its_instants() -> None:
     def each(draw: Draw) -> None:
         snapshot = replace(random_cluster(draw), tasks=())
         snapshot = with_few_cores(snapshot) if draw.seed % 3 == 0 else snapshot
-        plan = planner.plan(snapshot, PLAIN, FORCE)
-        plan = replace(plan, moves=plan.moves[: 1 + draw.seed % 6])
+        whole = planner.plan(snapshot, PLAIN, FORCE)
+        plan = replace(whole, moves=whole.moves[: 1 + draw.seed % 6])
         if not plan.moves:
             return
-        assert what_breaks(snapshot, plan) == as_told(snapshot, plan) == set()
+        assert as_told(snapshot, whole) == set()
+        broken = what_breaks(snapshot, plan)
+        assert broken == as_told(snapshot, plan)
+        if len(plan.moves) == len(whole.moves):
+            assert broken == set()
+        else:  # the cut may fall between the two who change places
+            assert broken <= {f"threshold {move.target}" for move in plan.moves if move.batch == plan.moves[-1].batch}
         bad = reckless(snapshot, plan, random.Random(draw.seed))
         broken = what_breaks(snapshot, bad)
         assert broken == as_told(snapshot, bad)

@@ -77,6 +77,7 @@ class TakenOver:
     leads_s: float
     done_s: float
     posts: tuple[str, ...]
+    to_the_dead: frozenset[int]
     log: str
 
 
@@ -101,4 +102,4 @@ def dead_node_taken_over() -> TakenOver:
         to_the_dead = {int(vmid) for vmid in re.findall(rf"moving vm:(\d+) .* to {OTHER} ", rig.other_log.read_text())}
         rig.wait(lambda: all(rig.pve.where(vmid) == HERE for vmid in set(GUESTS) - to_the_dead), "all others are here", 120)
         posts = tuple(str(request["path"]) for request in rig.pve.requests(method="POST"))
-        return TakenOver(leads_s, time.monotonic() - died_s, posts, rig.log)
+        return TakenOver(leads_s, time.monotonic() - died_s, posts, frozenset(to_the_dead), rig.log)
