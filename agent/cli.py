@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A command's module is imported only when it is asked for, so that the agent itself stays small.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # into a pipe, too: its lines stand in order with those of stderr
     try:
         status = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -114,13 +114,19 @@ def who_cannot_leave(snapshot: Snapshot, settings: Settings, here: Iterable[Gues
     return [
         f"{guest.label} stays: {MEANING[refusal.reason]}" + (f" ({refusal.detail})" if refusal.detail else "")
         for guest in here
-        if (refusal := refused.get(guest.vmid)) is not None and not _will_pass(refusal)
+        if (refusal := refused.get(guest.vmid)) is not None and not will_pass(refusal, snapshot)
     ]
 
 
-def _will_pass(refusal: Refusal) -> bool:
-    """True when what keeps the guest ends by itself: a task is running."""
-    return refusal.reason is RefusalReason.BUSY or (refusal.reason is RefusalReason.LOCKED and refusal.detail == "migrate")
+_PASSES = frozenset({RefusalReason.BUSY, RefusalReason.HA_EMPTIES, RefusalReason.NODE_STARTING, RefusalReason.UNANSWERED})
+
+
+def will_pass(refusal: Refusal, snapshot: Snapshot) -> bool:
+    """True when what keeps the guest ends by itself and soon: a task, the boot of its node, the HA manager's own work, a question."""
+    if refusal.reason is RefusalReason.HA_BUSY:
+        resource = snapshot.ha.resource(refusal.vmid)
+        return resource is not None and not snapshot.ha.disarmed and resource.target is not None
+    return refusal.reason in _PASSES or (refusal.reason is RefusalReason.LOCKED and refusal.detail == "migrate")
 
 
 def _look(settings: Settings) -> Snapshot | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agent import wiring
@@ -51,9 +51,19 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.action == "enter":
         until = None if arguments.for_s is None else wiring.wall_s() + arguments.for_s
         _enter(settings, files, nodes, name, Flag(arguments.reason or "", until))
-        return wait_until_empty(settings, name) if arguments.wait else 0
+        stays = f"{name} stays in maintenance and is emptied further; to end that: proxlb-agent maintenance leave {name}"
+        return _waited(lambda: wait_until_empty(settings, name), stays) if arguments.wait else 0
     _leave(settings, files, name)
-    return wait_until_home(settings, name) if arguments.wait else 0
+    return _waited(lambda: wait_until_home(settings, name), "what left still comes home") if arguments.wait else 0
+
+
+def _waited(wait: Callable[[], int], goes_on: str) -> int:
+    """The status of the wait; who ends it by Ctrl-C is told what goes on without it."""
+    try:
+        return wait()
+    except KeyboardInterrupt:
+        print(f"\nproxlb-agent: not waited for any longer; {goes_on}", file=sys.stderr)
+        raise
 
 
 def known_nodes(files: ClusterFiles) -> Mapping[str, bool]:
