@@ -110,6 +110,14 @@ def joined(trigger: Trigger | None, event: Event) -> Trigger:
     )
 
 
+def merged(one: Trigger, other: Trigger) -> Trigger:
+    """One trigger with the events, the scope and the rank of both."""
+    result = one
+    for event in other.events:
+        result = joined(result, event)
+    return replace(result, scope=result.scope.union(other.scope), left_out=result.left_out + other.left_out)
+
+
 def _same(event: Event, other: Event) -> bool:
     if event.kind is EventKind.SPREAD:
         return other.kind is EventKind.SPREAD

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sentence with which the answer to a trigger ends."""
+
+from __future__ import annotations
+
+from agent.core.backups import kept_off_words
+from agent.core.cluster import Snapshot
+from agent.core.journal import Level
+from agent.core.load import Weights
+from agent.core.plan_types import Plan
+from agent.core.sentences import move_words, nothing_words, state_words, stuck_words, summary
+from agent.core.settings import Settings
+from agent.daemon.permission import Permission
+
+
+def conclusion(
+    plan: Plan, snapshot: Snapshot, settings: Settings, permission: Permission, *, has_moved: bool, has_failed: bool, is_settled: bool
+) -> tuple[str, Level]:
+    """Return why nothing (more) is moved, and how loud that is.
+
+    Shape:   `has_moved` and `has_failed` are about this trigger; `is_settled`: loads show every guest where it is, and before that
+             who has arrived is counted to be on the safe side.
+    """
+    weights = Weights.of(settings)
+    away = {*(maintenance.node for maintenance in snapshot.maintenance), *snapshot.no_target}
+    if plan.moves:
+        return _waiting(plan, permission), Level.INFO
+    if (stuck := stuck_words(plan, snapshot, settings)) is not None:
+        return stuck, Level.WARNING
+    if has_moved and not plan.refused and not has_failed:
+        text = f"nothing more to do ({state_words(plan, weights, away)})" if is_settled else "nothing more to do"
+    else:
+        text = nothing_words(plan, weights, away)
+    is_held_back = not permission.load or bool(snapshot.unseen)
+    if is_held_back and permission.why_not and not plan.refused and not has_moved:
+        text += f"; {permission.why_not}"
+    kept_off = kept_off_words(snapshot)
+    if kept_off is not None and permission.load and not has_moved:
+        text += f"; {kept_off}"
+    return text, Level.INFO
+
+
+def _waiting(plan: Plan, permission: Permission) -> str:
+    """Why the moves of a plan are not begun."""
+    if not permission.act:
+        return f"would make {summary(plan)}, first {move_words(plan.moves[0])}, but {permission.why_not}"
+    if not any(move.first_pass for move in plan.moves):
+        return f"{summary(plan)} wait: max_moves_per_hour is used up"
+    return f"{summary(plan)} wait for the next look"
