@@ -25,10 +25,11 @@ from agent.adapters.systemd import is_enabled as is_unit_enabled
 from agent.adapters.systemd import is_shutting_down as systemd_shuts_down
 from agent.core import settings_check
 from agent.core.cluster import Snapshot
-from agent.core.documents import DocumentError, HistoryFile, parse
+from agent.core.documents import DocumentError, HistoryFile, LoadsFile, parse
 from agent.core.journal import Level, MessageId, Record
 from agent.core.json_types import Json
 from agent.core.leadership import LockTimes
+from agent.core.learned import Learned
 from agent.core.settings import File, Mode, Settings
 from agent.daemon import inputs
 from agent.daemon.agent import Agent, Identity
@@ -235,6 +236,15 @@ def read_history(settings: Settings) -> HistoryFile | None:
         return None if text is None else parse(HistoryFile, text)
     except (OutsideError, DocumentError):
         return None
+
+
+def read_learned(settings: Settings) -> Learned:
+    """What guests took before they stopped, as this node's agent learned while it led; nothing where that cannot be read."""
+    try:
+        text = local_files(settings).read_loads()
+        return {} if text is None else {load.vmid: load for load in parse(LoadsFile, text).loads}
+    except (OutsideError, DocumentError):
+        return {}
 
 
 def leave_request(settings: Settings, request_id: str, text: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from agent import wiring
 from agent.commands.plan import plan_text
-from agent.commands.planning import asker, checked_plan, question_of, timings_in
+from agent.commands.planning import asker, checked_plan, question_of, remembered, timings_in
 from agent.commands.status import read_status
 from agent.commands.wrong_use import WrongUseError, own_node_or_refuse, settings_of
 from agent.core.documents import Answer, HistoryFile
@@ -48,10 +48,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if state is FilesystemState.NO_QUORUM:
         raise NoQuorumError("this node is not in the quorate part of the cluster: nobody may move anything from here")
     snapshot = wiring.look(settings)
-    history = wiring.read_history(settings)
-    question = replace(question_of(settings, snapshot, history), force=arguments.force)
+    known = remembered(settings)
+    question = replace(question_of(settings, snapshot, known), force=arguments.force)
     plan = checked_plan(snapshot, settings, question, asker(settings, snapshot))
-    view = outlook(snapshot, settings, question, plan, timings_in(history))
+    view = outlook(snapshot, settings, question, plan, timings_in(known.history))
     print(plan_text(plan, view, snapshot, settings), flush=True)
     if not plan.moves:
         return 0

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from agent import wiring
 from agent.commands.draining import SAME_LOOKS, running_on
-from agent.commands.planning import asker, checked_plan, question_of
+from agent.commands.planning import asker, checked_plan, question_of, remembered
 from agent.commands.tables import counted
 from agent.commands.wrong_use import WrongUseError, settings_of
 from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
@@ -230,7 +230,7 @@ class _Emptying:
 
     def _stuck(self, snapshot: Snapshot, vmids: frozenset[int]) -> dict[int, str]:
         """Those of the guests that no plan takes away, by VMID, each with why; PVE's own check is asked, as the leader asks it."""
-        question = question_of(self._settings, snapshot, wiring.read_history(self._settings))
+        question = question_of(self._settings, snapshot, remembered(self._settings))
         plan = checked_plan(snapshot, self._settings, question, asker(self._settings, snapshot))
         return {
             refusal.vmid: f"stays: {MEANING[refusal.reason]}" + (f" ({refusal.detail})" if refusal.detail else "")

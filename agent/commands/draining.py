@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from agent import wiring
-from agent.commands.planning import question_of
+from agent.commands.planning import question_of, remembered
 from agent.commands.tables import counted
 from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
 from agent.core.conditions import leaves_stopped
@@ -109,7 +109,7 @@ def still_leaving(snapshot: Snapshot, history: HistoryFile | None, node: str) ->
 
 def who_cannot_leave(snapshot: Snapshot, settings: Settings, here: Iterable[Guest]) -> list[str]:
     """Those of the guests that the planner leaves where they are, each with why."""
-    plan = make_plan(snapshot, settings, question_of(settings, snapshot, wiring.read_history(settings)))
+    plan = make_plan(snapshot, settings, question_of(settings, snapshot, remembered(settings)))
     refused = {refusal.vmid: refusal for refusal in plan.refused}
     return [
         f"{guest.label} stays: {MEANING[refusal.reason]}" + (f" ({refusal.detail})" if refusal.detail else "")

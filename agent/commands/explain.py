@@ -37,9 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Print the explanation."""
     settings = settings_of(arguments)
-    snapshot, history = look_or_read(arguments.snapshot, settings)
+    snapshot, known = look_or_read(arguments.snapshot, settings)
+    history = known.history
     node = known_guest_node(snapshot, arguments.vmid)
-    question = question_of(settings, snapshot, history)
+    question = question_of(settings, snapshot, known)
     guest = snapshot.guest(arguments.vmid)
     if arguments.snapshot is None and guest is not None and guest.is_running and not guest.template:
         question = replace(question, verdicts={guest.vmid: asker(settings, snapshot)(guest, node)})

@@ -45,9 +45,9 @@ def execute(arguments: argparse.Namespace) -> int:
         if not _TAG.fullmatch(tag):
             raise WrongUseError(f"--tag {tag!r} is no tag of PVE", "letters, digits and _ + . - only; give --tag again for each")
     settings = settings_of(arguments)
-    snapshot, history = look_or_read(arguments.snapshot, settings)
+    snapshot, known = look_or_read(arguments.snapshot, settings)
     guest = newcomer(arguments.memory_gib, arguments.cores, GuestType(arguments.type), tuple(arguments.tag), arguments.pool)
-    found = place(snapshot, settings, question_of(settings, snapshot, history), guest)
+    found = place(snapshot, settings, question_of(settings, snapshot, known), guest)
     if arguments.json:
         print(json.dumps(place_document(found, snapshot), indent=1, allow_nan=False))
     else:

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent import wiring
-from agent.commands.planning import asker, checked_plan, question_of, timings_in, why_only_words
+from agent.commands.planning import Remembered, asker, checked_plan, question_of, remembered, timings_in, why_only_words
 from agent.commands.prospects import bound_document, bound_words, goal_document, goal_text, survival_text
 from agent.commands.tables import aligned, clock, counted, few, gib, iso, label, percent, points
 from agent.commands.wrong_use import WrongUseError, settings_of
 from agent.core.cluster import Snapshot
-from agent.core.documents import HistoryFile
 from agent.core.durations import foretold_words, words
 from agent.core.explain import why_no_target
 from agent.core.json_types import Json, JsonObject
@@ -52,16 +51,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     settings = settings_of(arguments)
-    snapshot, history = look_or_read(arguments.snapshot, settings)
+    snapshot, known = look_or_read(arguments.snapshot, settings)
     ask = asker(settings, snapshot) if arguments.snapshot is None and wiring.own_node(settings) is not None else None
-    question = replace(question_of(settings, snapshot, history), scope=scope_of(snapshot, arguments.guest, arguments.node))
+    question = replace(question_of(settings, snapshot, known), scope=scope_of(snapshot, arguments.guest, arguments.node))
     plan = checked_plan(snapshot, settings, question, ask)
-    view = outlook(snapshot, settings, question, plan, timings_in(history))
+    view = outlook(snapshot, settings, question, plan, timings_in(known.history))
     if arguments.json:
         print(json.dumps(plan_document(plan, view), indent=1, allow_nan=False))
         return 0
     print(plan_text(plan, view, snapshot, settings))
-    for sentence in (*why_only_words(settings, snapshot, history), *held_words(plan, settings)):
+    for sentence in (*why_only_words(settings, snapshot, known.history), *held_words(plan, settings)):
         print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
     return 0
 
@@ -74,11 +73,11 @@ def held_words(plan: Plan, settings: Settings) -> tuple[str, ...]:
     return (f"the leader acts on an overload once it has lasted for {cpu:.0f} s (cpu) or {memory:.0f} s (memory), or a guest has started",)
 
 
-def look_or_read(path: str | None, settings: Settings) -> tuple[Snapshot, HistoryFile | None]:
+def look_or_read(path: str | None, settings: Settings) -> tuple[Snapshot, Remembered]:
     """The cluster now with what leaders remember, or, where a file is named, the snapshot in it. Raises WrongUseError."""
     if path is not None:
-        return snapshot_from(path), None
-    return wiring.look(settings), wiring.read_history(settings)
+        return snapshot_from(path), Remembered()
+    return wiring.look(settings), remembered(settings)
 
 
 def snapshot_from(path: str) -> Snapshot:

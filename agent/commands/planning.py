@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from agent import wiring
 from agent.core import aside
@@ -12,6 +12,7 @@ from agent.core import history as memory
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile, Timing
 from agent.core.known_loads import ledger_of
+from agent.core.learned import Learned, bounded, of_starting
 from agent.core.load import why_pressure_unknown
 from agent.core.plan_types import Move, Plan, Refusal, Verdict
 from agent.core.planner import plan as make_plan
@@ -25,16 +26,30 @@ MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused; as the leader does
 AskPve = Callable[[Guest | Move, str], Verdict]
 
 
-def question_of(settings: Settings, snapshot: Snapshot, history: HistoryFile | None) -> Question:
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What leaders remember: the cluster's history, None where there is none, and the loads that this node learned when it led."""
+
+    history: HistoryFile | None = None
+    learned: Learned = field(default_factory=dict)
+
+
+def remembered(settings: Settings) -> Remembered:
+    """What is remembered, as far as it can be read here."""
+    return Remembered(wiring.read_history(settings), wiring.read_learned(settings))
+
+
+def question_of(settings: Settings, snapshot: Snapshot, known: Remembered) -> Question:
     """The question about everything, with cooldowns, homes and who is set aside as leaders left them.
 
     The snapshot's own time counts as now, so that a snapshot from a file gives the plan of its time.
     """
     now = snapshot.taken_at
     balance = settings.balance
-    records = history if history is not None else memory.empty(now)
+    records = known.history if known.history is not None else memory.empty(now)
+    learned = of_starting(bounded(known.learned.values(), now), snapshot)
     return Question(
-        ledger=ledger_of(snapshot, records, memory.open_migrations(records), now),
+        ledger=ledger_of(snapshot, records, memory.open_migrations(records), now, learned),
         cooling=memory.cooling(records, snapshot, now, balance.guest_cooldown_s),
         set_aside=aside.set_aside(records, now),
         avoided=aside.avoided(records, now),

@@ -16,6 +16,7 @@ from agent import wiring
 from agent.commands import draining
 from agent.commands.status import STALE_S
 from agent.core.cluster import Snapshot, Task
+from agent.core.documents import LOADS_SCHEMA, LearnedLoad, LoadsFile, render
 from agent.core.settings import Settings
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import SimLocalFiles
@@ -57,6 +58,26 @@ class TestReading:
         assert "moved lately: moved" in ran.out
         assert "to pve3, spread: done" in ran.out
         assert "stays: cooldown" in ran.out
+
+    def test_what_a_guest_took_before_counts_when_it_has_just_started(
+        self, stage: Callable[..., Stage], run: Run, mocker: MockerFixture
+    ) -> None:
+        on = stage(quiet())
+        seen = wiring.look(wiring.load_settings(None))
+        just_started = tuple(replace(guest, uptime_s=5.0) for guest in seen.guests)
+        mocker.patch.object(wiring, "look", return_value=replace(seen, guests=just_started))
+
+        def cpu_of_pve1() -> float:
+            found = json.loads(run("plan", "--json").out)["before"]["nodes"]["pve1"]["cpu_fraction"]
+            assert isinstance(found, float)
+            return found
+
+        guessed = cpu_of_pve1()
+        learned = LearnedLoad(101, seen.guests[0].cpu_cores, 1 << 28, seen.taken_at - 3600)
+        (on.folder / "loads.json").write_text(render(LoadsFile(LOADS_SCHEMA, (learned,))))
+        assert cpu_of_pve1() > guessed
+        (on.folder / "loads.json").write_text("{broken")
+        assert cpu_of_pve1() == guessed
 
     def test_a_quiet_cluster_has_nothing_to_do(self, stage: Callable[..., Stage], run: Run) -> None:
         stage(quiet())
