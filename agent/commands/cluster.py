@@ -13,8 +13,9 @@ from agent.commands.tables import aligned, clock, counted, few, gib, iso, percen
 from agent.commands.wrong_use import settings_of
 from agent.core.cluster import Snapshot, StorageUse
 from agent.core.explain import why_no_target
+from agent.core.imbalance import Weights, balance_of
 from agent.core.json_types import Json, JsonObject
-from agent.core.load import Ledger, Weights, balance_of, known_pressure, node_loads
+from agent.core.load import Ledger, known_pressure, node_loads
 from agent.core.planner import conflicts_of
 from agent.core.settings import Settings
 

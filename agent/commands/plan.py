@@ -18,8 +18,8 @@ from agent.commands.wrong_use import WrongUseError, settings_of
 from agent.core.cluster import Snapshot
 from agent.core.durations import foretold_words, words
 from agent.core.explain import why_no_target
+from agent.core.imbalance import Weights
 from agent.core.json_types import Json, JsonObject
-from agent.core.load import Weights
 from agent.core.outlook import Outlook, outlook
 from agent.core.plan_types import Balance, Conflict, Gate, Plan, Refusal
 from agent.core.question import EVERYWHERE, Scope

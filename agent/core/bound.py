@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from agent.core.conditions import Purpose
-from agent.core.load import Counted, NodeLoad, Weights, counted
+from agent.core.imbalance import Weights
+from agent.core.load import Counted, NodeLoad, counted
 from agent.core.placement import Placement
 
 ROUNDING = 1e-12  # far above what sums of a hundred floats lose, far below what anybody would see

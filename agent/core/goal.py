@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 
-from agent.core.load import OVERLOAD_WEIGHT, Weights
+from agent.core.imbalance import OVERLOAD_WEIGHT, Weights
 from agent.core.placement import Burden, NodeState, Placement
 
 LEAST_GAIN = 0.006  # of one node's fraction: what brings less than half a point on one node is not worth a migration

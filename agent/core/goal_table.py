@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from agent.core.load import OVERLOAD_WEIGHT, NodeLoad, Weights
+from agent.core.imbalance import OVERLOAD_WEIGHT, Weights
+from agent.core.load import NodeLoad
 
 
 @dataclass(frozen=True, slots=True)

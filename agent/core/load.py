@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Load of nodes and guests, corrected by what is known to change, and the formulas that judge it.
+"""Load of nodes and guests, corrected by what is known to change. How nodes compare: `agent.core.imbalance`.
 
 A guest's load. Measured are its cores (PVE's fraction times its own) and of what it uses and what the node spends for it
 (memhost of PVE 9) the larger: the second holds what QEMU and the page cache take, the first what the guest will claim again
@@ -28,24 +28,17 @@ more than that and a target with room gains less, so the estimate is too small f
 moves too few guests rather than too many. A node whose pressure is not known (PVE 8) is compared as if it stood at the mean of
 those that are known, so that it is neither better nor worse for it, and is never over the threshold. Where none is known the
 measure is left out, weight and all.
-
-Imbalance: the weighted mean, over cpu, memory and pressure, of the population standard deviation of the fraction over the
-nodes. Zero is even, one point of a fraction more on each of half the nodes is half a point; fractions of nodes of any size
-weigh the same, so nodes are evened out in proportion to their size. Unlike the variance it has the unit of the fractions and
-unlike the span from highest to lowest every node counts in it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from agent.core.cluster import GIB, Guest, Node, Snapshot
-from agent.core.plan_types import Balance, NodeFractions
-from agent.core.settings import Measure, MeasureSettings, Settings
+from agent.core.settings import Measure, Settings
 
 FRESH_S = 25.0  # two rounds of pvestatd, 10 s apart, and its own duration: until then a guest has no two valid samples
 STALE_S = 60.0  # load older than six rounds of pvestatd says nothing about now
@@ -356,7 +349,7 @@ def _pressures(nodes: Iterable[Node], settings: Settings) -> dict[str, float]:
 
 def _does_pressure_count(settings: Settings) -> bool:
     pressure = settings.balance.pressure
-    return pressure.weight > 0 or _threshold(pressure.threshold_percent) is not None
+    return pressure.weight > 0 or 0 < pressure.threshold_percent < 100
 
 
 def why_pressure_unknown(snapshot: Snapshot, settings: Settings) -> str | None:
@@ -388,108 +381,3 @@ def why_over_assigned(load_bytes: float, assigned_bytes: float, limit_bytes: flo
     if limit_bytes is None or load_bytes <= 0 or assigned_bytes + load_bytes <= limit_bytes:
         return None
     return f"{(assigned_bytes + load_bytes) / GIB:.1f} of {limit_bytes / GIB:.1f} GiB assigned"
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """How much each resource counts: weights of the goal function, and the thresholds as fractions (None: off)."""
-
-    cpu: float
-    memory: float
-    cpu_threshold: float | None
-    memory_threshold: float | None
-    pressure: float = 0.0
-    pressure_threshold: float | None = None
-
-    @classmethod
-    def of(cls, settings: Settings, loads: Iterable[NodeLoad] | None = None) -> Weights:
-        """The weights that the settings state; where the loads are given and none of them has a pressure, without it."""
-        cpu, memory, pressure = settings.balance.cpu, settings.balance.memory, settings.balance.pressure
-        counts = loads is None or any(load.has_pressure for load in loads)
-        return cls(
-            cpu.weight,
-            memory.weight,
-            _measure_threshold(cpu),
-            _measure_threshold(memory),
-            pressure.weight if counts else 0.0,
-            _threshold(pressure.threshold_percent) if counts else None,
-        )
-
-    @property
-    def total(self) -> float:
-        """All weights together."""
-        return self.cpu + self.memory + self.pressure
-
-
-def _threshold(percent: float) -> float | None:
-    return percent / 100 if 0 < percent < 100 else None
-
-
-def _measure_threshold(measure: MeasureSettings) -> float | None:
-    """All of a node can be assigned and more, but not used: there 100 is no threshold."""
-    percent = measure.threshold_percent
-    return percent / 100 if percent > 0 and measure.measure is Measure.ASSIGNED else _threshold(percent)
-
-
-OVERLOAD_WEIGHT = 1.0  # one point over a threshold on one of n nodes counts as one point of 1/n imbalance
-
-
-_FRACTIONS: tuple[tuple[str, Callable[[Weights], float], Callable[[Weights], float | None], Callable[[NodeLoad], float]], ...] = (
-    ("cpu", attrgetter("cpu"), attrgetter("cpu_threshold"), attrgetter("cpu_fraction")),
-    ("memory", attrgetter("memory"), attrgetter("memory_threshold"), attrgetter("memory_fraction")),
-    ("pressure", attrgetter("pressure"), attrgetter("pressure_threshold"), attrgetter("pressure_fraction")),
-)  # what counts: its name for people, its weight, its threshold, and a node's fraction of it
-
-
-def imbalance(loads: Iterable[NodeLoad], weights: Weights) -> float:
-    """The weighted mean, over cpu, memory and pressure, of the population standard deviation of the fraction over the nodes.
-
-    Units:   none; 0.0 is even. No nodes, or no weights, give 0.0.
-    """
-    nodes = list(loads)
-    if not nodes or weights.total <= 0:
-        return 0.0
-    weighted = 0.0
-    for _, weight, _, fraction in _FRACTIONS:
-        if weight(weights) > 0:
-            weighted += weight(weights) * _deviation([fraction(node) for node in nodes])
-    return weighted / weights.total
-
-
-def _deviation(values: list[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-
-
-def over_threshold(load: NodeLoad, weights: Weights) -> str | None:
-    """Which resource of the node is over its threshold, for people; None when none is."""
-    found = []
-    for name, _, threshold, fraction in _FRACTIONS:
-        top = threshold(weights)
-        if top is not None and fraction(load) > top and (name != "pressure" or load.has_pressure):
-            found.append(f"{name} {100 * fraction(load):.0f} % over {100 * top:.0f} %")
-    return ", ".join(found) or None
-
-
-def spread(loads: Iterable[NodeLoad], weights: Weights) -> tuple[float, str, str]:
-    """The larger, over the resources that have a weight, of highest less lowest node, and those two nodes' names.
-
-    Units:   a fraction, 0.0 even.
-    """
-    nodes = sorted(loads, key=lambda node: node.name)
-    best = (0.0, "", "")
-    if not nodes:
-        return best
-    for _, weight, _, fraction in _FRACTIONS:
-        if weight(weights) > 0:
-            high, low = max(nodes, key=fraction), min(nodes, key=fraction)
-            best = max(best, (fraction(high) - fraction(low), high.name, low.name), key=lambda found: found[0])
-    return best
-
-
-def balance_of(loads: Mapping[str, NodeLoad], usable: Iterable[str], weights: Weights) -> Balance:
-    """The imbalance of the usable nodes, and the fractions of all nodes whose load is known."""
-    return Balance(
-        imbalance=imbalance((loads[name] for name in sorted(usable)), weights),
-        nodes=tuple((name, NodeFractions(load.cpu_fraction, load.memory_fraction)) for name, load in sorted(loads.items())),
-    )

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
+from agent.core.imbalance import Weights
 from agent.core.load import (
     NO_LOAD,
     NO_PROCESS,
     GuestLoad,
     NodeLoad,
-    Weights,
     assigned_memory_bytes,
     counted,
     expected_load,

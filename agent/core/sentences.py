@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from agent.core.cluster import GIB, Snapshot
 from agent.core.codec import to_json
 from agent.core.conditions import leaves_stopped
-from agent.core.load import Weights
+from agent.core.imbalance import Weights
 from agent.core.migrations import Migration
 from agent.core.plan_types import Gate, Move, Plan, Refusal
 from agent.core.reasons import RefusalReason

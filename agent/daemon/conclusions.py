@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from agent.core.backups import kept_off_words
 from agent.core.cluster import Snapshot
+from agent.core.imbalance import Weights
 from agent.core.journal import Level
-from agent.core.load import Weights
 from agent.core.plan_types import Plan
 from agent.core.sentences import move_words, nothing_words, state_words, stuck_words, summary
 from agent.core.settings import Settings

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from agent.core.bound import bound, least_deviation
 from agent.core.cluster import GIB, Snapshot
-from agent.core.load import over_threshold
+from agent.core.imbalance import over_threshold
 from agent.core.placement import Placement
 from agent.core.planner import plan
 from agent.core.question import Question

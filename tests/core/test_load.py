@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.cluster import GIB, Guest, GuestType, Node, Snapshot
+from agent.core.imbalance import Weights, balance_of, imbalance, over_threshold, spread
 from agent.core.json_types import Json
 from agent.core.load import (
     Counted,
@@ -18,14 +19,9 @@ from agent.core.load import (
     InFlight,
     Ledger,
     NodeLoad,
-    Weights,
-    balance_of,
     counted,
     expected_load,
-    imbalance,
     node_loads,
-    over_threshold,
-    spread,
     why_over_assigned,
     why_pressure_unknown,
 )

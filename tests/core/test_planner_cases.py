@@ -24,7 +24,8 @@ from agent.core.cluster import (
     Snapshot,
 )
 from agent.core.codec import to_json
-from agent.core.load import GuestLoad, InFlight, Ledger, Weights, node_loads, over_threshold
+from agent.core.imbalance import Weights, over_threshold
+from agent.core.load import GuestLoad, InFlight, Ledger, node_loads
 from agent.core.plan_types import Gate, Plan, Refusal, Verdict
 from agent.core.planner import conflicts_of, plan
 from agent.core.question import Question, Scope
