@@ -14,8 +14,10 @@ from agent.commands.tables import aligned, clock, counted, label, percent
 from agent.commands.wrong_use import settings_of
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
 from agent.core.durations import words
+from agent.core.flags import Flag, flag_words, read_flag
 from agent.core.json_types import Json, JsonObject
 from agent.core.settings import Settings
+from agent.daemon.flags import PAUSE_PATH
 from agent.daemon.perform import LEADER_PATH
 from agent.daemon.status import STATUS_SCHEMA
 from agent.ports import OutsideError, PermanentError, TemporaryError
@@ -33,7 +35,10 @@ def execute(arguments: argparse.Namespace) -> int:
     """Print the status."""
     settings = settings_of(arguments)
     document = read_status(settings)
-    print(json.dumps(document, indent=1) if arguments.json else status_text(document, _leader(settings), time.time()))
+    if arguments.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print(status_text(document, _leader(settings), time.time(), _paused(settings)))
     return 0
 
 
@@ -69,6 +74,14 @@ def _leader(settings: Settings) -> LeaderFile | None:
         return None
 
 
+def _paused(settings: Settings) -> Flag | None:
+    try:
+        text = wiring.make_files(settings).read(PAUSE_PATH)
+        return None if text is None else read_flag(text)
+    except OutsideError:
+        return None
+
+
 def _who_leads(settings: Settings) -> str:
     leader = _leader(settings)
     if leader is None:
@@ -76,14 +89,17 @@ def _who_leads(settings: Settings) -> str:
     return f"; leader.json names {leader.node}" if leader.state is LeaderState.LEADING else f"; {leader.node} was the last to lead"
 
 
-def status_text(document: JsonObject, leader: LeaderFile | None, now: float) -> str:
-    """The status for people to read."""
+def status_text(document: JsonObject, leader: LeaderFile | None, now: float, paused: Flag | None = None) -> str:
+    """The status for people to read; `leader` and `paused` are what files below /etc/pve say."""
     node, stage = document["node"], document["stage"]
     parts = [f"proxlb-agent {document['version']} on {node}, mode {document['mode']}: {stage} ({document['stage_meaning']})"]
     facts: list[tuple[str, str]] = [("/etc/pve", str(document["filesystem"])), ("leader", _leader_words(document, leader, now))]
     for title, key in (("answering", "answering"), ("waiting for", "waiting_for"), ("last decision", "last_decision"), ("alarm", "alarm")):
         if document[key]:
             facts.append((title, str(document[key])))
+    if paused is not None:
+        end = "" if paused.until is not None else ", until proxlb-agent resume"
+        facts.append(("paused", f"nobody is moved{end} ({flag_words(paused)})" if flag_words(paused) else f"nobody is moved{end}"))
     if maintenance := cast(list[str], document["maintenance"]):
         facts.append(("maintenance", ", ".join(maintenance)))
     width = max(len(title) for title, _ in facts)

@@ -11,6 +11,7 @@ from agent import __version__
 from agent.core import history as memory
 from agent.core.documents import DocumentError, HistoryFile, LoadsFile, parse, render
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.flags import Flag
 from agent.core.ha_maintenance import ours as ours_of
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import LockTimes, Stage
@@ -90,6 +91,7 @@ class Agent:
         self._said_flag = ""
         self._local_events: list[Event] = []
         self._status = ""
+        self._told_standing: tuple[Stage, str | None, Flag | None] | None = None  # what `status` tells at once when it changes
         self._line = ""
         self._has_read_loads = False
         self._kept_loads: Learned = self.senses.learned
@@ -411,9 +413,10 @@ class Agent:
         return result
 
     def _tell_status(self, now: Now) -> list[Output]:
-        if now.boot_s - self._status_s < self._cadence.status_s:
+        standing = (self.lead.state.stage, self.lead.leader_name(), None if self.work is None else self.work.paused)
+        if standing == self._told_standing and now.boot_s - self._status_s < self._cadence.status_s:
             return []
-        self._status_s = now.boot_s
+        self._status_s, self._told_standing = now.boot_s, standing
         result: list[Output] = []
         text, line = status_text(self, now)
         if text != self._status or now.boot_s - self._wrote_status_s >= STATUS_AGAIN_S:

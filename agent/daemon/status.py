@@ -10,12 +10,14 @@ from agent import __version__
 from agent.core import aside, calibration
 from agent.core import history as memory
 from agent.core.durations import Pace
+from agent.core.flags import Flag
 from agent.core.json_types import Json, JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
 from agent.core.migrations import Migration
 from agent.core.survival import survival_document
 from agent.core.triggers import described
 from agent.daemon.inputs import Now
+from agent.daemon.permission import pause_words
 
 if TYPE_CHECKING:
     from agent.core.settings import Settings
@@ -42,6 +44,8 @@ def _line(agent: Agent) -> str:
         return f"leads, epoch {agent.lead.state.epoch}"
     running = len(work.follow.records)
     text = f"leads, epoch {agent.lead.state.epoch}, {running} migration{'' if running == 1 else 's'} under way"
+    if work.paused is not None:
+        text += f", {pause_words(work.paused)}"
     return f"{text}; {work.sentence}" if work.sentence else text
 
 
@@ -67,6 +71,7 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "lease_until": round(now.wall_s + state.lease_until_s - now.boot_s) if state.stage is Stage.LEADING else None,
         "nodes": nodes,
         "maintenance": list(maintenance),
+        "paused": None if work is None or work.paused is None else _paused(work.paused),
         "migrations": [] if work is None else _migrations(work, agent.settings),
         "waiting_for": None if work is None or work.pending is None else described(work.pending),
         "answering": None if work is None or work.current is None else described(work.current),
@@ -76,6 +81,10 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
         "survival": None if work is None or work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
     }
+
+
+def _paused(flag: Flag) -> JsonObject:
+    return {"reason": flag.reason, "until": flag.until}
 
 
 def _migrations(work: Work, settings: Settings) -> list[Json]:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`status`: what it says of a pause, and that it says what changes as soon as that has changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from pytest_mock import MockerFixture
+
+from agent.sim.ports import SimLocalFiles
+from tests.commands.rig import Run, Stage, entry
+from tests.commands.test_schemas import must_keep
+
+CALM = entry(guests=[{"vmid": 101, "node": "pve1", "name": "web1", "used_memory_gib": 3}])
+
+
+def first_told(on: Stage, mocker: MockerFixture, seconds: float, is_so: Callable[[dict[str, Any]], bool]) -> float | None:
+    """When one of the nodes first wrote a status that says so, while that much time passes."""
+    times: list[float] = []
+
+    def write(_: SimLocalFiles, text: str) -> None:
+        if is_so(json.loads(text)):
+            times.append(on.world.now_s)
+
+    patch = mocker.patch.object(SimLocalFiles, "write_status", autospec=True, side_effect=write)
+    on.live(seconds)
+    mocker.stop(patch)
+    return min(times, default=None)
+
+
+def said(on: Stage, text: str) -> float:
+    """When that was last said in the journal."""
+    return max(line.at_s for line in on.world.journal if text in line.record.text)
+
+
+def test_a_pause_is_told_with_its_end_and_its_reason(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(CALM)
+    run("pause", "--for", "2h", "--reason", "network work")
+    on.live(6)
+    text, document = run("status").out, must_keep("status", run("status", "--json").out)
+    assert "paused         nobody is moved (network work, until 2026-01-01 02:00 UTC)" in text
+    assert document["paused"] == {"reason": "network work", "until": 1767232830.0}
+    run("resume")
+    on.live(6)
+    assert json.loads(run("status", "--json").out)["paused"] is None
+    assert "nobody is moved" not in run("status").out
+
+
+def test_a_pause_without_an_end_says_what_ends_it(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(CALM)
+    run("pause", "--reason", "why")
+    on.live(6)
+    assert "nobody is moved, until proxlb-agent resume (why)" in run("status").out
+
+
+def test_a_node_that_follows_tells_of_the_pause_too(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(CALM)
+    on.world.kill_agent("pve1")
+    on.live(200)
+    on.world.start_agent("pve1")
+    run("pause")
+    on.live(30)
+    assert "following" in run("status").out
+    assert "nobody is moved" in run("status").out
+
+
+def test_a_pause_and_its_end_are_in_the_status_as_soon_as_they_are_seen(
+    stage: Callable[..., Stage], run: Run, mocker: MockerFixture
+) -> None:
+    on = stage(CALM)
+    run("pause")
+    at_s = first_told(on, mocker, 10, lambda status: status["paused"] is not None)
+    assert at_s == said(on, "paused (asked for by")
+    run("resume")
+    at_s = first_told(on, mocker, 10, lambda status: status["node"] == "pve1" and status["paused"] is None)
+    assert at_s == said(on, "the pause is over")
+
+
+def test_a_node_that_leads_says_so_at_once(stage: Callable[..., Stage], mocker: MockerFixture) -> None:
+    on = stage(CALM)
+    on.world.kill_agent("pve1")
+    at_s = first_told(on, mocker, 300, lambda status: status["stage"] == "leading")
+    assert at_s == said(on, "leads the cluster")
