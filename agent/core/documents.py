@@ -146,6 +146,7 @@ class HaAskState(StrEnum):
     GIVEN_UP = "given-up"
     WITHDRAWN = "withdrawn"
     RETURNING = "returning"
+    RECALLED = "recalled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ class HaAsk:
     """A node whose maintenance a leader asked of the HA manager, from before it asked until that has been taken back.
 
     Shape:   given up is what the HA manager did not take up, withdrawn what somebody else took back: neither is asked for again
-             before the flag is gone. Returning is what is being taken back.
+             before the flag is gone. Both that are being taken back: returning what the HA manager had taken up, recalled what it
+             was not seen to have.
     """
 
     node: str

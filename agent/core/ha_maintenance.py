@@ -18,7 +18,8 @@ from agent.core.settings import Settings
 # Its manager reads requests once in 10 s. Should its node have died, another one takes over when the manager's lock has run out
 # (120 s), and reads them in its first round.
 TAKES_UP_S = 150.0
-_OURS = frozenset({HaAskState.ASKED, HaAskState.TAKEN, HaAskState.GIVEN_UP, HaAskState.RETURNING})
+TAKEN_BACK = frozenset({HaAskState.RETURNING, HaAskState.RECALLED})
+_OURS = TAKEN_BACK | {HaAskState.ASKED, HaAskState.TAKEN, HaAskState.GIVEN_UP}
 _MOVED = frozenset({"started", "stopped", "starting", "request_start", "request_stop", "migrate", "relocate"})
 
 
@@ -97,14 +98,19 @@ def judged(ask: HaAsk, snapshot: Snapshot, requested: AbstractSet[str], wanted: 
     Shape:   `requested` as `asked_nodes` of the look, `wanted` while a flag wants the node empty.
     """
     node, is_there = ask.node, ask.node in requested
-    if ask.state is HaAskState.RETURNING:
+    if ask.state in TAKEN_BACK:
         is_closed = is_there or node in snapshot.no_target
+        if is_closed:
+            ask = replace(ask, state=HaAskState.RETURNING)  # it took up late what it was not seen to have
         return Outcome(ask if is_closed or sent_s is None else None, False if sent_s is None else None)
     if not wanted:
         if ask.state is HaAskState.WITHDRAWN:
             return Outcome(None)
-        text = f"takes the HA manager's maintenance of {node} back: the HA manager brings its guests home"
-        return Outcome(replace(ask, state=HaAskState.RETURNING), False, text)
+        if ask.state is HaAskState.TAKEN or is_there:
+            text = f"takes the HA manager's maintenance of {node} back: the HA manager brings its guests home"
+            return Outcome(replace(ask, state=HaAskState.RETURNING), False, text)
+        text = f"takes back what it asked of the HA manager for {node}, which was not seen to begin with it"
+        return Outcome(replace(ask, state=HaAskState.RECALLED), False, text)
     if ask.state is HaAskState.TAKEN and not is_there:
         text = f"somebody took the HA manager's maintenance of {node} back though {node} is to be empty: its guests are moved one by one"
         return Outcome(replace(ask, state=HaAskState.WITHDRAWN), None, text, is_warning=True)

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 
 from agent.core.cluster import Snapshot
 from agent.core.documents import HaAsk, HaAskState, LeaderFile
-from agent.core.ha_maintenance import Outcome, asked_anew, asked_nodes, given_up, judged, leaving, ours
+from agent.core.ha_maintenance import TAKEN_BACK, Outcome, asked_anew, asked_nodes, given_up, judged, leaving, ours
 from agent.core.journal import Level, MessageId, Record
 from agent.core.settings import Settings
 from agent.daemon.inputs import HaMaintenanceAnswer, Now
@@ -63,7 +63,7 @@ class HaMaintenance:
             if may_act and (asked := asked_anew(snapshot, node, settings, now.wall_s)) is not None:
                 outputs += self._put(node, asked, now)
         for node, ask in sorted(self._asks.items()):
-            key = (node, ask.state is not HaAskState.RETURNING)
+            key = (node, ask.state not in TAKEN_BACK)
             sent = self._sent_s.get(key)
             outcome = judged(ask, snapshot, requested, node in wanted, None if sent is None else now.boot_s - sent)
             if outcome.hand_over is not None and (not may_act or now.boot_s < self._again_s.get(node, -1e9)):
@@ -74,12 +74,13 @@ class HaMaintenance:
 
     def _put(self, node: str, outcome: Outcome, now: Now) -> list[Output]:
         if outcome.ask is None:
-            del self._asks[node]
+            was = self._asks.pop(node)
             for known in (self._due, self._tries, self._again_s, self._said, self._since_s):
                 known.pop(node, None)
             self._sent_s.pop((node, True), None)
             self._sent_s.pop((node, False), None)
-            self.came_back.append(node)
+            if was.state is HaAskState.RETURNING:
+                self.came_back.append(node)
             return []
         if outcome.ask.state in _LET_GO and node in self._asks and self._asks[node].state not in _LET_GO:
             self.let_go.append(node)
@@ -97,7 +98,7 @@ class HaMaintenance:
         waits = []
         for node, ask in self._asks.items():
             is_moving = ask.state is HaAskState.TAKEN and leaving(snapshot, node)
-            if is_moving or ask.state in (HaAskState.ASKED, HaAskState.RETURNING):
+            if is_moving or ask.state is HaAskState.ASKED or ask.state in TAKEN_BACK:
                 is_new = now.boot_s - self._since_s.get(node, now.boot_s) < QUICK_S
                 waits.append(LOOK_S if is_new else SLOW_LOOK_S)
         for node in asked_nodes(snapshot) - self._asks.keys():  # an admin's own request
@@ -112,7 +113,7 @@ class HaMaintenance:
         outputs: list[Output] = []
         for node, wanted in sorted(due.items()):
             ask = self._asks.get(node)
-            if ask is not None and (ask.state is HaAskState.RETURNING) is not wanted:
+            if ask is not None and (ask.state in TAKEN_BACK) is not wanted:
                 self._sent_s[node, wanted] = now.boot_s
                 outputs.append(AskHaMaintenance(node, wanted, leader, lease_until_s))
         return outputs
@@ -125,7 +126,7 @@ class HaMaintenance:
     def on_answer(self, answer: HaMaintenanceAnswer, now: Now) -> list[Output]:
         """The request was handed over, or was not."""
         node, ask = answer.node, self._asks.get(answer.node)
-        if ask is None or (ask.state is HaAskState.RETURNING) is answer.wanted:
+        if ask is None or (ask.state in TAKEN_BACK) is answer.wanted:
             return []  # it is about what was asked for before
         if not answer.error:
             self._tries.pop(node, None)
