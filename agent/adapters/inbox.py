@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -22,6 +23,7 @@ FLAG = "/etc/proxlb-agent/maintenance"
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_FLAG_BYTES = 4096  # a reason, for people to read
 UNFINISHED_LIFE_S = 300  # a request takes milliseconds to write; one that old was given up
+MOST_AT_ONCE = 2000  # files taken in one look; of more, which no hookscripts make, the rest waits for the next look
 STOP_WAIT_S = 1.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,199}")
@@ -50,7 +52,7 @@ class InboxFolder:
         self._passed_on: tuple[str, ...] = ()
 
     def claim(self) -> InboxSight:
-        """Take all that is there, oldest first; forget what the last call returned.
+        """Take what is there, oldest first and at most `MOST_AT_ONCE`; forget what the last call returned.
 
         Links, FIFOs, other people's files and names that cannot be are removed unread, folders left alone.
 
@@ -166,22 +168,26 @@ def _open_folder(path: str, open_folders: contextlib.ExitStack) -> int:
 
 
 def _finds(folder: int) -> list[_Find]:
-    """Return what may be events or requests in the folder, oldest first, and remove what cannot be."""
-    found: list[_Find] = []
-    for name in os.listdir(folder):
-        try:
-            seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        if stat.S_ISDIR(seen.st_mode):
-            continue
-        if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.geteuid() or not _is_plausible(name):
-            _unlink(name, folder)
-        elif not name.startswith("."):
-            found.append(_Find(seen.st_mtime_ns, name))
-        elif seen.st_mtime < time.time() - UNFINISHED_LIFE_S:
-            _unlink(name, folder)
-    return sorted(found)
+    """Return what may be events or requests in the folder, the oldest `MOST_AT_ONCE` of them, and remove what cannot be."""
+    return heapq.nsmallest(MOST_AT_ONCE, _plausible(folder))
+
+
+def _plausible(folder: int) -> Iterator[_Find]:
+    """What may be events or requests, one at a time: nobody knows how much there is."""
+    with os.scandir(folder) as entries:
+        for name in (entry.name for entry in entries):
+            try:
+                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(seen.st_mode):
+                continue
+            if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.geteuid() or not _is_plausible(name):
+                _unlink(name, folder)
+            elif not name.startswith("."):
+                yield _Find(seen.st_mtime_ns, name)
+            elif seen.st_mtime < time.time() - UNFINISHED_LIFE_S:
+                _unlink(name, folder)
 
 
 def _is_plausible(name: str) -> bool:

@@ -102,7 +102,8 @@ class ClusterLogCursor:
         """Return what a reading of `.clusterlog` has that no reading before it had.
 
         The first reading is history and brings nothing. A gap is a reading that shares no entry with the one before, while there
-        was something to share, or while this one is full. A text that is no log (cut off, empty) leaves everything as it is.
+        was something to share; or a full one whose last entry is new, as more that is new may come after it, even where a merge has
+        put known entries of a node whose clock is ahead on top. A text that is no log (cut off, empty) leaves everything as it is.
         """
         entries = parse_cluster_log(text)
         if not entries and not _is_empty_log(text):
@@ -114,8 +115,8 @@ class ClusterLogCursor:
                 known.add(entry.key)
                 fresh.append(entry)
         shown = frozenset(entry.key for entry in entries)
-        shares = bool(self.last & shown)
-        gap = self.has_begun and not shares and (bool(self.last) or len(entries) >= SHOWN_ENTRIES)
+        is_cut_off = len(entries) >= SHOWN_ENTRIES and bool(fresh) and fresh[0] is entries[-1]
+        gap = self.has_begun and (is_cut_off or (bool(self.last) and self.last.isdisjoint(shown)))
         # What is shown now is the latest whatever its age: a merge must not make it fall out of memory while it is on display.
         seen = (*(key for key in self.seen if key not in shown), *dict.fromkeys(entry.key for entry in reversed(entries)))
         cursor = ClusterLogCursor(seen[-REMEMBERED_ENTRIES:], shown, True)

@@ -98,10 +98,14 @@ def joined(trigger: Trigger | None, event: Event) -> Trigger:
     """The trigger with one more event; the events of one burst are answered together."""
     if trigger is None:
         return Trigger((event,), scope_of(event), rank_of(event), event.at_s, event.at_s)
-    is_known = any(_same(event, other) for other in trigger.events)
+    known = next((index for index, other in enumerate(trigger.events) if _same(event, other)), None)
+    is_known = known is not None
     is_full = len(trigger.events) >= MOST_EVENTS and event.kind in _OF_A_GUEST  # what else happens is rare, and may be urgent
+    events = trigger.events
+    if known is not None and events[known].at_s < event.at_s:  # the last time counts: who starts, stops and starts again runs
+        events = (*events[:known], replace(events[known], at_s=event.at_s), *events[known + 1 :])
     return Trigger(
-        events=trigger.events if is_known or is_full else (*trigger.events, event),
+        events=events if is_known or is_full else (*events, event),
         scope=EVERYWHERE if is_full and not is_known else trigger.scope.union(scope_of(event)),
         rank=min(trigger.rank, rank_of(event)),
         first_s=trigger.first_s,

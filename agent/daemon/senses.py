@@ -24,6 +24,7 @@ from agent.daemon.inputs import Now, SignsSeen
 
 _STARTS = frozenset({"qmstart", "vzstart"})
 _STOPS = frozenset({"qmstop", "qmshutdown", "vzstop", "vzshutdown"})
+_REPORTED = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.REQUEST})  # what a node's inbox may tell of
 REQUEST_S = 300.0  # a command has long given up waiting for a request that is older
 REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot and the agent's first report
 
@@ -103,6 +104,8 @@ class Senses:
                 detail = f"{missed} event{'s' if missed > 1 else ''}"
                 events.append(Event(EventKind.GAP, EventSource.INBOX, now.boot_s, node=node, detail=detail))
             for entry in inbox.events:
+                if entry.kind not in _REPORTED:
+                    continue  # no agent writes that: who leads, flags and loads are the leader's own to see
                 is_request = entry.kind is EventKind.REQUEST and entry.request is not None and abs(now.wall_s - entry.at) < REQUEST_S
                 is_news = entry.seq > last and not is_first
                 if is_request and entry.request is not None and (is_news or is_first) and is_answered(entry.request):

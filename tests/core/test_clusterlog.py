@@ -161,6 +161,14 @@ def test_nothing_shared_with_the_reading_before_is_a_gap() -> None:
     assert read(shown(entry(1)), shown(entry(3))) == [[3]]
 
 
+def test_known_entries_on_top_do_not_hide_that_more_came_than_are_shown() -> None:
+    """After a merge a node whose clock is ahead has its entries on top, and so in every reading."""
+    ahead = entry(1, node="pve9", at_s=NOW + 10**6)
+    first = shown(ahead, *map(entry, range(40, 0, -1)))
+    assert gaps(first, shown(ahead, *map(entry, range(89, 40, -1)))) == [False, True]
+    assert gaps(first, shown(ahead, *map(entry, range(88, 39, -1)))) == [False, False]
+
+
 def test_a_log_that_was_emptied_is_a_gap_once() -> None:
     assert gaps(shown(entry(1)), shown(), shown(), shown(entry(1, at_s=NOW + 9))) == [False, True, False, False]
 

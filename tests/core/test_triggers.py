@@ -189,6 +189,14 @@ def test_a_start_counts_before_pve_shows_it() -> None:
     assert (guest.is_running, guest.uptime_s) == (True, 0.0)
 
 
+def test_of_a_guest_that_starts_stops_and_starts_again_in_one_burst_the_last_counts() -> None:
+    snapshot = cluster(node("pve1"), stopped(vm(101, "pve1")))
+    both = [event(at_s=100.0), event(K.GUEST_STOPPED, at_s=102.0)]
+    assert not with_starts(snapshot, burst(*both), 105.0).guests[0].is_running
+    assert with_starts(snapshot, burst(*both, event(at_s=104.0)), 105.0).guests[0].is_running
+    assert [one.at_s for one in burst(*both, event(at_s=104.0)).events] == [104.0, 102.0], "each once"
+
+
 @pytest.mark.parametrize(
     ("trigger", "now_s"),
     [
