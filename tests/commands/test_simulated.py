@@ -14,7 +14,9 @@ from agent.commands.picture import Canvas, picture
 from agent.commands.scenario import read_scenario
 from tests.commands.rig import Run
 
-DEMO = Path(__file__).resolve().parents[2] / "agent/sim/demo"
+ROOT = Path(__file__).resolve().parents[2]
+DEMO, README = ROOT / "agent/sim/demo", ROOT / "README.md"
+START = re.compile(r"  proxlb-agent \S+ runs on |  pve[2-4]  follows pve1$")
 CLUSTER = "nodes: {pve1: {cores: 8, memory_gib: 32}, pve2: {cores: 8, memory_gib: 32}}\nguests: [{vmid: 101, node: pve1}]\n"
 EVENT = "[{{at_s: 1, do: {}, vmid: {}}}]"
 
@@ -54,6 +56,19 @@ class TestDemo:
         assert "moving" not in ran.out
         assert "Guests that moved: none." in ran.out
         assert "guest 105 started on pve1: nothing to do" in ran.out
+
+    def test_the_readme_shows_what_it_prints(self, run: Run, accept: bool) -> None:
+        said = run("demo", "--no-wait").out
+        shown = "".join(line for line in said.splitlines(keepends=True) if not START.search(line))
+        readme = README.read_text(encoding="utf-8")
+        before, there, rest = readme.partition("## What the demo shows\n")
+        assert there
+        told, fence, after = rest.partition("\n```\n")
+        block, _, after = after.partition("```\n")
+        if accept:
+            README.write_text(f"{before}{there}{told}{fence}{shown}```\n{after}", encoding="utf-8")
+            return
+        assert block == shown, "to take it over: tests/run tests/commands/test_simulated.py -k readme --accept"
 
     def test_it_comes_out_the_same_each_time(self, run: Run) -> None:
         assert run("demo", "--no-wait").out == run("demo", "--no-wait").out
