@@ -8,32 +8,20 @@ from dataclasses import replace
 
 from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Snapshot
 from agent.core.failures import Failure, FailureClass, understood
-from agent.core.ha_moves import PULLED_BACK_S, REQUEST_KIND, Course, Sight, sight
+from agent.core.ha_moves import REQUEST_KIND, Course, sight
 from agent.core.history import is_success
-from agent.core.journal import Level, MessageId, Record
 from agent.core.migrations import OPEN, Migration, MigrationState, advanced
-from agent.core.sentences import migration_words
 from agent.core.settings import Settings
+from agent.daemon.ha_looks import HA_LOOK_S, RUNS_AGAIN_S, HaLooks
 from agent.daemon.inputs import MigrationAnswer, Now, PostOutcome, SearchAnswer, TaskAnswer
-from agent.daemon.outputs import AskTask, Output, Say, SearchMigration
+from agent.daemon.outcomes import CLOCK_MARGIN_S, alarm_of, blamed, has_stopped, judged, not_running, said_of, was_stopped
+from agent.daemon.outputs import AskTask, Output, SearchMigration
 
 POLL_S = 5.0
 DOUBT_S = 60.0  # an intent without a task is in doubt for so long
-RUNS_AGAIN_S = 90.0  # who ran before runs again within this time after its task has ended: PVE starts containers last of all
 STATISTICS_S = 20.0  # two rounds of pvestatd: before, a guest may run and not be shown
 STARTED_S = 60.0  # a start that was asked for has come to nothing after that: pvestatd's round, and a container's own time
-SEARCH_MARGIN_S = 5.0  # between the clocks of two nodes
 SILENT_S = 600.0  # a task whose node has not answered for so long is lost; where the guest is decides
-# While the HA manager has something of ours, the cluster is looked at once in each of its rounds.
-HA_LOOK_S = 10.0
-# Its manager reads requests once in 10 s, and says so in the service's state at once. Should its node have died, another one takes
-# over when the manager's lock has run out (120 s), reads them in its first round, and is seen to have done so a look later.
-HA_TAKES_UP_S = 150.0
-HA_REFUSED_S = 30.0  # PVE's command may queue a request and fail all the same: two rounds, and a look
-HA_CALM_S = 10.0  # back in its old state for two looks: it has been tried, and given up
-
-
-_STOPS = frozenset({"vzstop", "vzshutdown"})
 
 
 class Follow:
@@ -52,9 +40,7 @@ class Follow:
         self._waiting: set[str] = set()
         self._silent_since_s: dict[str, float] = {}
         self._adopted = set(self._open)
-        self._calm_since_s: dict[str, float] = {}
-        self._there_since_s: dict[str, float] = {}
-        self._watched_until_s = -1e9
+        self._ha = HaLooks()
         self._told_to_start_s: dict[str, float] = {}
         self.to_start: list[tuple[Migration, str]] = []
         self.look_at_s: float | None = now.boot_s if self._open else None
@@ -81,7 +67,7 @@ class Follow:
                 outputs.append(AskTask(record.intent, record.upid))
             elif self._must_be_searched(record):
                 self._waiting.add(record.intent)
-                outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - SEARCH_MARGIN_S))
+                outputs.append(SearchMigration(record.intent, record.vmid, record.source, record.planned_at - CLOCK_MARGIN_S))
         return outputs
 
     @staticmethod
@@ -156,13 +142,13 @@ class Follow:
             case PostOutcome.REFUSED:
                 failed = advanced(record, MigrationState.FAILED, now.wall_s, text=answer.text)
                 why = understood(answer.text).failure
-                return self._put(replace(failed, failure=why), now), [_outcome(record, False, answer.text)]
+                return self._put(replace(failed, failure=why), now), [said_of(record, False, answer.text)]
             case PostOutcome.NOT_SENT:
                 skipped = advanced(record, MigrationState.SKIPPED, now.wall_s, text=answer.text)
                 self._wish_look(now.boot_s + POLL_S)
-                return self._put(skipped, now), [_outcome(record, False, f"not started: {answer.text}")]
+                return self._put(skipped, now), [said_of(record, False, f"not started: {answer.text}")]
         text = f"no answer to the request ({answer.text}): looking for its task before anything else is tried"
-        return self._put(replace(record, text=answer.text or "no answer"), now), [_outcome(record, None, text)]
+        return self._put(replace(record, text=answer.text or "no answer"), now), [said_of(record, None, text)]
 
     def _on_search(self, record: Migration, answer: SearchAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
         if record.state not in (MigrationState.PLANNED, MigrationState.ASKED):
@@ -171,7 +157,7 @@ class Follow:
             if record.state is MigrationState.PLANNED:
                 record = advanced(record, MigrationState.ASKED, now.wall_s)
             found = replace(_under_way(record, answer.upid, now, is_found=True), text="")
-            return self._put(found, now), [_outcome(record, None, "found under way")]
+            return self._put(found, now), [said_of(record, None, "found under way")]
         if answer.error:
             if (silent := self._silence(record, now)) is None:
                 return [], []
@@ -179,14 +165,14 @@ class Follow:
                 self._end(record, silent, now)
                 return [], []
             self._wish_look(now.boot_s)
-            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=silent), now), [_outcome(record, None, silent)]
+            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=silent), now), [said_of(record, None, silent)]
         self._silent_since_s.pop(record.intent, None)
         if now.boot_s - self._began_s.get(record.intent, now.boot_s) < DOUBT_S:
             return [], []  # counted on this node's own clock: nobody sets that back
         if record.state is MigrationState.PLANNED:
             self._wish_look(now.boot_s)
             text = "the former leader did not start it"
-            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now), [_outcome(record, None, text)]
+            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now), [said_of(record, None, text)]
         self._end(record, "there is no task of it", now)
         return [], []
 
@@ -204,7 +190,7 @@ class Follow:
             self._end(record, answer.exit_status, now, answer.log)
         elif record.asked_at is not None and now.wall_s - record.asked_at > settings.migration.timeout_s and not record.text:
             text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
-            return self._put(replace(record, text=text), now), [_outcome(record, None, text)]
+            return self._put(replace(record, text=text), now), [said_of(record, None, text)]
         return [], []
 
     def _on_request_task(self, record: Migration, answer: TaskAnswer, now: Now) -> tuple[list[Migration], list[Output]]:
@@ -219,7 +205,7 @@ class Follow:
         self._began_s[record.intent] = now.boot_s
         self._wish_look(now.boot_s + HA_LOOK_S)
         queued = advanced(record, MigrationState.QUEUED, now.wall_s, text="" if is_queued else answer.exit_status or "")
-        return self._put(queued, now), [_outcome(queued, None, "handed to the HA manager" if is_queued else queued.text)]
+        return self._put(queued, now), [said_of(queued, None, "handed to the HA manager" if is_queued else queued.text)]
 
     def _silence(self, record: Migration, now: Now) -> str | None:
         """Why no answer about the attempt is waited for any more, None while one is."""
@@ -257,18 +243,18 @@ class Follow:
                 self._wish_look(now.boot_s + POLL_S)  # the task list lags behind, or somebody moves it again
                 continue
             guest = snapshot.guest(record.vmid)
-            why = _blamed(self._why.get(record.intent, Failure(FailureClass.UNKNOWN)), record.target, snapshot)
-            state, text = _judged(record, guest, status, why)
+            why = blamed(self._why.get(record.intent, Failure(FailureClass.UNKNOWN)), record.target, snapshot)
+            state, text = judged(record, guest, status, why)
             waited_s = now.boot_s - self._ended_s.get(record.intent, now.boot_s)
-            if state in (MigrationState.DONE, MigrationState.FAILED) and guest is not None and _has_stopped(record, guest):
+            if state in (MigrationState.DONE, MigrationState.FAILED) and guest is not None and has_stopped(record, guest):
                 if self._is_being_started(record, guest, status, snapshot, now) or waited_s < RUNS_AGAIN_S:
                     self._wish_look(now.boot_s + POLL_S)
                     continue
-                outputs.append(_alarm(record, _not_running(record, guest)))
+                outputs.append(alarm_of(record, not_running(record, guest)))
             records, said = self._closed(record, state, text, now, why.failure)
             changed += records
             outputs += said
-        if now.boot_s < self._watched_until_s or any(_is_followed_by_looks(record) for record in self.records):
+        if self._ha.is_watching(now) or any(_is_followed_by_looks(record) for record in self.records):
             self._wish_look(now.boot_s + HA_LOOK_S)
         return changed, outputs
 
@@ -282,7 +268,7 @@ class Follow:
         if told_s is not None:
             return now.boot_s - told_s < STARTED_S
         is_left = record.type is GuestType.LXC and guest.status == "stopped" and guest.lock is None and not is_success(status)
-        if not is_left or _was_stopped(record, snapshot):
+        if not is_left or was_stopped(record, snapshot):
             return False
         if now.boot_s - self._ended_s.get(record.intent, now.boot_s) < STATISTICS_S:
             return True
@@ -302,57 +288,29 @@ class Follow:
         closed = advanced(replace(record, text=""), state, now.wall_s, text=text)
         if state is MigrationState.FAILED:
             closed = replace(closed, failure=failure or understood(text).failure)
-        return self._put(closed, now), [_outcome(record, done, how + (f": {text}" if text else ""))]
+        return self._put(closed, now), [said_of(record, done, how + (f": {text}" if text else ""))]
 
     def _settle_ha_move(self, record: Migration, snapshot: Snapshot, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
-        """Take one look at a move that the HA manager carries out; what it does not take up or gives up has failed."""
+        """Take one look at a move that the HA manager carries out."""
         waited_s = now.boot_s - self._began_s.setdefault(record.intent, now.boot_s)
         seen = sight(record, snapshot, waited_s)
-        if seen.course is not Course.DOES_NOT_RUN:
-            self._there_since_s.pop(record.intent, None)
-        if seen.course not in (Course.WAITS, Course.RELEASED):
-            self._calm_since_s.pop(record.intent, None)
-        match seen.course:
-            case Course.MOVES:
-                return self._moves(record, waited_s, settings, now)
-            case Course.MOVES_ELSEWHERE:
-                return [], []
-            case Course.ARRIVED:
-                self._watched_until_s = now.boot_s + PULLED_BACK_S
-                return self._closed(record, MigrationState.DONE, "", now)
-            case Course.DOES_NOT_RUN:
-                if now.boot_s - self._there_since_s.setdefault(record.intent, now.boot_s) < RUNS_AGAIN_S:
-                    return [], []
-                guest = snapshot.guest(record.vmid)
-                closed, said = self._closed(record, MigrationState.DONE, "", now)
-                if guest is not None and not guest.is_running:
-                    said = [_alarm(record, f"{guest.label} is on {record.target} but does not run: start it there"), *said]
-                return closed, said
-            case Course.WAITS | Course.RELEASED:
-                why = self._why_given_up(record, seen, waited_s, now)
-                return ([], []) if why is None else self._closed(record, MigrationState.FAILED, why, now)
-            case Course.GONE:
-                return self._closed(record, MigrationState.LOST, seen.text, now)
-        return self._closed(record, MigrationState.FAILED, seen.text, now)
+        ended = self._ha.ended(record, seen, waited_s, now)
+        if ended is None:
+            return self._moves(record, waited_s, settings, now) if seen.course is Course.MOVES else ([], [])
+        closed, said = self._closed(record, *ended, now)
+        guest = snapshot.guest(record.vmid)
+        if seen.course is Course.DOES_NOT_RUN and guest is not None and not guest.is_running:
+            said = [alarm_of(record, f"{guest.label} is on {record.target} but does not run: start it there"), *said]
+        return closed, said
 
     def _moves(self, record: Migration, waited_s: float, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
         if record.state is MigrationState.QUEUED:
             running = replace(advanced(record, MigrationState.RUNNING, now.wall_s), text="")
-            return self._put(running, now), [_outcome(running, None, "the HA manager moves it")]
+            return self._put(running, now), [said_of(running, None, "the HA manager moves it")]
         if waited_s > settings.migration.timeout_s and not record.text:
             text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
-            return self._put(replace(record, text=text), now), [_outcome(record, None, text)]
+            return self._put(replace(record, text=text), now), [said_of(record, None, text)]
         return [], []
-
-    def _why_given_up(self, record: Migration, seen: Sight, waited_s: float, now: Now) -> str | None:
-        """Why a guest on its old node, that nobody moves, is not waited for any more; None while it is."""
-        calm_s = now.boot_s - self._calm_since_s.setdefault(record.intent, now.boot_s)
-        if record.state is MigrationState.RUNNING or seen.text:
-            text = seen.text or "the HA manager has tried and left it where it was"
-            return text if calm_s >= HA_CALM_S else None
-        if record.text:
-            return record.text if waited_s >= HA_REFUSED_S else None
-        return f"the HA manager did not take it up in {waited_s:.0f} s" if waited_s >= HA_TAKES_UP_S else None
 
     def _put(self, record: Migration, now: Now) -> list[Migration]:
         if record.state in OPEN:
@@ -363,11 +321,11 @@ class Follow:
                 known.pop(record.intent, None)
             self._ended.pop(record.intent, None)
             self._why.pop(record.intent, None)
+            self._ha.forget(record.intent)
         return [record, *self._taken_along(record, now)]
 
     def _times(self) -> tuple[dict[str, float], ...]:
-        known = (self._ended_s, self._asked_s, self._began_s, self._silent_since_s, self._calm_since_s, self._there_since_s)
-        return (*known, self._told_to_start_s)
+        return (self._ended_s, self._asked_s, self._began_s, self._silent_since_s, self._told_to_start_s)
 
     def _taken_along(self, lead: Migration, now: Now) -> list[Migration]:
         """The attempts that go along with this one's request: queued when it is, given up when nothing was queued."""
@@ -398,66 +356,3 @@ def _under_way(record: Migration, upid: str, now: Now, *, is_found: bool) -> Mig
     if record.through_ha and is_found:  # what is there to be found is the HA manager's own migration already
         return advanced(record, MigrationState.QUEUED, now.wall_s, upid=upid)
     return replace(advanced(record, MigrationState.RUNNING, now.wall_s, upid=upid), through_ha=False)
-
-
-def _judged(record: Migration, guest: Guest | None, status: str, why: Failure) -> tuple[MigrationState, str]:
-    if guest is None:
-        return MigrationState.LOST, "the guest is gone"
-    if guest.node == record.target:
-        return MigrationState.DONE, "" if is_success(status) else f"the guest is there, but its task says: {_said(status, why)}"
-    if guest.node != record.source:
-        return MigrationState.FAILED, f"the guest is on {guest.node} now"
-    return MigrationState.FAILED, f"the guest stayed where it was, its task says: {_said(status, why)}"
-
-
-def _blamed(why: Failure, target: str, snapshot: Snapshot) -> Failure:
-    """The failure as that of a target that went down meanwhile; PVE's words for it are many, and say little."""
-    node = snapshot.node(target)
-    if why.failure is not FailureClass.UNKNOWN or node is None or node.online:
-        return why
-    offline = f"{target} is offline"
-    return Failure(FailureClass.NETWORK, f"{why.text}, {offline}" if why.text else offline)
-
-
-def _said(status: str, why: Failure) -> str:
-    """PVE's words, with those of its log that say why; what the status says already is not said again."""
-    return why.text if status in why.text else (f"{status}, {why.text}" if why.text else status)
-
-
-def _has_stopped(record: Migration, guest: Guest) -> bool:
-    """True for a guest that ran before and does not run now, whatever its task says; on a node that is lost nobody can tell."""
-    return record.online and guest.status in ("stopped", "paused", "postmigrate", "prelaunch")
-
-
-def _was_stopped(record: Migration, snapshot: Snapshot) -> bool:
-    """True when somebody has stopped the guest since its migration was asked for: PVE's own stop on the way is no task."""
-    since = (record.asked_at or record.planned_at) - SEARCH_MARGIN_S
-    return any(task.vmid == record.vmid and task.kind in _STOPS and task.started_at >= since for task in snapshot.tasks)
-
-
-def _not_running(record: Migration, guest: Guest) -> str:
-    where = f"is on {record.target}" if guest.node == record.target else f"is on {guest.node} still"
-    more = "does not run" if guest.node == record.target else "does not run any more"
-    if guest.status != "stopped":
-        return f"{guest.label} {where} and is {guest.status}: see why, and resume or restart it there"
-    return f"{guest.label} {where} {'but' if guest.node == record.target else 'and'} {more}: start it there"
-
-
-def _outcome(record: Migration, is_done: bool | None, text: str) -> Say:
-    level = {True: Level.NOTICE, False: Level.WARNING, None: Level.INFO}[is_done]
-    return Say(
-        Record(
-            level,
-            MessageId.OUTCOME,
-            f"{migration_words(record)}: {text}",
-            reason=record.reason.value,
-            vmid=record.vmid,
-            source=record.source,
-            target=record.target,
-            epoch=record.epoch,
-        )
-    )
-
-
-def _alarm(record: Migration, text: str) -> Say:
-    return Say(Record(Level.ERROR, MessageId.ALARM, text, vmid=record.vmid, source=record.source, target=record.target))

@@ -12,7 +12,7 @@ from agent.core.cluster import Guest, HaResource, HighAvailability, Task
 from agent.core.journal import Level
 from agent.core.migrations import Migration, MigrationState, in_flight
 from agent.core.settings import Settings
-from agent.daemon import follow
+from agent.daemon import follow, ha_looks
 from agent.daemon.follow import Follow
 from agent.daemon.inputs import MigrationAnswer, Now, PostOutcome, SearchAnswer, TaskAnswer
 from agent.daemon.outputs import AskTask, Output, Say, SearchMigration
@@ -122,10 +122,10 @@ def test_from_the_request_to_the_arrival() -> None:
 def test_what_the_ha_manager_has_is_looked_at_in_each_of_its_rounds_and_asked_about_never() -> None:
     story = queued()
     for _ in range(3):
-        assert story.follow.look_at_s == story.boot_s + follow.HA_LOOK_S
+        assert story.follow.look_at_s == story.boot_s + ha_looks.HA_LOOK_S
         assert story.questions() == []
         assert story.follow.next_wakeup_s() == float("inf"), "the look is the only thing that is due"
-        story.look(ha_vm(), after_s=follow.HA_LOOK_S)
+        story.look(ha_vm(), after_s=ha_looks.HA_LOOK_S)
 
 
 def test_it_is_in_flight_until_it_is_over() -> None:
@@ -159,7 +159,7 @@ def test_the_task_said_ok_and_nothing_moved() -> None:
     while story.state() is S.QUEUED:
         story.look(ha_vm(), after_s=10.0)
     assert story.state() is S.FAILED
-    assert story.boot_s - 1000.0 == follow.HA_TAKES_UP_S
+    assert story.boot_s - 1000.0 == ha_looks.HA_TAKES_UP_S
     assert "the HA manager did not take it up in 150 s" in story.words
 
 
