@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeVar
 
 from agent.core.cluster import NodeFacts
@@ -281,5 +282,36 @@ def parse(kind: type[File], text: str) -> File:
 
 
 def render(value: LeaderFile | InboxFile | HistoryFile | RequestFile | LoadsFile) -> str:
-    """The file's text: JSON with sorted keys, so that equal values give equal bytes."""
-    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
+    """The file's text: JSON with sorted keys, so that equal values give equal bytes.
+
+    Raises:  CodecError for NaN and infinity, with the place.
+    """
+    return (_history_text(value) if isinstance(value, HistoryFile) else _json_text(value)) + "\n"
+
+
+def _json_text(value: object) -> str:
+    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _history_text(history: HistoryFile) -> str:
+    """The same text entry by entry: of hundreds, a write changes one or two."""
+    parts = []
+    for name in sorted(item.name for item in fields(history)):
+        value = getattr(history, name)
+        parts.append(f'"{name}":{_array_text(name, value) if isinstance(value, tuple) else _json_text(value)}')
+    return "{" + ",".join(parts) + "}"
+
+
+def _array_text(name: str, entries: tuple[object, ...]) -> str:
+    texts: list[str] = []
+    try:
+        for entry in entries:
+            texts.append(_entry_text(entry))
+    except CodecError as error:
+        raise error.below(f"[{len(texts)}]").below(name) from None
+    return "[" + ",".join(texts) + "]"
+
+
+@lru_cache(maxsize=512)  # what a full history has, and what has just been dropped from it
+def _entry_text(entry: object) -> str:
+    return _json_text(entry)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from agent.core.codec import CodecError, to_json
 from agent.core.documents import (
     HISTORY_SCHEMA,
     INBOX_SCHEMA,
@@ -51,6 +52,18 @@ FILES = [
 ]  # fmt: skip
 NAMES = {LeaderFile: "leader-1", InboxFile: "inbox-1", HistoryFile: "history-1", RequestFile: "request-1"}
 File = LeaderFile | InboxFile | HistoryFile | RequestFile
+
+
+@pytest.mark.parametrize("value", FILES, ids=lambda value: type(value).__name__)
+def test_text_is_json_with_sorted_keys_and_no_spaces(value: File) -> None:
+    for _ in range(2):  # again from what is kept of its entries
+        assert render(value) == json.dumps(to_json(value), sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def test_number_that_json_cannot_say_is_refused_with_its_place() -> None:
+    history = replace(FILES[2], homes=(Home(101, "pve1", "pve2", NOW), Home(102, "pve1", "pve2", float("nan"))))
+    with pytest.raises(CodecError, match=r"^homes\[1\]\.since: is nan"):
+        render(history)
 
 
 @pytest.mark.parametrize("value", FILES, ids=lambda value: type(value).__name__)
