@@ -9,12 +9,14 @@ from dataclasses import replace
 
 from agent.core.cluster import Guest, GuestType, Snapshot
 from agent.core.documents import HistoryFile, SetAside
-from agent.core.failures import TREATMENT, FailureClass, Treatment, remedy
+from agent.core.failures import PASSING, TREATMENT, FailureClass, Treatment, remedy
 from agent.core.json_types import JsonObject
 
 FIRST_S = 600.0
 MOST_S = 86400.0
 WAIT_S = 60.0  # for a lock; while the guest shows one it is not touched anyway
+ANEW_S = 15.0  # pvestatd's round of 10 s and its own time: then statistics show as it is who was not as it seemed
+ANEW_AGAIN_S = 600.0  # after that, another such refusal is the first one again
 MOST_DOUBLINGS = 10  # of FIRST_S, which is beyond MOST_S: a guest may fail every day for years
 MOST_TARGETS = 2  # that fail for one guest before it stays where it is: the third one would hardly be better
 MOST_TEXT = 200
@@ -33,7 +35,8 @@ def with_failure(
     """The history with one more failure of a guest, which is left alone as its class wants it.
 
     10 minutes, twice as long each time, a day at most; a lock does not let the time grow. Where only the target is to blame, only
-    that is avoided, until `MOST_TARGETS` of them have failed.
+    that is avoided, until `MOST_TARGETS` of them have failed. A guest that was not as it seemed is tried again when statistics show
+    it as it is; should it be refused again then, it waits as for a lock.
 
     Units:   `now` in Unix seconds.
     Shape:   `node` is where the guest is.
@@ -54,10 +57,13 @@ def _with_entry(
 ) -> HistoryFile:
     before = next((entry for entry in history.set_aside if (entry.vmid, entry.target) == (vmid, target)), None)
     treatment = TREATMENT[failure]
-    failures = (before.failures if before is not None else 0) + (treatment is not Treatment.WAIT)
+    failures = (before.failures if before is not None else 0) + (treatment not in PASSING)
     until: float | None = now + min(MOST_S, FIRST_S * 2 ** min(max(0, failures - 1), MOST_DOUBLINGS))
     if treatment is Treatment.WAIT:
         until = now + WAIT_S
+    elif treatment is Treatment.LOOK_AGAIN:
+        is_again = before is not None and before.failure is failure and abs(now - (before.until or 0.0)) < ANEW_AGAIN_S
+        until = now + (WAIT_S if is_again else ANEW_S)
     elif treatment is Treatment.TO_A_PERSON:
         until = now + MOST_S
     elif treatment is Treatment.NEVER_AGAIN:
@@ -84,6 +90,12 @@ def set_aside(history: HistoryFile, now: float) -> dict[int, str]:
     """Guests that are left alone after a failure, with why and for how long."""
     found = [entry for entry in history.set_aside if entry.target is None and is_active(entry, now)]
     return {entry.vmid: f"{_why(entry)}; {_next_try(entry, now)}" for entry in found}
+
+
+def next_try_s(history: HistoryFile, vmid: int, now: float) -> float:
+    """In how many seconds a guest that was set aside is tried again; 0 for one that is not, or that waits for a person."""
+    found = [entry.until for entry in history.set_aside if (entry.vmid, entry.target) == (vmid, None) and entry.until is not None]
+    return max(0.0, *(until - now for until in found)) if found else 0.0
 
 
 def avoided(history: HistoryFile, now: float) -> dict[int, dict[str, str]]:

@@ -22,6 +22,7 @@ class FailureClass(StrEnum):
     PERMISSION = "permission"
     VERSION = "version"
     CANCELLED = "cancelled"
+    CHANGED = "changed"
     UNKNOWN = "unknown"
 
 
@@ -30,10 +31,13 @@ class Treatment(StrEnum):
 
     OTHER_TARGET = "other-target"  # only that node is avoided, for a growing time
     WAIT = "wait"  # for a lock that goes by itself; the time does not grow
+    LOOK_AGAIN = "look-again"  # what the request rested on was old: it is no failure, and the next look shows the guest as it is
     SET_ASIDE = "set-aside"  # the guest is left alone, for a growing time
     TO_A_PERSON = "to-a-person"  # trying again helps nobody: the guest is left alone as long as may be
     NEVER_AGAIN = "never-again"  # until somebody has acted
 
+
+PASSING = frozenset({Treatment.WAIT, Treatment.LOOK_AGAIN})  # they count for nothing against the guest
 
 F, T = FailureClass, Treatment
 MEANING: dict[FailureClass, str] = {
@@ -47,6 +51,7 @@ MEANING: dict[FailureClass, str] = {
     F.PERMISSION: "the agent's token may not do that",
     F.VERSION: "the target's software or CPU is not fit for the guest, or PVE does not know a parameter",
     F.CANCELLED: "a person stopped the migration",
+    F.CHANGED: "the guest was started or moved by somebody else meanwhile",
     F.UNKNOWN: "PVE's words are not known to the agent",
 }
 TREATMENT: dict[FailureClass, Treatment] = {
@@ -60,6 +65,7 @@ TREATMENT: dict[FailureClass, Treatment] = {
     F.PERMISSION: T.TO_A_PERSON,
     F.VERSION: T.OTHER_TARGET,
     F.CANCELLED: T.NEVER_AGAIN,
+    F.CHANGED: T.LOOK_AGAIN,
     F.UNKNOWN: T.SET_ASIDE,
 }
 REMEDY: dict[FailureClass, str] = {
@@ -73,6 +79,7 @@ REMEDY: dict[FailureClass, str] = {
     F.PERMISSION: "give the token's role what it lacks: proxlb-agent setup",
     F.VERSION: "bring the nodes to the same version of Proxmox VE and QEMU",
     F.CANCELLED: "move it yourself, or ask again: set the maintenance anew, or proxlb-agent balance --force",
+    F.CHANGED: "nothing: it is looked at anew in some seconds",
     F.UNKNOWN: "see the log of the task in PVE",
 }
 
@@ -113,6 +120,12 @@ KNOWN: tuple[Known, ...] = (
         (r"can't acquire lock '", "pve-common src/PVE/Tools.pm:229"),
         (r"got lock request timeout", "pve-cluster src/PVE/Cluster.pm:628"),
         (r"'-locked command timed out", "pve-cluster src/PVE/Cluster.pm:657"),
+    ),
+    *_known(
+        F.CHANGED,
+        (r"can't migrate running VM without --online", "qemu-server src/PVE/API2/Qemu.pm:5595 and QemuMigrate.pm:215"),
+        (r"can't migrate running container without --online or --restart", "pve-container src/PVE/API2/LXC.pm:1696"),
+        (r"Configuration file '[^']*' does not exist", "pve-guest-common src/PVE/AbstractConfig.pm:57"),
     ),
     *_known(
         F.PERMISSION,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from agent.core.aside import is_kept, without_success
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
 from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, render
+from agent.core.failures import FailureClass
 from agent.core.load import FRESH_S, GuestLoad
 from agent.core.migrations import Migration, MigrationState, is_load_move
 from agent.core.reasons import MoveReason
@@ -153,7 +154,11 @@ def _is_braking(record: Migration, now: float) -> bool:
 def alarm(history: HistoryFile, now: float) -> str | None:
     """Why load balancing should stop until a person has looked, None when all is well."""
     failed = [
-        r for r in history.migrations if r.state is MigrationState.FAILED and abs(now - (r.ended_at or r.planned_at)) < FAILURES_WINDOW_S
+        r
+        for r in history.migrations
+        if r.state is MigrationState.FAILED
+        and r.failure is not FailureClass.CHANGED
+        and abs(now - (r.ended_at or r.planned_at)) < FAILURES_WINDOW_S
     ]
     if len(failed) >= MOST_FAILURES:
         return f"{len(failed)} migrations failed in {FAILURES_WINDOW_S / 60:.0f} minutes, the last: {failed[-1].text}"

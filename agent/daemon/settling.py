@@ -12,7 +12,7 @@ from agent.core.calibration import calibrated, with_arrivals
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.durations import bounded as bounded_timings
 from agent.core.durations import timing_of
-from agent.core.failures import TREATMENT, FailureClass, Treatment, remedy
+from agent.core.failures import PASSING, TREATMENT, FailureClass, Treatment, remedy
 from agent.core.ha_moves import pulled_back
 from agent.core.journal import Level, MessageId, Record
 from agent.core.known_loads import ledger_of
@@ -89,10 +89,10 @@ class Settling:
         where = record.source if record.state is MigrationState.FAILED else ""
         text, history = record.text or record.state.value, self._chronicle.history
         self._chronicle.history = aside.with_failure(history, record.vmid, failure, text, now.wall_s, node=where, target=record.target)
-        if TREATMENT[failure] is Treatment.WAIT:
-            self._agenda.retry(now.boot_s + aside.WAIT_S + 1.0)
+        if TREATMENT[failure] in PASSING:
+            self._agenda.retry(now.boot_s + aside.next_try_s(self._chronicle.history, record.vmid, now.wall_s) + 1.0)
         self._verdicts.forget(record.vmid)
-        self.has_failed = True
+        self.has_failed |= TREATMENT[failure] is not Treatment.LOOK_AGAIN
         self._agenda.wish_look(now.boot_s + RETRY_S)
 
     def _pulled_back(self, snapshot: Snapshot, now: Now) -> list[Output]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.adapters.pve.api import PveApi
@@ -70,6 +72,12 @@ def test_what_the_server_itself_refuses_is_understood(pve: PveServer, api: PveAp
         api.migrate(ORDER)
     assert understood(str(caught.value)).failure is F.LOCKED
     pve.do("lock", vmid=100, lock=None)
+    with pytest.raises(RefusedError) as caught:
+        api.migrate(replace(ORDER, online=False))  # it was started since it was looked at
+    assert understood(str(caught.value)).failure is F.CHANGED
+    with pytest.raises(RefusedError) as caught:
+        api.migrate(replace(ORDER, source="pve3"))  # it was moved
+    assert understood(str(caught.value)).failure is F.CHANGED
     pve.do("set_guest", vmid=100, local_resources=["hostpci0"])
     upid = api.migrate(ORDER)
     pve.wait_task(upid)

@@ -58,6 +58,19 @@ def test_a_lock_is_waited_for_and_does_not_let_the_time_grow() -> None:
     assert waits(failed(history)) == [600]
 
 
+def test_who_was_not_as_it_seemed_is_looked_at_anew_and_nothing_counts_against_it() -> None:
+    once = failed(failure=F.CHANGED)
+    assert (waits(once), once.set_aside[0].failures) == ([15], 0)
+    assert aside.set_aside(once, NOW + 15) == {}
+    soon = aside.with_failure(once, 101, F.CHANGED, "again", NOW + 40)
+    assert [entry.until for entry in soon.set_aside] == [NOW + 40 + 60], "so that it is not asked for again and again"
+    late = aside.with_failure(once, 101, F.CHANGED, "again", NOW + 3600)
+    assert [entry.until for entry in late.set_aside] == [NOW + 3600 + 15]
+    assert waits(failed(once)) == [600], "a failure after it is the first"
+    assert aside.next_try_s(once, 101, NOW + 5) == 10
+    assert aside.next_try_s(once, 102, NOW) == 0
+
+
 @pytest.mark.parametrize("failure", [F.STORAGE, F.NETWORK, F.MEMORY, F.VERSION])
 def test_where_the_target_is_to_blame_only_that_is_avoided_and_after_two_the_guest_stays(failure: FailureClass) -> None:
     once = failed(failure=failure)

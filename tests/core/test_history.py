@@ -10,6 +10,7 @@ import pytest
 from agent.core import history as memory
 from agent.core.cluster import GIB
 from agent.core.documents import Answer, HistoryFile, Home, parse, render
+from agent.core.failures import FailureClass
 from agent.core.load import GuestLoad
 from agent.core.migrations import MigrationState
 from agent.core.reasons import MoveReason
@@ -85,6 +86,8 @@ def test_three_failures_in_ten_minutes_are_an_alarm() -> None:
     assert memory.alarm(of(*failed[:2]), NOW) is None
     assert "3 migrations failed in 10 minutes" in (memory.alarm(of(*failed), NOW) or "")
     assert memory.alarm(of(*failed), NOW + 600) is None
+    overtaken = [replace(one, failure=FailureClass.CHANGED) for one in failed]
+    assert memory.alarm(of(*overtaken), NOW) is None, "what others did meanwhile is no failure"
 
 
 def test_a_guest_moved_three_times_a_day_for_load_is_an_alarm() -> None:

@@ -28,12 +28,16 @@ EARLY: tuple[tuple[int, str, F], ...] = (
     (500, "no such cluster node 'pve9'", F.NETWORK),
     (500, "got lock request timeout", F.LOCKED),
     (500, "'storage-nfs'-locked command timed out - aborting", F.LOCKED),
-    (500, "Configuration file 'nodes/pve1/qemu-server/100.conf' does not exist", F.UNKNOWN),
+    (500, "Configuration file 'nodes/pve1/qemu-server/100.conf' does not exist", F.CHANGED),
+    (500, "can't migrate running VM without --online", F.CHANGED),
+    (500, "can't migrate running container without --online or --restart", F.CHANGED),
 )
 TASK: tuple[tuple[str, F], ...] = (
     ("received interrupt - delayed", F.CANCELLED),
     ("interrupted by signal", F.CANCELLED),
     ("VM is locked (backup)", F.BACKUP),
+    ("can't migrate running VM without --online", F.CHANGED),
+    ("Configuration file 'nodes/pve1/qemu-server/100.conf' does not exist", F.CHANGED),
     ("can't lock file '/var/lock/pve-manager/pve-migrate-100' - got timeout", F.LOCKED),
     ("service 'vm:100' in error state, must be disabled and fixed first", F.HA_REJECTED),
     ("crm command error - node not online: migrate vm:100 pve2", F.HA_REJECTED),
