@@ -12,7 +12,8 @@ from agent.core.settings import Settings
 from agent.daemon import inputs, outputs
 from agent.daemon.agent import Agent, Cadence, Identity
 from agent.daemon.inputs import Now
-from agent.daemon.perform import Performer, Ports
+from agent.daemon.outside import Ports
+from agent.daemon.perform import Performer
 from agent.sim.ports import ports_of
 from agent.sim.world import World
 

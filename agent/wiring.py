@@ -35,7 +35,9 @@ from agent.daemon import inputs
 from agent.daemon.agent import Agent, Identity
 from agent.daemon.inputs import Now
 from agent.daemon.outputs import ReadSigns
-from agent.daemon.perform import HISTORY_PATH, Performer, Ports
+from agent.daemon.outside import HISTORY_PATH, Ports
+from agent.daemon.perform import Performer
+from agent.daemon.reading import signs_of
 from agent.daemon.senses import Senses
 from agent.ports import (
     ClusterApi,
@@ -221,7 +223,7 @@ def look(settings: Settings) -> Snapshot:
 def read_senses(settings: Settings, files: ClusterFiles) -> Senses | None:
     """What this node's files tell at one look, None when they cannot be read."""
     clock = SystemClock()
-    seen = Performer.signs_of(files, ReadSigns(statistics=True))
+    seen = signs_of(files, ReadSigns(statistics=True))
     if seen.error:
         return None
     senses = Senses(host_name())

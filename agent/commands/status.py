@@ -18,7 +18,7 @@ from agent.core.flags import Flag, flag_words, read_flag
 from agent.core.json_types import Json, JsonObject
 from agent.core.settings import Settings
 from agent.daemon.flags import PAUSE_PATH
-from agent.daemon.perform import LEADER_PATH
+from agent.daemon.outside import LEADER_PATH
 from agent.daemon.status import STATUS_SCHEMA
 from agent.ports import OutsideError, PermanentError, TemporaryError
 

@@ -12,7 +12,7 @@ from agent.core.migrations import Migration
 from agent.daemon.agenda import RETRY_S
 from agent.daemon.inputs import Now, WriteAnswer, Written
 from agent.daemon.outputs import WriteShared
-from agent.daemon.perform import HISTORY_PATH
+from agent.daemon.outside import HISTORY_PATH
 
 
 class Chronicle:

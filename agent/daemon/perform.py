@@ -4,58 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from agent.core.aside import config_path, digest_of_config
-from agent.core.cluster import Snapshot
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse, render
-from agent.core.history import is_success
 from agent.core.leadership import LockAct, LockTimes
-from agent.core.plan_types import Verdict
 from agent.core.shutdown import parse_flag
 from agent.daemon import inputs, outputs
-from agent.daemon.flags import FLAG_FOLDER, PAUSE_PATH
+from agent.daemon.flags import FLAG_FOLDER
 from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
-from agent.ports import (
-    Clock,
-    ClusterApi,
-    ClusterFiles,
-    FactsSource,
-    HaNodes,
-    InDoubtError,
-    JournalSink,
-    LeaderLock,
-    LocalFiles,
-    LocalInbox,
-    NotHolderError,
-    OutsideError,
-    PermanentError,
-    RefusedError,
-    ServiceNotifier,
-    SettingsSource,
-    TemporaryError,
-)
-
-LEADER_PATH = "proxlb/leader.json"
-HISTORY_PATH = "proxlb/history.json"
-INBOX_FOLDER = "proxlb/inbox"
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """One node's way to everything outside; `api` is made when it is first needed, as a follower needs none."""
-
-    clock: Clock
-    lock: LeaderLock
-    files: ClusterFiles
-    api: Callable[[], ClusterApi]
-    inbox: LocalInbox
-    facts: FactsSource
-    ha_nodes: HaNodes
-    local: LocalFiles
-    settings: SettingsSource
-    journal: JournalSink
-    notifier: ServiceNotifier
+from agent.daemon.outside import LEADER_PATH, Ports, words_of
+from agent.daemon.reading import Reading, text_of
+from agent.daemon.unanswered import unanswered
+from agent.ports import InDoubtError, NotHolderError, OutsideError, PermanentError, RefusedError, TemporaryError
 
 
 class Performer:
@@ -67,127 +27,59 @@ class Performer:
     def __init__(self, ports: Ports, times: LockTimes) -> None:
         self._ports = ports
         self._times = times
+        self._reading = Reading(ports)
 
     def perform(self, output: outputs.Output) -> inputs.Input | None:  # noqa: C901  # one case an output
         """Do it; returns the answer for the daemon, None when there is none to give."""
         match output:
             case outputs.DoLock():
                 return self._lock(output)
-            case outputs.ReadSigns():
-                return self.signs_of(self._ports.files, output)
-            case outputs.ReadHistory():
-                text, error = self._read(HISTORY_PATH)
-                return inputs.HistorySeen(text, error)
-            case outputs.ReadOwnInbox():
-                text, error = self._read(f"{INBOX_FOLDER}/{output.node}.json")
-                return inputs.OwnInboxSeen(text, error)
             case outputs.WithdrawShutdownFlag():
                 return self._withdraw(output)
             case outputs.WriteShared():
                 return inputs.WriteAnswer(output.what, output.serial, self._try(lambda: self._write(output)))
             case outputs.MakeFlagFolder():
                 self._try(lambda: self._ports.files.make_folder(FLAG_FOLDER))
-                return None
             case outputs.RemoveFlag():
                 return self._remove(output)
-            case outputs.ReadSettings():
-                return self._settings(output)
-            case outputs.ClaimInbox() | outputs.WriteStatus() | outputs.KeepDecision() | outputs.ReadLoads() | outputs.KeepLoads():
-                return self._on_this_node(output)
-            case outputs.ReadFacts():
-                return self._facts()
-            case outputs.AskHaMaintenance():
-                return self._ask_ha(output)
-            case outputs.Say():
-                self._ports.journal.say(output.record)
-                return None
-            case outputs.SetStatusLine():
-                self._ports.notifier.status(output.text)
-                return None
-            case outputs.TellReady():
-                self._ports.notifier.ready()
-                return None
-            case outputs.Exit():
-                self._ports.notifier.stopping()
-                return None
-            case _:
-                return self._through_api(output)
-
-    def failed(self, output: outputs.Output, text: str) -> inputs.Input | None:  # noqa: C901  # one case an output
-        """The answer for an output that a bug kept from being done, so that the daemon does not wait for ever."""
-        match output:
-            case outputs.DoLock():
-                called_s = self._ports.clock.boottime_s()
-                return LockAnswer(output.act, LockOutcome.FAILED, called_s, self._ports.files.state(), text=text)
-            case outputs.ReadSigns():
-                return inputs.SignsSeen(error=text)
-            case outputs.ReadHistory():
-                return inputs.HistorySeen(None, text)
-            case outputs.ReadLoads():
-                return inputs.LoadsSeen(None, text)
-            case outputs.ReadOwnInbox():
-                return inputs.OwnInboxSeen(None, text)
-            case outputs.WithdrawShutdownFlag():
-                return inputs.ShutdownFlagWithdrawn(done=False, error=text)
-            case outputs.WriteShared():
-                return inputs.WriteAnswer(output.what, output.serial, text)
-            case outputs.RemoveFlag():
-                return inputs.FlagRemoved(output.words, error=text)
-            case outputs.ReadSettings():
-                return inputs.SettingsSeen(None, text, asked=output.asked)
-            case outputs.ClaimInbox():
-                return inputs.InboxSeen(None, text)
-            case outputs.ReadFacts():
-                return inputs.FactsSeen(None, text)
-            case outputs.Observe():
-                return inputs.Observed(output.epoch, None, text)
-            case outputs.AskVerdict():
-                return inputs.VerdictSeen(output.vmid, None, text)
-            case outputs.StartMigration():
-                return inputs.MigrationAnswer(output.intent, PostOutcome.IN_DOUBT, text=text)
-            case outputs.AskHaMaintenance():
-                return inputs.HaMaintenanceAnswer(output.node, output.wanted, text)
-            case outputs.AskTask():
-                return inputs.TaskAnswer(output.intent, error=text)
-            case outputs.SearchMigration():
-                return inputs.SearchAnswer(output.intent, None, text)
-            case _:
-                return None
-
-    def _on_this_node(
-        self, output: outputs.ClaimInbox | outputs.WriteStatus | outputs.KeepDecision | outputs.ReadLoads | outputs.KeepLoads
-    ) -> inputs.Input | None:
-        local = self._ports.local
-        match output:
             case outputs.ClaimInbox():
                 try:
                     return inputs.InboxSeen(self._ports.inbox.claim())
                 except OutsideError as error:
-                    return inputs.InboxSeen(None, str(error))
-            case outputs.ReadLoads():
-                try:
-                    return inputs.LoadsSeen(local.read_loads())
-                except OutsideError as error:
-                    return inputs.LoadsSeen(None, str(error))
+                    return inputs.InboxSeen(None, words_of(error))
             case outputs.WriteStatus():
-                self._try(lambda: local.write_status(output.text))
+                self._try(lambda: self._ports.local.write_status(output.text))
             case outputs.KeepDecision():
-                self._try(lambda: local.append_decision(output.line))
+                self._try(lambda: self._ports.local.append_decision(output.line))
             case outputs.KeepLoads():
-                self._try(lambda: local.write_loads(output.text))
+                self._try(lambda: self._ports.local.write_loads(output.text))
+            case outputs.StartMigration():
+                return self._start(output)
+            case outputs.StartGuest():
+                return self._start_guest(output)
+            case outputs.AskHaMaintenance():
+                return self._ask_ha(output)
+            case outputs.Say():
+                self._ports.journal.say(output.record)
+            case outputs.SetStatusLine():
+                self._ports.notifier.status(output.text)
+            case outputs.TellReady():
+                self._ports.notifier.ready()
+            case outputs.Exit():
+                self._ports.notifier.stopping()
+            case _:
+                return self._reading.answer(output)
         return None
 
-    def _facts(self) -> inputs.FactsSeen:
-        try:
-            return inputs.FactsSeen(self._ports.facts.read())
-        except OutsideError as error:
-            return inputs.FactsSeen(None, str(error) or type(error).__name__)
+    def failed(self, output: outputs.Output, text: str) -> inputs.Input | None:
+        """The answer for an output that a bug kept from being done, so that the daemon does not wait for ever."""
+        return unanswered(output, text, self._ports)
 
     def _try(self, act: Callable[[], None]) -> str:
         try:
             act()
         except OutsideError as error:
-            return str(error) or type(error).__name__
+            return words_of(error)
         return ""
 
     def _write(self, asked: outputs.WriteShared) -> None:
@@ -199,7 +91,7 @@ class Performer:
     def _withdraw(self, asked: outputs.WithdrawShutdownFlag) -> inputs.ShutdownFlagWithdrawn:
         """What somebody else has put in the flag's place since is theirs to take back."""
         path = f"{FLAG_FOLDER}/{asked.node}"
-        text, error = self._read(path)
+        text, error = text_of(self._ports.files, path)
         flag = None if text is None else parse_flag(text)
         if error or flag is None or flag.boot_id == asked.boot_id:
             return inputs.ShutdownFlagWithdrawn(done=False, error=error)
@@ -216,14 +108,8 @@ class Performer:
                 return inputs.FlagRemoved(asked.words)
             files.remove(asked.path)
         except OutsideError as error:
-            return inputs.FlagRemoved(asked.words, error=str(error) or type(error).__name__)
+            return inputs.FlagRemoved(asked.words, error=words_of(error))
         return inputs.FlagRemoved(asked.words, was_there=True)
-
-    def _read(self, path: str) -> tuple[str | None, str]:
-        try:
-            return self._ports.files.read(path), ""
-        except OutsideError as error:
-            return None, str(error) or type(error).__name__
 
     # the lock
 
@@ -255,7 +141,7 @@ class Performer:
         except NotHolderError as error:
             outcome, text = LockOutcome.NOT_HOLDER, str(error)
         except OutsideError as error:
-            outcome, text = LockOutcome.FAILED, str(error) or type(error).__name__
+            outcome, text = LockOutcome.FAILED, words_of(error)
         state = ports.files.state()
         return LockAnswer(act, outcome, called_s, state, mtime, leader_text, text)
 
@@ -267,102 +153,7 @@ class Performer:
         elif (why_not := self._why_not_leader(replace(leader, state=LeaderState.LEADING), same_since=False)) is not None:
             raise NotHolderError(why_not)
 
-    # files
-
-    @staticmethod
-    def signs_of(files: ClusterFiles, asked: outputs.ReadSigns) -> inputs.SignsSeen:
-        """Read what may hold news below /etc/pve; an error leaves all of it unknown."""
-        try:
-            inboxes = []
-            for name in files.list(INBOX_FOLDER):
-                if name.endswith(".json") and not name.startswith("."):
-                    text = files.read(f"{INBOX_FOLDER}/{name}")
-                    if text is not None:
-                        inboxes.append((name.removesuffix(".json"), text))
-            flags = []
-            for name in files.list(FLAG_FOLDER):
-                text = None if name.startswith(".") else files.read(f"{FLAG_FOLDER}/{name}")
-                if text is not None:
-                    flags.append((name, text))
-            return inputs.SignsSeen(
-                log=files.read(".clusterlog"),
-                rrd=files.read(".rrd") if asked.statistics else None,
-                vmlist=files.read(".vmlist") if asked.statistics else None,
-                members=files.read(".members") if asked.statistics else None,
-                ha_status=files.read("ha/manager_status"),
-                inboxes=tuple(inboxes),
-                flags=tuple(flags),
-                paused=files.read(PAUSE_PATH),
-            )
-        except OutsideError as error:
-            return inputs.SignsSeen(error=str(error) or type(error).__name__)
-
-    def _settings(self, asked: outputs.ReadSettings) -> inputs.SettingsSeen:
-        try:
-            return inputs.SettingsSeen(self._ports.settings.read(), asked=asked.asked)
-        except PermanentError as error:
-            return inputs.SettingsSeen(None, str(error), is_broken=True, asked=asked.asked)
-        except OutsideError as error:
-            return inputs.SettingsSeen(None, str(error) or type(error).__name__, asked=asked.asked)
-
-    # the API
-
-    def _through_api(self, output: outputs.Output) -> inputs.Input | None:
-        match output:
-            case outputs.Observe():
-                try:
-                    snapshot = self._ports.api().look()
-                    return inputs.Observed(output.epoch, snapshot, digests=self._digests(snapshot, output.digests_of))
-                except OutsideError as error:
-                    return inputs.Observed(output.epoch, None, str(error) or type(error).__name__, getattr(error, "hint", ""))
-            case outputs.AskVerdict():
-                try:
-                    return inputs.VerdictSeen(output.vmid, self._verdict(output))
-                except OutsideError as error:
-                    return inputs.VerdictSeen(output.vmid, None, str(error) or type(error).__name__)
-            case outputs.StartMigration():
-                return self._start(output)
-            case outputs.StartGuest():
-                return self._start_guest(output)
-            case outputs.AskTask():
-                try:
-                    status = self._ports.api().task(output.upid).exit_status
-                    return inputs.TaskAnswer(output.intent, status, log=self._log_of(output.upid, status))
-                except RefusedError as error:
-                    return inputs.TaskAnswer(output.intent, is_known=False, error=str(error))
-                except OutsideError as error:
-                    return inputs.TaskAnswer(output.intent, error=str(error) or type(error).__name__)
-            case outputs.SearchMigration():
-                try:
-                    return inputs.SearchAnswer(
-                        output.intent, self._ports.api().find_migration(output.vmid, output.source, output.since_wall_s)
-                    )
-                except OutsideError as error:
-                    return inputs.SearchAnswer(output.intent, None, str(error) or type(error).__name__)
-            case _:
-                raise TypeError(f"nobody performs {output!r}")
-
-    def _log_of(self, upid: str, exit_status: str | None) -> tuple[str, ...]:
-        """What a failed task wrote; a log that cannot be read leaves its status to tell."""
-        if exit_status is None or is_success(exit_status):
-            return ()
-        try:
-            return self._ports.api().task_log(upid)
-        except OutsideError:
-            return ()
-
-    def _digests(self, snapshot: Snapshot, vmids: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
-        """The digests of these guests' configurations, without those that cannot be read."""
-        found = []
-        for vmid in vmids:
-            guest = snapshot.guest(vmid)
-            text = None if guest is None else self._read(config_path(guest))[0]
-            if text is not None:
-                found.append((vmid, digest_of_config(text)))
-        return tuple(found)
-
-    def _verdict(self, asked: outputs.AskVerdict) -> Verdict:
-        return self._ports.api().verdict(asked.vmid, asked.type, asked.node, self._ports.clock.wall_s())
+    # what only a leader does
 
     def _start(self, asked: outputs.StartMigration) -> inputs.MigrationAnswer:
         """Like `_start_guest`, a place that changes something outside: it asks once more, right before, whether this node leads."""
@@ -378,7 +169,7 @@ class Performer:
         except InDoubtError as error:
             return inputs.MigrationAnswer(asked.intent, PostOutcome.IN_DOUBT, text=str(error))
         except OutsideError as error:
-            return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=str(error) or type(error).__name__)
+            return inputs.MigrationAnswer(asked.intent, PostOutcome.NOT_SENT, text=words_of(error))
 
     def _ask_ha(self, asked: outputs.AskHaMaintenance) -> inputs.HaMaintenanceAnswer:
         """As `_start`: only who leads tells the HA manager anything."""
@@ -390,7 +181,7 @@ class Performer:
         except PermanentError as error:
             return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, str(error), is_lasting=True)
         except OutsideError as error:
-            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, str(error) or type(error).__name__)
+            return inputs.HaMaintenanceAnswer(asked.node, asked.wanted, words_of(error))
         return inputs.HaMaintenanceAnswer(asked.node, asked.wanted)
 
     def _start_guest(self, asked: outputs.StartGuest) -> inputs.StartAnswer:
@@ -400,7 +191,7 @@ class Performer:
         try:
             self._ports.api().start(asked.vmid, asked.type, asked.node, self._send_until_s(called_s))
         except OutsideError as error:
-            return inputs.StartAnswer(asked.vmid, str(error) or type(error).__name__)
+            return inputs.StartAnswer(asked.vmid, words_of(error))
         return inputs.StartAnswer(asked.vmid)
 
     def _why_not_leading(self, leader: LeaderFile, lease_until_s: float, called_s: float) -> str | None:
@@ -424,7 +215,7 @@ class Performer:
 
     def _why_not_leader(self, leader: LeaderFile, *, same_since: bool = True) -> str | None:
         """Why leader.json does not name this lead, None when it does."""
-        text, error = self._read(LEADER_PATH)
+        text, error = text_of(self._ports.files, LEADER_PATH)
         if error:
             return f"leader.json cannot be read: {error}"
         try:

@@ -23,7 +23,8 @@ from agent.core.documents import LEADER_SCHEMA, LeaderFile, LeaderState, render
 from agent.core.leadership import LockTimes
 from agent.daemon.inputs import MigrationAnswer, PostOutcome
 from agent.daemon.outputs import StartMigration
-from agent.daemon.perform import LEADER_PATH, Performer, Ports
+from agent.daemon.outside import LEADER_PATH, Ports
+from agent.daemon.perform import Performer
 from agent.ports import MigrationOrder
 from tests.pve_server.client import vm
 from tests.service.rig import HERE, Rig

@@ -19,7 +19,8 @@ from typing import Any
 from agent.core.leadership import LockAct
 from agent.daemon import inputs, outputs
 from agent.daemon.outputs import Lane
-from agent.daemon.perform import Performer, Ports
+from agent.daemon.outside import Ports
+from agent.daemon.perform import Performer
 from agent.ports import InDoubtError, OutsideError, TemporaryError
 from agent.simulation import Simulation, _Process
 from tests.fire.judge import POST_TIMEOUT_S, Judge

@@ -14,7 +14,7 @@ from agent.core.settings import Settings
 from agent.core.settings_check import check
 from agent.daemon.inputs import InboxSeen, Now, OwnInboxSeen, SignsSeen
 from agent.daemon.mailbox import KEPT_EVENTS, Mailbox, request_text
-from agent.daemon.perform import LEADER_PATH
+from agent.daemon.outside import LEADER_PATH
 from agent.daemon.senses import Senses
 from agent.ports import InboxSight
 from agent.sim.inventory import SimGuest, SimNode

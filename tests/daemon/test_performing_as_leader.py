@@ -13,7 +13,8 @@ from agent.core.leadership import LockAct, LockTimes
 from agent.core.settings import Settings
 from agent.daemon.inputs import LockAnswer, LockOutcome, MigrationAnswer, PostOutcome, StartAnswer
 from agent.daemon.outputs import DoLock, StartGuest, StartMigration
-from agent.daemon.perform import LEADER_PATH, Performer, Ports
+from agent.daemon.outside import LEADER_PATH, Ports
+from agent.daemon.perform import Performer
 from agent.ports import ClusterApi, MigrationOrder
 from agent.sim.inventory import SimGuest, SimNode
 from agent.sim.ports import ports_of

@@ -18,7 +18,8 @@ from agent.core.settings_check import check
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import WriteAnswer, Written
 from agent.daemon.mailbox import request_text
-from agent.daemon.perform import HISTORY_PATH, LEADER_PATH, Performer, Ports
+from agent.daemon.outside import HISTORY_PATH, LEADER_PATH, Ports
+from agent.daemon.perform import Performer
 from agent.sim.inventory import SimGuest, SimNode
 from agent.sim.ports import ports_of
 from agent.sim.world import World

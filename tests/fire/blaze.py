@@ -18,7 +18,7 @@ from agent.core.leadership import LockAct, LockTimes
 from agent.core.settings import Settings
 from agent.daemon import inputs, outputs
 from agent.daemon.outputs import Lane
-from agent.daemon.perform import LEADER_PATH, Ports
+from agent.daemon.outside import LEADER_PATH, Ports
 from agent.ports import InDoubtError, OutsideError, TemporaryError
 from agent.sim.world import Post, World
 from agent.simulation import Simulation, _Process

@@ -11,7 +11,7 @@ import json
 
 import pytest
 
-from agent.daemon.perform import HISTORY_PATH, LEADER_PATH
+from agent.daemon.outside import HISTORY_PATH, LEADER_PATH
 from agent.sim.world import World
 from agent.simulation import _Process
 from tests.fire.blaze import Blaze, Point, hangs

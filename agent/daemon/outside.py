@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The world outside as the daemon has it: the ports of one node, and where its files are below /etc/pve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.ports import (
+    Clock,
+    ClusterApi,
+    ClusterFiles,
+    FactsSource,
+    HaNodes,
+    JournalSink,
+    LeaderLock,
+    LocalFiles,
+    LocalInbox,
+    OutsideError,
+    ServiceNotifier,
+    SettingsSource,
+)
+
+LEADER_PATH = "proxlb/leader.json"
+HISTORY_PATH = "proxlb/history.json"
+INBOX_FOLDER = "proxlb/inbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """One node's way to everything outside; `api` is made when it is first needed, as a follower needs none."""
+
+    clock: Clock
+    lock: LeaderLock
+    files: ClusterFiles
+    api: Callable[[], ClusterApi]
+    inbox: LocalInbox
+    facts: FactsSource
+    ha_nodes: HaNodes
+    local: LocalFiles
+    settings: SettingsSource
+    journal: JournalSink
+    notifier: ServiceNotifier
+
+
+def words_of(error: OutsideError) -> str:
+    """What the error says, and never nothing."""
+    return str(error) or type(error).__name__
