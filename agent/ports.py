@@ -8,7 +8,7 @@ to what is written here. A call may take long or hang; none may be made from the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -212,12 +212,14 @@ class InboxSight:
     """What a look into this node's inbox found; all of it is claimed, and gone from the inbox.
 
     Shape:   `names` are names of event files as `proxlb-hook` makes them (not checked), `requests` are (id, text) of
-             commands' request files; `flag` is the text of /etc/proxlb-agent/maintenance, None when there is none.
+             commands' request files; `flag` is the text of /etc/proxlb-agent/maintenance, None when there is none. `ages_s` is how
+             long each of the names has been there by the node's clock, none of them: not known.
     """
 
     names: tuple[str, ...]
     requests: tuple[tuple[str, str], ...]
     flag: str | None
+    ages_s: tuple[float, ...] = field(default=(), compare=False)
 
 
 class LocalInbox(Protocol):

@@ -207,14 +207,17 @@ def _move(name: str, inbox: int, claimed: int) -> None:
 
 
 def _sight(finds: list[_Find], claimed: int, flag: str | None) -> InboxSight:
-    names = tuple(find.name for find in finds if _REQUEST.fullmatch(find.name) is None)
+    events = [find for find in finds if _REQUEST.fullmatch(find.name) is None]
+    now_ns = time.time_ns()
     requests: list[tuple[str, str]] = []
     for find in finds:
         request = _REQUEST.fullmatch(find.name)
         text = None if request is None else _request_text(find.name, claimed)
         if request is not None and text is not None:
             requests.append((request["id"], text))
-    return InboxSight(names, tuple(requests), flag)
+    return InboxSight(
+        tuple(find.name for find in events), tuple(requests), flag, tuple(max(0.0, (now_ns - find.mtime_ns) / 1e9) for find in events)
+    )
 
 
 def _request_text(name: str, folder: int) -> str | None:

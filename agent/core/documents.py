@@ -45,7 +45,7 @@ class LeaderFile:
 
 @dataclass(frozen=True, slots=True)
 class InboxEvent:
-    """One event that a node reports. `at` in Unix seconds of the reporting node, for people only."""
+    """One event that a node reports. `at` is when it happened, in Unix seconds of the reporting node."""
 
     seq: int
     at: float

@@ -44,7 +44,8 @@ class EventSource(StrEnum):
 class Event:
     """One hint.
 
-    Units:   `at_s` is CLOCK_BOOTTIME seconds of the agent that holds it, set when it was first seen.
+    Units:   `at_s` is CLOCK_BOOTTIME seconds of the agent that holds it, set when it was first seen; `age_s` is how long before that
+             it happened, as far as clocks of nodes can tell: a hint that was on its way for long.
     Shape:   `vmid` and `node` where the hint names them; `origin` is the node a live migration came from (then the
              start is an echo); `request` the id of a command's request, `detail` its text or the flag's reason.
     """
@@ -58,3 +59,9 @@ class Event:
     request: str | None = None
     detail: str = ""
     force: bool = False
+    age_s: float = 0.0
+
+    @property
+    def happened_s(self) -> float:
+        """When it happened at the earliest, on the clock of `at_s`."""
+        return self.at_s - self.age_s

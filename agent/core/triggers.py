@@ -102,8 +102,8 @@ def joined(trigger: Trigger | None, event: Event) -> Trigger:
     is_known = known is not None
     is_full = len(trigger.events) >= MOST_EVENTS and event.kind in _OF_A_GUEST  # what else happens is rare, and may be urgent
     events = trigger.events
-    if known is not None and events[known].at_s < event.at_s:  # the last time counts: who starts, stops and starts again runs
-        events = (*events[:known], replace(events[known], at_s=event.at_s), *events[known + 1 :])
+    if known is not None and events[known].happened_s < event.happened_s:  # the last counts: who starts, stops and starts again runs
+        events = (*events[:known], replace(events[known], at_s=event.at_s, age_s=event.age_s), *events[known + 1 :])
     return Trigger(
         events=events if is_known or is_full else (*events, event),
         scope=EVERYWHERE if is_full and not is_known else trigger.scope.union(scope_of(event)),
@@ -170,7 +170,7 @@ def why_echo(event: Event, seen: MigrationTraces, now: float) -> str | None:
     if event.vmid in seen.running:
         return "it is migrating"
     for vmid, ended_at in seen.ended:
-        if vmid == event.vmid and -ECHO_S < now - ended_at < ECHO_S:
+        if vmid == event.vmid and -ECHO_S < now - ended_at < ECHO_S + event.age_s:
             return f"it migrated {max(0.0, now - ended_at):.0f} s ago"
     return None
 
@@ -195,9 +195,9 @@ def with_starts(snapshot: Snapshot, trigger: Trigger, now_s: float) -> Snapshot:
     Units:   `now_s` in CLOCK_BOOTTIME seconds, as the events' times.
     """
     started: dict[int, bool] = {}
-    for event in sorted(trigger.events, key=lambda event: event.at_s):
+    for event in sorted(trigger.events, key=lambda event: event.happened_s):
         if event.vmid is not None and event.kind in _OF_A_GUEST and event.kind is not EventKind.GUEST_CHANGED and event.origin is None:
-            started[event.vmid] = event.kind is EventKind.GUEST_STARTED and now_s - event.at_s < FRESH_S
+            started[event.vmid] = event.kind is EventKind.GUEST_STARTED and now_s - event.happened_s < FRESH_S
     guests = tuple(
         replace(guest, status="running", uptime_s=0.0, cpu_used_cores=0.0, memory_used_bytes=0, memory_host_bytes=None)
         if started.get(guest.vmid) and guest.status in _NOT_YET_SEEN and not guest.template

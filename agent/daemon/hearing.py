@@ -9,14 +9,14 @@ from agent.core.events import Event, EventKind, EventSource
 from agent.core.journal import Level, MessageId, Record
 from agent.core.migrations import Migration
 from agent.core.settings import Settings
-from agent.core.triggers import MigrationTraces, Rank, Trigger, described, gathered, joined, merged, traces, why_echo
+from agent.core.triggers import ECHO_S, MigrationTraces, Rank, Trigger, described, gathered, joined, merged, traces, why_echo
 from agent.daemon.inputs import Now
+from agent.daemon.mailbox import KEPT_S
 from agent.daemon.outputs import Output, Say
 from agent.daemon.telling import of_event
 
 TOLD_SINGLY = 3  # starts and stops of one trigger that have a line each; of a storm the rest is told in one
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
-ECHO_S = 60.0  # after a migration's end, as the cluster log tells it
 
 _GUEST_EVENTS = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
 
@@ -56,12 +56,15 @@ class Hearing:
         """True when another source told the same a moment ago: hook, cluster log and statistics all see one start."""
         if event.kind not in _GUEST_EVENTS:
             return False
-        key = (event.kind, event.vmid, event.node)
         if event.at_s != self._told_cleared_s:  # not for each event of a burst
             self._told_cleared_s = event.at_s
-            self._told = {known: told for known, told in self._told.items() if event.at_s - told[1] < SAME_S}
-        source, _ = self._told.setdefault(key, (event.source, event.at_s))
-        return source is not event.source
+            self._told = {known: told for known, told in self._told.items() if event.at_s - told[1] < SAME_S + KEPT_S}
+        key = (event.kind, event.vmid, event.node)
+        source, told_s = self._told.get(key, (event.source, 0.0))
+        if source is not event.source and event.happened_s - SAME_S < told_s < event.at_s + SAME_S:
+            return True
+        self._told[key] = (event.source, event.at_s)
+        return False
 
     def due_s(self, settings: Settings, settled_at_s: float) -> float:
         """When what waits is to be answered: not before loads are settled, but for maintenance."""
@@ -92,8 +95,8 @@ def _why_echo(event: Event, seen: MigrationTraces, migrating: dict[int, float | 
         ended = migrating[event.vmid]
         if ended is None:
             return "it is migrating"
-        if now.wall_s - ended < ECHO_S:
-            return f"it migrated {now.wall_s - ended:.0f} s ago"
+        if -ECHO_S < now.wall_s - ended < ECHO_S + event.age_s:
+            return f"it migrated {max(0.0, now.wall_s - ended):.0f} s ago"
     return echo
 
 

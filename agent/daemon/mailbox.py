@@ -37,13 +37,19 @@ def event_of_name(name: str, node: str, at_s: float) -> Event | None:
     return Event(_PHASES[match[2]], EventSource.HOOK, at_s, node=node, vmid=int(match[1]), origin=match[3])
 
 
-def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Event], list[str]]:
-    """The events of one look into the inbox, and the problems with what else was there."""
-    events, problems = [], []
-    for name in sight.names:
+def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Event], list[str], int]:
+    """The events of one look into the inbox, the problems with what else was there, and how many events were too old.
+
+    What is older than `KEPT_S` was left there while no agent ran. Who led meanwhile has seen in the statistics what it tells, and
+    who leads from now on looks at everything first.
+    """
+    events, problems, old = [], [], 0
+    for name, age_s in zip(sight.names, sight.ages_s or [0.0] * len(sight.names), strict=True):
         event = event_of_name(name, node, at_s)
-        if event is not None:
-            events.append(event)
+        if event is not None and age_s >= KEPT_S:
+            old += 1
+        elif event is not None:
+            events.append(replace(event, age_s=age_s))
         elif _NAME.fullmatch(name) is None:
             problems.append(f"a file in the inbox that no hookscript of ours makes was thrown away: {name[:80]!r}")
     for identity, text in sight.requests:
@@ -63,7 +69,7 @@ def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Eve
                 force=request.force,
             )
         )
-    return events, problems
+    return events, problems, old
 
 
 class Mailbox:
@@ -171,8 +177,11 @@ class Mailbox:
             self._said = seen.error
             return [], said
         self._said = ""
-        events, problems = events_of_sight(seen.sight, node, now.boot_s)
+        events, problems, old = events_of_sight(seen.sight, node, now.boot_s)
         outputs: list[Output] = [_say(Level.WARNING, problem) for problem in problems[:5]]
+        if old:
+            what = "1 event of before the agent ran: what it tells" if old == 1 else f"{old} events of before the agent ran: what they tell"
+            outputs.append(_say(Level.INFO, f"{what} was seen since"))
         if seen.sight.flag != self._file.flag:
             self._file = replace(self._file, flag=seen.sight.flag)
             self._dirty = True
@@ -181,7 +190,8 @@ class Mailbox:
             seq = self._file.seq
             for event in events:
                 seq += 1
-                kept.append(InboxEvent(seq, now.wall_s, event.kind, event.vmid, event.origin, event.request, event.detail, event.force))
+                at = now.wall_s - event.age_s
+                kept.append(InboxEvent(seq, at, event.kind, event.vmid, event.origin, event.request, event.detail, event.force))
             self._file = replace(self._file, seq=seq, events=_newest(kept))
             self._dirty = True
         return events, outputs

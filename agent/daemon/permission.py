@@ -9,6 +9,7 @@ from agent.core import history as memory
 from agent.core.cluster import BULK_KINDS, Snapshot
 from agent.core.documents import HistoryFile
 from agent.core.flags import Flag, flag_words
+from agent.core.ha_moves import FENCED_STATES
 from agent.core.settings import Mode, Settings
 from agent.daemon.inputs import Now
 
@@ -86,6 +87,9 @@ def _why_no_load(
     bulk = [task for task in snapshot.tasks if task.is_running and task.kind in BULK_KINDS]
     if bulk:
         return f"{bulk[0].kind} is running on {bulk[0].node}"
+    recovering = [resource.vmid for resource in snapshot.ha.resources if resource.state in FENCED_STATES]
+    if recovering:
+        return f"the HA manager recovers guest {recovering[0]}" + (f" and {len(recovering) - 1} more" if recovering[1:] else "")
     if now.boot_s < warm_at_s:
         return f"no load balancing for {warm_at_s - now.boot_s:.0f} s yet"
     return None

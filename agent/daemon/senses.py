@@ -18,14 +18,17 @@ from agent.core.settings import Settings
 from agent.core.shutdown import ShutdownFlag
 from agent.core.smoothing import Held, Smoothing
 from agent.core.statistics import Statistics, parse_members, parse_rrd, parse_vmlist
+from agent.core.triggers import ECHO_S
 from agent.core.watch import asked_of_ha, differences, loads_snapshot
 from agent.daemon.flags import Flags, Told
 from agent.daemon.inputs import Now, SignsSeen
+from agent.daemon.mailbox import KEPT_S
 
 _STARTS = frozenset({"qmstart", "vzstart"})
 _STOPS = frozenset({"qmstop", "qmshutdown", "vzstop", "vzshutdown"})
 _REPORTED = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.REQUEST})  # what a node's inbox may tell of
 REQUEST_S = 300.0  # a command has long given up waiting for a request that is older
+WAYS = 8  # of a node's files: what took longer than the quickest of them was held up
 REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot and the agent's first report
 
 
@@ -47,6 +50,7 @@ class Senses:
         self._cursor = ClusterLogCursor()
         self._seqs: dict[str, int] | None = None
         self._texts: dict[str, str] = {}
+        self._ways: dict[str, tuple[float, ...]] = {}
         self._log = ""
         self.flags = Flags()
         self._nodes: Mapping[str, bool] | None = None
@@ -96,6 +100,7 @@ class Senses:
             if inbox.node != node:
                 continue  # a file put there by hand speaks for nobody
             self.inboxes[node] = inbox
+            late_s = self._late_s(inbox, now) if not is_first else 0.0
             last = seqs.get(node, 0)
             if inbox.seq < last:
                 last = 0  # the file was made anew, and counts from the start
@@ -123,6 +128,7 @@ class Senses:
                             request=entry.request,
                             detail=entry.detail,
                             force=entry.force,
+                            age_s=min(KEPT_S, max(0.0, inbox.written_at - entry.at) + late_s),
                         )
                     )
             seqs[node] = inbox.seq
@@ -131,6 +137,13 @@ class Senses:
             there = {node for node, _ in seen.inboxes}
             self._texts = {node: text for node, text in self._texts.items() if node in there}
         return events
+
+    def _late_s(self, inbox: InboxFile, now: Now) -> float:
+        """How much longer than others of its node this file was on its way. Nobody knows how far clocks differ: the least counts as 0."""
+        took_s = now.wall_s - inbox.written_at
+        before = self._ways.get(inbox.node, ())
+        self._ways[inbox.node] = (*before[-(WAYS - 1) :], took_s)
+        return max(0.0, took_s - min(before, default=took_s))
 
     def has_reported(self, node: str, taken_at: float, uptime_s: float | None) -> bool:
         """True when the node's agent has reported since the node booted."""
@@ -159,7 +172,7 @@ class Senses:
         if task.kind in MIGRATE_KINDS:
             self.ended += (task.upid,) if task.has_ended else ()
             self.migrating[task.vmid] = now.wall_s if task.has_ended else None
-            self.migrating = {v: at for v, at in self.migrating.items() if at is None or now.wall_s - at < 120}
+            self.migrating = {v: at for v, at in self.migrating.items() if at is None or now.wall_s - at < ECHO_S + KEPT_S}
             return None
         if not task.has_ended or not (task.status == "OK" or (task.status or "").startswith("WARNINGS")):
             return None  # a start that failed changes nothing

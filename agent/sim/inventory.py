@@ -30,11 +30,11 @@ class AgentWish(StrEnum):
 
 @dataclass(slots=True)
 class Inbox:
-    """A node's folder of events and requests, oldest first, and what of it was claimed last."""
+    """A node's folder of events and requests, oldest first, and what of it was claimed last; events with the second they were left."""
 
-    names: dict[str, None] = field(default_factory=dict)
+    names: dict[str, float] = field(default_factory=dict)
     requests: dict[str, str] = field(default_factory=dict)
-    claimed_names: dict[str, None] = field(default_factory=dict)
+    claimed_names: dict[str, float] = field(default_factory=dict)
     claimed_requests: dict[str, str] = field(default_factory=dict)
     is_broken: bool = False
 

@@ -138,7 +138,7 @@ class SimInbox:
     """What hookscripts and commands left on a node. What was claimed last is claimed again by the process that comes next."""
 
     def __init__(self, world: World, node: str) -> None:
-        self._node = world.nodes[node]
+        self._world, self._node = world, world.nodes[node]
         self._has_claimed = False
 
     def claim(self) -> InboxSight:
@@ -154,7 +154,8 @@ class SimInbox:
         inbox.claimed_requests |= inbox.requests
         inbox.names.clear()
         inbox.requests.clear()
-        return InboxSight(tuple(inbox.claimed_names), tuple(inbox.claimed_requests.items()), self._node.local_flag)
+        ages_s = tuple(self._world.now_s - left_s for left_s in inbox.claimed_names.values())
+        return InboxSight(tuple(inbox.claimed_names), tuple(inbox.claimed_requests.items()), self._node.local_flag, ages_s)
 
 
 class SimHaNodes:

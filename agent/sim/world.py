@@ -482,7 +482,7 @@ class World(Standing):
         """A file in the node's inbox; one of the same name is made anew."""
         names = self._node(node).inbox.names
         names.pop(name, None)
-        names[name] = None
+        names[name] = self.now_s
 
 
 __all__ = [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -26,15 +27,17 @@ def inbox(folder: Path, tmp_path: Path) -> InboxFolder:
     return InboxFolder(str(folder), str(tmp_path / "maintenance"))
 
 
-def leave(folder: Path, names: list[str], first_ns: int = 1) -> None:
-    """Files as hooks leave them, one after the other."""
+def leave(folder: Path, names: list[str], ago_s: float = 10.0) -> None:
+    """Files as hooks leave them, one after the other, since so long ago."""
+    first_ns = time.time_ns() - int(ago_s * 1e9)
     for number, name in enumerate(names):
         os.close(os.open(folder / name, os.O_CREAT | os.O_EXCL, 0o600))
         os.utime(folder / name, ns=(first_ns + number, first_ns + number))
 
 
 def events(inbox: InboxFolder) -> tuple[list[Event], list[str]]:
-    return events_of_sight(inbox.claim(), "pve1", 0.0)
+    told, problems, _ = events_of_sight(inbox.claim(), "pve1", 0.0)
+    return told, problems
 
 
 def test_a_thousand_starts_are_told_once_and_in_order(inbox: InboxFolder, folder: Path) -> None:
@@ -51,9 +54,17 @@ def test_of_more_than_fit_into_a_look_the_oldest_come_first_and_the_rest_with_th
     names = [f"{100 + number}.post-stop" for number in range(MOST_AT_ONCE + 700)]
     leave(folder, names)
     assert list(inbox.claim().names) == names[:MOST_AT_ONCE]
-    leave(folder, ["99999.post-stop"], first_ns=10**9)
+    leave(folder, ["99999.post-stop"], ago_s=1.0)
     assert list(inbox.claim().names) == [*names[MOST_AT_ONCE:], "99999.post-stop"]
     assert inbox.claim().names == ()
+
+
+def test_how_long_an_event_has_waited_is_told(inbox: InboxFolder, folder: Path) -> None:
+    leave(folder, ["100.post-start"], ago_s=200.0)
+    leave(folder, ["101.post-start"], ago_s=-50.0)
+    ages = dict(zip((sight := inbox.claim()).names, sight.ages_s, strict=True))
+    assert 199 < ages["100.post-start"] < 215
+    assert ages["101.post-start"] == 0.0, "the clock was set back since"
 
 
 def test_of_more_than_fit_a_killed_process_loses_nothing(inbox: InboxFolder, folder: Path, tmp_path: Path) -> None:

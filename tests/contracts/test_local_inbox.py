@@ -66,3 +66,13 @@ def test_a_missing_folder_is_said_and_overcome(inbox: InboxStage) -> None:
         port.claim()
     inbox.set_broken(False)
     assert port.claim().names == ("100.post-start",)
+
+
+def test_how_long_each_event_has_been_there_is_told(inbox: InboxStage) -> None:
+    port = inbox.inbox()
+    inbox.leave_event("100.post-start")
+    inbox.leave_request("a1", "{}")
+    inbox.leave_event("101.post-stop")
+    sight = port.claim()
+    assert len(sight.ages_s) == len(sight.names) == 2
+    assert sight.ages_s[0] >= sight.ages_s[1] >= 0.0
