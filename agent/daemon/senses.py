@@ -5,24 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agent.core.cluster import MIGRATE_KINDS, Maintenance, Node, Snapshot
 from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.events import Event, EventKind, EventSource
-from agent.core.imbalance import Weights, over_threshold, spread
 from agent.core.learned import Learned, of_starting, with_look
-from agent.core.load import Ledger, NodeLoad, node_loads
+from agent.core.load import Ledger, node_loads
 from agent.core.settings import Settings
 from agent.core.shutdown import ShutdownFlag
-from agent.core.smoothing import Held, Smoothing
-from agent.core.statistics import Statistics, parse_members, parse_rrd, parse_vmlist
+from agent.core.smoothing import Smoothing
+from agent.core.statistics import parse_members, parse_rrd, parse_vmlist
 from agent.core.triggers import ECHO_S
 from agent.core.watch import asked_of_ha, differences, loads_snapshot
 from agent.daemon.flags import Flags, Told
 from agent.daemon.inputs import Now, SignsSeen
 from agent.daemon.mailbox import KEPT_S
+from agent.daemon.overloads import Overloads
+from agent.daemon.sample_ages import SampleAges
 
 _STARTS = frozenset({"qmstart", "vzstart"})
 _STOPS = frozenset({"qmstop", "qmshutdown", "vzstop", "vzshutdown"})
@@ -30,15 +31,6 @@ _REPORTED = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKi
 REQUEST_S = 300.0  # a command has long given up waiting for a request that is older
 WAYS = 8  # of a node's files: what took longer than the quickest of them was held up
 REPORT_TOLERANCE_S = 60.0  # between the clocks of two nodes, and between a boot and the agent's first report
-
-
-@dataclass(frozen=True, slots=True)
-class _Sampled:
-    """A node's sample by its own time, since when it has been seen, and, where it was seen to come, the last look without it."""
-
-    at_s: int
-    since_s: float
-    not_before_s: float | None
 
 
 class Senses:
@@ -55,15 +47,12 @@ class Senses:
         self.flags = Flags()
         self._nodes: Mapping[str, bool] | None = None
         self._gone: set[tuple[str, str]] = set()
-        self._samples: dict[str, _Sampled] = {}
-        self._statistics_s: float | None = None
+        self._ages = SampleAges()
         self._before: Snapshot | None = None
-        self._raised: dict[str, float] = {}
         self.inboxes: dict[str, InboxFile] = {}
         self.loads: Snapshot | None = None
-        self.node_loads: Mapping[str, NodeLoad] = {}
+        self.overloads = Overloads()
         self.smoothing = Smoothing()
-        self.held: Held | None = None
         self.vmids: frozenset[int] = frozenset()
         self.migrating: dict[int, float | None] = {}
         self.ended: tuple[str, ...] = ()  # migrations that the cluster log said the end of just now
@@ -237,7 +226,8 @@ class Senses:
         self.vmids = frozenset(entry.vmid for entry in entries)
         members = None if seen.members is None else parse_members(seen.members)
         statistics = parse_rrd(seen.rrd)
-        snapshot = self._with_ages(self._with_caches(loads_snapshot(statistics, entries, members, now.wall_s)), statistics, now)
+        snapshot = self._with_caches(loads_snapshot(statistics, entries, members, now.wall_s))
+        snapshot = self._ages.applied(snapshot, statistics, now)
         events = [] if self._before is None else differences(self._before, snapshot, now.boot_s)
         if any(event.kind in (EventKind.NODE_ONLINE, EventKind.NODE_OFFLINE) for event in events):
             self.membership_changed_s = now.boot_s
@@ -248,28 +238,12 @@ class Senses:
         self._before = snapshot
         self.smoothing = self.smoothing.with_snapshot(snapshot, now.boot_s)
         self.loads = self.smoothing.applied(snapshot)
-        return events + self._overloads(now, settings)
+        loads = node_loads(self.loads, Ledger(of_starting(self.learned, self.loads)), settings)
+        return events + self.overloads.on_loads(loads, self._away(settings), settings, now)
 
-    def _with_ages(self, snapshot: Snapshot, statistics: Statistics, now: Now) -> Snapshot:
-        """With ages that do not rest on the clocks of other nodes alone: what is new at this look is no older than the look before,
-        and what has not changed since is as old as that at least."""
-        before_s, self._statistics_s = self._statistics_s, now.boot_s
-        samples: dict[str, _Sampled] = {}
-        for sample in statistics.nodes:
-            known = self._samples.get(sample.name)
-            if known is None or known.at_s != sample.at_s:
-                known = _Sampled(sample.at_s, now.boot_s, None if known is None else before_s)
-            samples[sample.name] = known
-        self._samples = samples
-        nodes = []
-        for node in snapshot.nodes:
-            seen, age_s = samples.get(node.name), node.sample_age_s
-            if seen is not None and age_s is not None:
-                newest_s = age_s if seen.not_before_s is None else min(age_s, now.boot_s - seen.not_before_s)
-                nodes.append(replace(node, sample_age_s=max(newest_s, now.boot_s - seen.since_s)))
-            else:
-                nodes.append(node)
-        return replace(snapshot, nodes=tuple(nodes))
+    def _away(self, settings: Settings) -> list[str]:
+        """The nodes that are in maintenance or ignored: their load need not be even with that of the others."""
+        return [*settings.nodes.ignore, *settings.nodes.maintenance, *(maintenance.node for maintenance in self.maintenance())]
 
     def _with_caches(self, snapshot: Snapshot) -> Snapshot:
         """With the ZFS caches that nodes tell of themselves, where PVE's statistics do not: those of PVE 8."""
@@ -283,53 +257,12 @@ class Senses:
             ),
         )
 
-    def _overloads(self, now: Now, settings: Settings) -> list[Event]:
-        """Overload that has lasted, and uneven load: told once as long as it lasts, and at most every `reconcile_s` when it comes and
-        goes. What becomes possible meanwhile, the regular look finds."""
-        if self.loads is None:
-            return []
-        loads = self.node_loads = node_loads(self.loads, Ledger(of_starting(self.learned, self.loads)), settings)
-        weights = Weights.of(settings, loads.values())
-        cpu_only = replace(weights, memory_threshold=None)
-        memory_only = replace(weights, cpu_threshold=None, pressure_threshold=None)  # pressure is held for as long as cpu
-        self.held = (self.held or Held()).with_look(
-            now.boot_s,
-            [name for name, load in loads.items() if over_threshold(load, cpu_only)],
-            [name for name, load in loads.items() if over_threshold(load, memory_only)],
-        )
-        held = self.long_held(now, settings)
-        wanted = [
-            Event(EventKind.OVERLOAD, EventSource.STATISTICS, now.boot_s, node=name, detail=over_threshold(loads[name], weights) or "")
-            for name in sorted(held)
-        ]
-        width, high, low = spread(self._balanced(loads, settings), weights)
-        if 0 < settings.balance.spread_percent < 100 * width:
-            detail = f"{100 * width:.0f} points between {high} and {low}"
-            wanted.append(Event(EventKind.SPREAD, EventSource.STATISTICS, now.boot_s, node=high, detail=detail))
-        keys = {f"{event.kind}:{event.node}" for event in wanted}
-        self._raised = {key: at for key, at in self._raised.items() if key in keys or now.boot_s - at < settings.triggers.reconcile_s}
-        events = [event for event in wanted if f"{event.kind}:{event.node}" not in self._raised]
-        self._raised.update({f"{event.kind}:{event.node}": now.boot_s for event in events})
-        return events
-
-    def _balanced(self, loads: Mapping[str, NodeLoad], settings: Settings) -> list[NodeLoad]:
-        """The loads that should be even: not those of nodes in maintenance or ignored."""
-        away = {name.lower() for name in (*settings.nodes.ignore, *settings.nodes.maintenance)}
-        away |= {maintenance.node.lower() for maintenance in self.maintenance()}
-        return [load for name, load in loads.items() if name.lower() not in away]
-
     def _uptime_s(self, node: Node, age_s: float | None, taken_at: float) -> float | None:
         """How long the node is up: what PVE tells of one that has just come online may be from before."""
         came = self._came_s.get(node.name)
         since_s = None if came is None else max(0.0, taken_at - came)
         is_old = since_s is not None and (age_s is None or age_s >= since_s)
         return node.uptime_s if since_s is None or not is_old or node.uptime_s is None else min(node.uptime_s, since_s)
-
-    def long_held(self, now: Now, settings: Settings) -> frozenset[str]:
-        """Nodes that have been over a threshold for as long as the settings want."""
-        if self.held is None:
-            return frozenset()
-        return self.held.long_enough(now.boot_s, settings.balance.cpu.hold_s, settings.balance.memory.hold_s)
 
     def enriched(self, snapshot: Snapshot, ours: AbstractSet[str] = frozenset()) -> Snapshot:
         """The snapshot with what only this node's files tell: flags, who has reported and what it has, smoothed loads, pressures,

@@ -55,7 +55,7 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
     maintenance = sorted({m.node for m in agent.senses.maintenance()} | set(agent.settings.nodes.maintenance)) if work is not None else []
     nodes: JsonObject = {}
     if work is not None:
-        for name, load in sorted(agent.senses.node_loads.items()):
+        for name, load in sorted(agent.senses.overloads.node_loads.items()):
             nodes[name] = {"cpu_fraction": round(load.cpu_fraction, 3), "memory_fraction": round(load.memory_fraction, 3)}
     filesystem = agent.filesystem
     return {

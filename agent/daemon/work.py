@@ -287,7 +287,7 @@ class Work:
         is_old = now.boot_s - trigger.first_s > OPEN_S
         under_way = sum(record.reason is not MoveReason.MAINTENANCE for record in self.follow.records)
         is_asked_for = bool(trigger.requests)  # a person does not wait for hold_s, and was shown a plan without it
-        held = None if senses.held is None or is_asked_for else senses.long_held(now, settings) | started
+        held = None if senses.overloads.held is None or is_asked_for else senses.overloads.long_held(now, settings) | started
         return Question(
             trigger=trigger.events[0].kind.value,
             scope=trigger.scope,
