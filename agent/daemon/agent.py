@@ -9,37 +9,33 @@ from dataclasses import dataclass
 
 from agent import __version__
 from agent.core import history as memory
-from agent.core.documents import DocumentError, HistoryFile, LoadsFile, parse, render
+from agent.core.documents import DocumentError, HistoryFile, parse
 from agent.core.events import Event, EventKind, EventSource
-from agent.core.flags import Flag
 from agent.core.ha_maintenance import ours as ours_of
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import LockTimes, Stage
-from agent.core.learned import Learned, as_file, bounded
 from agent.core.load import NODE_SETTLED_S
 from agent.core.settings import Mode, Settings
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import Now, Written
+from agent.daemon.kept_loads import KeptLoads
 from agent.daemon.lead import STOP_WITHIN_S, Lead
 from agent.daemon.mailbox import CLAIM_EVERY_S, FACTS_EVERY_S, Mailbox
 from agent.daemon.outputs import Output, Say
 from agent.daemon.senses import Senses
-from agent.daemon.status import status_text
+from agent.daemon.settings_in_force import SettingsInForce
+from agent.daemon.status import StatusTold
 from agent.daemon.work import Work
 from agent.ports import FilesystemState
 
 AGAIN_S = 5.0  # between two tries of what failed
 WITHDRAW_S = NODE_SETTLED_S + 15.0  # up for long enough to take guests, also by what pvestatd tells every 10 s: then they come home
-KEEP_LOADS_S = 300.0  # between two writes of loads.json: what a guest took is lost with the process for as long at the most
 
 _WAITING = {
     FilesystemState.NOT_MOUNTED: "waiting: /etc/pve is not mounted (is pve-cluster running?)",
     FilesystemState.NO_QUORUM: "waiting: this node is not in the quorate part of the cluster",
     FilesystemState.STANDALONE: "waiting: this node is in no cluster, so there is nothing to balance",
 }
-
-
-STATUS_AGAIN_S = 30.0  # `status` takes an agent whose file is a minute old for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,8 @@ class Agent:
 
     def __init__(self, identity: Identity, settings: Settings, times: LockTimes, now: Now, cadence: Cadence | None = None) -> None:
         self.identity = identity
-        self.settings = settings
         self._cadence = cadence or Cadence()
+        self._in_force = SettingsInForce(settings, self._cadence.settings_s)
         self.lead = Lead(identity.node, identity.incarnation, times, now.boot_s)
         self.mailbox = Mailbox(identity.node, identity.incarnation, identity.boot_id, self._cadence.inbox_s, self._cadence.facts_s)
         self.senses = Senses(identity.node)
@@ -81,21 +77,16 @@ class Agent:
         self._history: HistoryFile | None = None
         self._asked_history = False
         self._history_again_s = -1e9
-        self._signs_s = self._statistics_s = self._settings_s = self._status_s = self._wrote_status_s = self._timer_s = -1e9
-        self._reading_signs = self._reading_settings = False
+        self._signs_s = self._statistics_s = self._timer_s = -1e9
+        self._reading_signs = False
         self._stop_s: float | None = None
         self._left_under_way = 0
         self._said_state: FilesystemState | None = FilesystemState.QUORATE
-        self._said_settings = ""
         self._said_signs = ""
         self._said_flag = ""
         self._local_events: list[Event] = []
-        self._status = ""
-        self._told_standing: tuple[Stage, str | None, Flag | None] | None = None  # what `status` tells at once when it changes
-        self._line = ""
-        self._has_read_loads = False
-        self._kept_loads: Learned = self.senses.learned
-        self._kept_loads_s = now.boot_s
+        self._told = StatusTold(self._cadence.status_s)
+        self._kept_loads = KeptLoads(self.senses.learned, now)
         self._withdraw_s: float | None = WITHDRAW_S  # when to take back the flag of a shutdown, None: nothing is to be taken back
         self._begun = False
         self._was_warm = False
@@ -132,7 +123,8 @@ class Agent:
             case inputs.HistorySeen():
                 return self._on_history(one, now)
             case inputs.LoadsSeen():
-                return self._on_loads(one, now)
+                self.senses.learned, said = self._kept_loads.on_seen(one, self.senses.learned, now)
+                return said
             case inputs.WriteAnswer(what=Written.INBOX):
                 return self.mailbox.on_written(one)
             case inputs.WriteAnswer():
@@ -160,14 +152,15 @@ class Agent:
                 self.mailbox.ring()
                 return []
             case inputs.ReloadAsked():
-                self._settings_s = now.boot_s
-                self._reading_settings = True
-                return [outputs.ReadSettings(asked=True)]
+                return self._in_force.reload(now)
             case inputs.StopAsked():
                 if self._stop_s is None:
                     self._stop_s = now.boot_s
                     self._left_under_way = len(self.work.follow.records) if self.work is not None else 0
-                    return [*self._keep_loads(now), *self._give_up(now, stops=True, why="the agent was asked to stop")]
+                    return [
+                        *self._kept_loads.keep(self.senses.learned, now),
+                        *self._give_up(now, stops=True, why="the agent was asked to stop"),
+                    ]
                 return []
         if self.work is None:
             return []  # an answer to a lead that is over
@@ -272,29 +265,6 @@ class Agent:
         self._withdraw_s = None
         return [_outside(Level.NOTICE, "this node is up again: the flag of its shutdown is withdrawn")] if answer.done else []
 
-    def _on_loads(self, seen: inputs.LoadsSeen, now: Now) -> list[Output]:
-        """Take what this node learned when it led before; what was learned since counts more."""
-        if seen.error:
-            return [_outside(Level.WARNING, f"learned loads cannot be read and begin anew: {seen.error}")]
-        if seen.text is None:
-            return []
-        try:
-            kept = parse(LoadsFile, seen.text)
-        except DocumentError as error:
-            return [_outside(Level.WARNING, f"loads.json cannot be used, learned loads begin anew: {error}")]
-        since = self.senses.learned
-        self.senses.learned = {**bounded(kept.loads, now.wall_s), **since}
-        if not since:
-            self._kept_loads = self.senses.learned
-        return []
-
-    def _keep_loads(self, now: Now) -> list[Output]:
-        """Write down what was learned since it was last written."""
-        if self.senses.learned is self._kept_loads:
-            return []
-        self._kept_loads, self._kept_loads_s = self.senses.learned, now.boot_s
-        return [outputs.KeepLoads(render(as_file(self.senses.learned)))]
-
     def _begin_work(self, now: Now) -> list[Output]:
         """Begin to lead in earnest: what former leaders left is known, and what nodes report has been read."""
         if self._history is None or not self.senses.has_seen or self.work is not None:
@@ -318,22 +288,11 @@ class Agent:
         return said
 
     def _on_settings(self, seen: inputs.SettingsSeen, now: Now) -> list[Output]:
-        self._reading_settings = False
-        ready: list[Output] = [outputs.TellReady()] if seen.asked else []
-        if seen.settings is None:
-            if not seen.is_broken and not seen.asked:
-                return ready  # the cluster's file cannot be read just now: the last good copy serves
-            is_known = seen.error == self._said_settings and not seen.asked
-            said = [] if is_known else [_settings(Level.ERROR, f"the settings are not taken: {seen.error}")]
-            self._said_settings = seen.error
-            return [*said, *ready]
-        self._said_settings = ""
-        if seen.settings == self.settings:
-            return [*([_settings(Level.NOTICE, "settings read again, nothing changed")] if seen.asked else []), *ready]
-        self.settings = seen.settings
-        said = [_settings(Level.NOTICE, f"new settings taken, mode {self.settings.mode.value}")]
+        is_new, said = self._in_force.on_seen(seen)
+        if not is_new or self.work is None:
+            return said
         event = Event(EventKind.SETTINGS_CHANGED, EventSource.AGENT, now.boot_s)
-        return [*said, *([] if self.work is None else self.work.on_event(event, self.senses, now)), *ready]
+        return said + self.work.on_event(event, self.senses, now)
 
     # what is due
 
@@ -356,12 +315,10 @@ class Agent:
         if can_write and self._withdraw_s is not None and now.boot_s >= self._withdraw_s:
             self._withdraw_s = float("inf")  # until the answer
             result.append(outputs.WithdrawShutdownFlag(self.identity.node, self.identity.boot_id))
-        if not self._reading_settings and now.boot_s - self._settings_s >= self._cadence.settings_s:
-            self._settings_s, self._reading_settings = now.boot_s, True
-            result.append(outputs.ReadSettings(asked=False))
+        result += self._in_force.due(now)
         if self.lead.state.stage is Stage.LEADING:
             result += self._due_as_leader(now)
-        return result + self._tell_status(now)
+        return result + self._told.due(self, now)
 
     def _due_as_leader(self, now: Now) -> list[Output]:
         result: list[Output] = []
@@ -370,16 +327,13 @@ class Agent:
             self.senses = Senses(self.identity.node, self.senses.learned)
             self._signs_s = self._statistics_s = -1e9
             result.append(outputs.ReadHistory())
-            if not self._has_read_loads:
-                self._has_read_loads = True
-                result.append(outputs.ReadLoads())
+            result += self._kept_loads.asked_once()
         if not self._reading_signs and now.boot_s - self._signs_s >= self._cadence.signs_s:
             statistics = now.boot_s - self._statistics_s >= self._cadence.statistics_s
             self._signs_s, self._reading_signs = now.boot_s, True
             self._statistics_s = now.boot_s if statistics else self._statistics_s
             result.append(outputs.ReadSigns(statistics=statistics))
-        if now.boot_s - self._kept_loads_s >= KEEP_LOADS_S:
-            result += self._keep_loads(now)
+        result += self._kept_loads.due(self.senses.learned, now)
         if self.work is None:
             return result
         is_warm = now.boot_s >= self.work.warm_at_s(self.settings)
@@ -412,20 +366,10 @@ class Agent:
             result += [Say(Record(Level.NOTICE, MessageId.STOPPED, text)), outputs.Exit(0)]
         return result
 
-    def _tell_status(self, now: Now) -> list[Output]:
-        standing = (self.lead.state.stage, self.lead.leader_name(), None if self.work is None else self.work.paused)
-        if standing == self._told_standing and now.boot_s - self._status_s < self._cadence.status_s:
-            return []
-        self._status_s, self._told_standing = now.boot_s, standing
-        result: list[Output] = []
-        text, line = status_text(self, now)
-        if text != self._status or now.boot_s - self._wrote_status_s >= STATUS_AGAIN_S:
-            self._status, self._wrote_status_s = text, now.boot_s
-            result.append(outputs.WriteStatus(text))
-        if line != self._line:
-            self._line = line
-            result.append(outputs.SetStatusLine(line))
-        return result
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._in_force.settings
 
     @property
     def filesystem(self) -> FilesystemState | None:
@@ -443,10 +387,6 @@ class Agent:
 
 def _outside(level: Level, text: str) -> Say:
     return Say(Record(level, MessageId.OUTSIDE, text))
-
-
-def _settings(level: Level, text: str) -> Say:
-    return Say(Record(level, MessageId.SETTINGS, text))
 
 
 def _bug(where: str) -> Say:

@@ -17,6 +17,7 @@ from agent.core.migrations import Migration
 from agent.core.survival import survival_document
 from agent.core.triggers import described
 from agent.daemon.inputs import Now
+from agent.daemon.outputs import Output, SetStatusLine, WriteStatus
 from agent.daemon.permission import pause_words
 
 if TYPE_CHECKING:
@@ -24,7 +25,35 @@ if TYPE_CHECKING:
     from agent.daemon.agent import Agent
     from agent.daemon.work import Work
 
+STATUS_AGAIN_S = 30.0  # `status` takes an agent whose file is a minute old for dead
 STATUS_SCHEMA = "proxlb-agent/status/1"
+
+
+class StatusTold:
+    """What was told of the agent's state, and when: to `status` and to systemd."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._told_s = self._wrote_s = -1e9
+        self._standing: tuple[Stage, str | None, Flag | None] | None = None  # what `status` tells at once when it changes
+        self._text = ""
+        self._line = ""
+
+    def due(self, agent: Agent, now: Now) -> list[Output]:
+        """What to write now, where something has changed."""
+        standing = (agent.lead.state.stage, agent.lead.leader_name(), None if agent.work is None else agent.work.paused)
+        if standing == self._standing and now.boot_s - self._told_s < self._every_s:
+            return []
+        self._told_s, self._standing = now.boot_s, standing
+        result: list[Output] = []
+        text, line = status_text(agent, now)
+        if text != self._text or now.boot_s - self._wrote_s >= STATUS_AGAIN_S:
+            self._text, self._wrote_s = text, now.boot_s
+            result.append(WriteStatus(text))
+        if line != self._line:
+            self._line = line
+            result.append(SetStatusLine(line))
+        return result
 
 
 def status_text(agent: Agent, now: Now) -> tuple[str, str]:

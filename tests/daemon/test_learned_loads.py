@@ -8,7 +8,7 @@ import pytest
 from agent.core.cluster import GIB
 from agent.core.documents import LEADER_SCHEMA, LOADS_SCHEMA, LeaderFile, LeaderState, LearnedLoad, LoadsFile, parse, render
 from agent.core.settings import Settings
-from agent.daemon.agent import KEEP_LOADS_S
+from agent.daemon.kept_loads import KEEP_LOADS_S
 from agent.daemon.outside import LEADER_PATH
 from agent.sim.inventory import START_WALL_S, SimGuest, SimNode
 from agent.sim.world import World
