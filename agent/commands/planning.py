@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from agent import wiring
 from agent.core import aside
 from agent.core import history as memory
+from agent.core.balancers import Balancer, balancers, stepped_back, with_tasks
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile, Timing
 from agent.core.known_loads import ledger_of
@@ -51,12 +52,22 @@ def question_of(settings: Settings, snapshot: Snapshot, known: Remembered) -> Qu
     return Question(
         ledger=ledger_of(snapshot, records, memory.open_migrations(records), now, learned),
         cooling=memory.cooling(records, snapshot, now, balance.guest_cooldown_s),
+        stepped_back=stepped_back(_balancers(settings, snapshot, known.history), now),
         set_aside=aside.set_aside(records, now),
         avoided=aside.avoided(records, now),
         homes={home.vmid: home.home for home in records.homes} if settings.drain.return_home else {},
         moves_per_pass=balance.max_moves_per_pass,
         moves_left=memory.moves_left(records, now, balance.max_moves_per_hour),
     )
+
+
+def _balancers(settings: Settings, snapshot: Snapshot, history: HistoryFile | None) -> tuple[Balancer, ...]:
+    """Who balances beside the agent, by PVE's task list. Without what leaders remember, nobody can tell which migrations are theirs."""
+    if history is None:
+        return ()
+    ours = {record.upid for record in history.migrations if record.upid is not None}
+    now = snapshot.taken_at
+    return balancers(with_tasks({}, snapshot.tasks, now), snapshot, ours, settings.api.token_id, now)
 
 
 def timings_in(history: HistoryFile | None) -> tuple[Timing, ...]:

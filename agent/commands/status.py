@@ -100,6 +100,8 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float, pau
     if paused is not None:
         end = "" if paused.until is not None else ", until proxlb-agent resume"
         facts.append(("paused", f"nobody is moved{end} ({flag_words(paused)})" if flag_words(paused) else f"nobody is moved{end}"))
+    for balancer in cast(list[JsonObject], document.get("other_balancers", [])):
+        facts.append(("balances, too", _balancer_words(balancer)))
     if maintenance := cast(list[str], document["maintenance"]):
         facts.append(("maintenance", ", ".join(maintenance)))
     width = max(len(title) for title, _ in facts)
@@ -119,6 +121,15 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float, pau
     if aside:
         parts.append("set aside after failures:\n" + "\n".join(map(_aside_words, aside)))
     return "\n\n".join(parts)
+
+
+def _balancer_words(balancer: JsonObject) -> str:
+    """Who balances, too, and whom load balancing leaves alone for that."""
+    vmids = cast(list[int], balancer["vmids"])
+    named = ", ".join(map(str, vmids[:5])) + (f" and {len(vmids) - 5} more" if len(vmids) > 5 else "")
+    times = counted(cast(int, balancer["migrations"]), "migration")
+    last = clock(cast(float, balancer["last_at"]))
+    return f"{balancer['user']} ({times} within an hour, the last at {last}): load balancing leaves alone {named}"
 
 
 def _aside_words(entry: JsonObject) -> str:

@@ -113,6 +113,8 @@ class Conditions:
         if purpose is Purpose.LOAD:
             if (slow := why_too_long(self.disk_bytes(guest), settings)) is not None:
                 return refuse(RefusalReason.LOCAL_DISK, slow)
+            if vmid in self.question.stepped_back and not self.question.force:
+                return refuse(RefusalReason.OTHER_BALANCER, self.question.stepped_back[vmid])
             if vmid in self.question.cooling and not self.question.force:
                 return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
             if (due := self._due.guests.get(vmid)) is not None:

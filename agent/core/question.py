@@ -43,8 +43,9 @@ class Question:
     Shape:   `held` are nodes whose overload has lasted long enough to count (None: all); `opened_by` is the gate through
              which load balancing has begun, which it then goes on with (None: it has not); `force` ignores gates and
              cooldowns; `balance_load` and `repair_rules` switch those phases; `cooling`, `set_aside` map a VMID to the
-             words that say until when, `avoided` to such words for single nodes; `homes` maps a VMID to the node it left for a
-             maintenance; `moves_per_pass` and `moves_left` are the brakes (maintenance is exempt).
+             words that say until when, `avoided` to such words for single nodes, `stepped_back` those that another balancer moves
+             to what it did; `homes` maps a VMID to the node it left for a maintenance; `moves_per_pass` and `moves_left` are the
+             brakes (maintenance is exempt).
     """
 
     trigger: str = "manual"
@@ -56,6 +57,7 @@ class Question:
     repair_rules: bool = True
     ledger: Ledger = field(default_factory=Ledger)
     cooling: Mapping[int, str] = field(default_factory=dict)
+    stepped_back: Mapping[int, str] = field(default_factory=dict)
     set_aside: Mapping[int, str] = field(default_factory=dict)
     avoided: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     homes: Mapping[int, str] = field(default_factory=dict)

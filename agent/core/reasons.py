@@ -40,6 +40,7 @@ class RefusalReason(StrEnum):
     BUSY = "busy"
     CONTAINER = "container"
     COOLDOWN = "cooldown"
+    OTHER_BALANCER = "other-balancer"
     SET_ASIDE = "set-aside"
     BACKUP_DUE = "backup-due"
     LOAD_UNKNOWN = "load-unknown"
@@ -97,6 +98,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.BUSY: "a task of the guest is running",
     RefusalReason.CONTAINER: "containers restart when they move, and the setting guests.containers forbids it here",
     RefusalReason.COOLDOWN: "the guest moved less than balance.guest_cooldown_s ago",
+    RefusalReason.OTHER_BALANCER: "another balancer moves the guest, and has moved it within the last hour",
     RefusalReason.SET_ASIDE: "the guest failed to migrate and is left alone for a while",
     RefusalReason.BACKUP_DUE: "a scheduled backup of the guest is about to begin",
     RefusalReason.LOAD_UNKNOWN: "PVE reports no usable load for the guest",

@@ -78,8 +78,8 @@ class Repairs:
                 leaving = sketch.burden_of_unit(who)
                 if who[0] != vmid or (best is not None and leaving.memory_bytes >= best[0]) or not burden.fits_into(room.plus(leaving)):
                     continue
-                if not draft.question.force and not draft.question.cooling.keys().isdisjoint(who):
-                    continue  # who has just moved is not sent on for others
+                if not draft.question.force and not (draft.question.cooling.keys() | draft.question.stepped_back.keys()).isdisjoint(who):
+                    continue  # who has just moved, or is moved by another balancer, is not sent on for others
                 if self._trials >= ROOM_TRIALS or draft.step_of(vmid) is not None or sketch.why_unit_stays(who, Purpose.RULE) is not None:
                     continue
                 self._trials += 1

@@ -227,6 +227,7 @@ class Agent:
         for event in events:
             result += self.work.on_event(event, self.senses, now)
         self.work.follow.on_log(self.senses.ended)
+        self.work.beside.on_log(self.senses.told, now)
         if self.senses.membership_changed_s == now.boot_s:
             self.work.membership_changed(now.boot_s)
         return result

@@ -56,6 +56,7 @@ class Senses:
         self.vmids: frozenset[int] = frozenset()
         self.migrating: dict[int, float | None] = {}
         self.ended: tuple[str, ...] = ()  # migrations that the cluster log said the end of just now
+        self.told: tuple[LogTask, ...] = ()  # all tasks that it told of just now
         self.membership_changed_s: float | None = None
         self._came_s: dict[str, float] = {}
         self.has_seen = False
@@ -144,13 +145,14 @@ class Senses:
     # the cluster log
 
     def _from_log(self, seen: SignsSeen, now: Now) -> list[Event]:
-        self.ended = ()
+        self.ended, self.told = (), ()
         if seen.log is None or seen.log == self._log:
             return []
         self._log = seen.log
         advance = self._cursor.advance(seen.log)
         self._cursor = advance.cursor
-        events = [event for task in log_tasks(advance.entries) if (event := self._of_task(task, now)) is not None]
+        self.told = log_tasks(advance.entries)
+        events = [event for task in self.told if (event := self._of_task(task, now)) is not None]
         if advance.gap:
             events.append(Event(EventKind.GAP, EventSource.CLUSTER_LOG, now.boot_s))
         return events

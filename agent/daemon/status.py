@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agent import __version__
 from agent.core import aside, calibration
 from agent.core import history as memory
+from agent.core.balancers import Balancer
 from agent.core.durations import Pace
 from agent.core.flags import Flag
 from agent.core.json_types import Json, JsonObject
@@ -108,7 +109,17 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "calibrations": [] if work is None else [*calibration.rows(work.history)],
         "set_aside": [] if work is None else [*aside.rows(work.history, work.guest_types, now.wall_s)],
         "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
+        "other_balancers": [] if work is None else [*map(_balancer, work.beside.found)],
         "survival": None if work is None or work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
+    }
+
+
+def _balancer(balancer: Balancer) -> JsonObject:
+    return {
+        "user": balancer.user,
+        "migrations": balancer.moves,
+        "last_at": balancer.last_at,
+        "vmids": [vmid for vmid, _ in balancer.moved],
     }
 
 

@@ -35,6 +35,7 @@ from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, traces, with_starts, without_echoes
 from agent.daemon.acting import Acting
 from agent.daemon.agenda import RETRY_S, Agenda
+from agent.daemon.beside import Beside
 from agent.daemon.chronicle import Chronicle
 from agent.daemon.conclusions import conclusion
 from agent.daemon.follow import Follow
@@ -93,6 +94,7 @@ class Work:
         self.paused: Flag | None = None
         self.follow = Follow(memory.open_migrations(history), now)
         self.ha = HaMaintenance(history.ha_asks, now)
+        self.beside = Beside()
         self._agenda = Agenda()
         self._chronicle = Chronicle(history, leader)
         self._hearing = Hearing(now)
@@ -223,6 +225,7 @@ class Work:
         if now.wall_s < self.history.first_seen_at:
             # the clock was set back: observing begins anew
             self._chronicle.history = replace(self.history, first_seen_at=now.wall_s)
+        outputs += self.beside.on_look(self.snapshot, self.history, settings, now)
         outputs += self._telling.unseen(self.snapshot)
         outputs += self._telling.pressure(why_pressure_unknown(self.snapshot, settings))
         outputs += self._telling.schedules(not_understood(self.snapshot))
@@ -297,6 +300,7 @@ class Work:
             balance_load=self.permission.load,
             ledger=ledger_of(self.snapshot, self.history, self.follow.records, now.wall_s, of_starting(senses.learned, self.snapshot)),
             cooling=memory.cooling(self.history, self.snapshot, now.wall_s, settings.balance.guest_cooldown_s),
+            stepped_back=self.beside.stepped_back(now),
             set_aside=aside.set_aside(self.history, now.wall_s),
             avoided=aside.avoided(self.history, now.wall_s),
             homes={home.vmid: home.home for home in self.history.homes} if settings.drain.return_home else {},

@@ -18,6 +18,7 @@ from agent.core.json_types import Json
 from agent.ports import InDoubtError, RefusedError
 from agent.sim.cluster_file import GuestEntry, ScenarioError, StorageUseEntry
 from agent.sim.migrations import FailureKind
+from agent.sim.tasks import ROOT
 from agent.sim.world import World
 
 T = TypeVar("T")
@@ -32,6 +33,13 @@ class _Guest:
 class _GuestTo:
     vmid: int
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class _MigrateBy:
+    vmid: int
+    target: str
+    user: str = ROOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +226,10 @@ def _verb(arguments: type[T], act: Callable[[World, T], None]) -> Binder:
     return bind
 
 
-def _migrate(world: World, to: _GuestTo) -> None:
+def _migrate(world: World, to: _MigrateBy) -> None:
     """PVE may refuse a person, too, and tells that person, not the cluster."""
     with contextlib.suppress(RefusedError, InDoubtError):
-        world.migrate_by_person(to.vmid, to.target)
+        world.migrate_by_person(to.vmid, to.target, to.user)
 
 
 def _start(world: World, guest: _Guest) -> None:
@@ -247,7 +255,7 @@ VERBS: dict[str, Binder] = {
     "back-up": _verb(_GuestFor, lambda world, a: world.back_up(a.vmid, a.for_s)),
     "recover-guest": _verb(_GuestTo, lambda world, a: world.move_by_recovery(a.vmid, a.target)),
     # migrations
-    "migrate-by-person": _verb(_GuestTo, _migrate),
+    "migrate-by-person": _verb(_MigrateBy, _migrate),
     "fail-next-migration": _verb(_FailMigration, lambda world, a: world.fail_next_migration(a.how, a.vmid, a.text, a.migrations)),
     "end-migration": _verb(_Guest, lambda world, a: world.end_migration(a.vmid)),
     # nodes

@@ -220,14 +220,14 @@ class World(Standing):
 
     # migrations
 
-    def migrate_by_person(self, vmid: int, target: str) -> None:
-        """An admin migrates the guest in the web interface."""
+    def migrate_by_person(self, vmid: int, target: str, user: str = ROOT) -> None:
+        """An admin migrates the guest in the web interface, or a program of others by the API."""
         guest = self._guest(vmid)
         is_vm = guest.type is GuestType.QEMU
         order = MigrationOrder(
             vmid, guest.type, guest.node, target, online=is_vm and guest.has_process, restart=not is_vm and guest.has_process
         )
-        self.migrations.request(order, ROOT)
+        self.migrations.request(order, user)
 
     def fail_next_migration(self, kind: FailureKind | str, vmid: int | None = None, text: str | None = None, times: int = 1) -> None:
         """The next migrations (of that guest) go wrong in that way, with that text of PVE."""

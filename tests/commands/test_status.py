@@ -83,3 +83,23 @@ def test_a_node_that_leads_says_so_at_once(stage: Callable[..., Stage], mocker: 
     on.world.kill_agent("pve1")
     at_s = first_told(on, mocker, 300, lambda status: status["stage"] == "leading")
     assert at_s == said(on, "leads the cluster")
+
+
+def test_another_balancer_is_told_with_its_guests(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(
+        entry(guests=[{"vmid": 101 + i, "node": "pve1", "name": f"web{i}", "used_memory_gib": 3, "migration_s": 5} for i in range(4)])
+    )
+    on.live(30)
+    assert must_keep("status", run("status", "--json").out)["other_balancers"] == []
+    assert "balances, too" not in run("status").out
+    for vmid in range(101, 105):
+        on.world.migrate_by_person(vmid, "pve2", "lb@pve!lb")
+        on.live(10)
+    on.live(320)
+    told = must_keep("status", run("status", "--json").out)["other_balancers"]
+    assert [(one["user"], one["migrations"], one["vmids"]) for one in told] == [("lb@pve!lb", 4, [101, 102, 103, 104])]
+    assert "lb@pve!lb (4 migrations within an hour, the last at" in run("status").out
+    assert "load balancing leaves alone 101, 102, 103, 104" in run("status").out
+    stays = must_keep("explain", run("explain", "101", "--json").out)["stays"]
+    assert stays["reason"] == "other-balancer"
+    assert stays["detail"].startswith("lb@pve!lb moved it 6 minutes ago")

@@ -165,4 +165,5 @@ def broken_question(snapshot: Snapshot, seed: int) -> Question:
         verdicts={vmid: verdict(vmid) for vmid in some(4)},
         moves_per_pass=dice.choice(limits),
         moves_left=dice.choice(limits),
+        stepped_back={vmid: text(dice) for vmid in some(4)},
     )

@@ -76,6 +76,7 @@ class Facts:
     ignored_nodes: frozenset[str] = frozenset()
     drained_nodes: frozenset[str] = frozenset()
     cooling: frozenset[int] = frozenset()
+    stepped_back: frozenset[int] = frozenset()
     set_aside: frozenset[int] = frozenset()
     learned: Mapping[int, Load] = field(default_factory=dict)
     in_flight: tuple[Flight, ...] = ()
@@ -499,6 +500,7 @@ class _Check:
             "set-aside": vmid in self.facts.set_aside,
             "verdict": vmid in self.facts.refused_guests,
             "cooldown": reason in LOAD and vmid in self.facts.cooling,
+            "other-balancer": reason in LOAD and vmid in self.facts.stepped_back,
             "unmeasured": reason in LOAD and measured(guest) is None,
         }
         return [cause for cause, applies in causes.items() if applies]
@@ -828,6 +830,7 @@ _CAUSES = {
     "busy": "busy",
     "container": "containers",
     "cooldown": "cooldown",
+    "other-balancer": "other-balancer",
     "set-aside": "set-aside",
     "load-unknown": "unmeasured",
     "conflict": "conflict",

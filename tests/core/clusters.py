@@ -150,6 +150,7 @@ def facts(settings: Settings, question: Question | None = None) -> checker.Facts
         ignored_nodes=frozenset(name.lower() for name in settings.nodes.ignore),
         drained_nodes=frozenset(name.lower() for name in settings.nodes.maintenance),
         cooling=frozenset() if question.force else frozenset(question.cooling),
+        stepped_back=frozenset() if question.force else frozenset(question.stepped_back),
         set_aside=frozenset(question.set_aside),
         learned={vmid: (load.cpu_cores, load.memory_bytes) for vmid, load in question.ledger.learned.items()},
         in_flight=tuple(

@@ -86,4 +86,5 @@ def remembered(snapshot: Snapshot, seed: int) -> Question:
         moves_per_pass=dice.choice((4, NO_LIMIT)),
         moves_left=dice.choice((0, 3, 20, NO_LIMIT)),
         avoided={vmid: {dice.choice(names): "it failed"} for vmid in some(0.05)},
+        stepped_back=dict.fromkeys(some(0.05), "lb moved it"),
     )

@@ -762,6 +762,9 @@ SCENES: dict[RefusalReason, Callable[[], Scene]] = {
     RefusalReason.COOLDOWN: lambda: (
         cluster(*THREE, *[vm(101 + i, "pve1", 60, 1) for i in range(2)]), PLAIN, Question(cooling={101: "now", 102: "now"}), 101,
     ),
+    RefusalReason.OTHER_BALANCER: lambda: (
+        cluster(*THREE, *[vm(101 + i, "pve1", 60, 1) for i in range(2)]), PLAIN, Question(stepped_back={101: "lb", 102: "lb"}), 101,
+    ),
     RefusalReason.SET_ASIDE: lambda: pinned_away(vm(101, "pve1"), Question(set_aside={101: "it failed"})),
     RefusalReason.LOAD_UNKNOWN: lambda: (cluster(*THREE, vm(101, "pve1", cpu_used_cores=None), *crowd("pve1", 22)), PLAIN, Question(), 101),
     RefusalReason.LOCAL_DISK: lambda: told(RefusalReason.LOCAL_DISK),

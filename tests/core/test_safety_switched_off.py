@@ -233,6 +233,10 @@ SCENES = {
         guest_check(R.COOLDOWN), "cooldown", cluster(*TWO, vm(101, "pve1", 40), vm(102, "pve1", 40)), PLAIN,
         Question(cooling={101: "", 102: ""}),
     ),
+    "other balancer": Scene(
+        guest_check(R.OTHER_BALANCER), "other-balancer", cluster(*TWO, vm(101, "pve1", 40), vm(102, "pve1", 40)), PLAIN,
+        Question(stepped_back={101: "", 102: ""}),
+    ),
     "unknown load": Scene(
         guest_check(R.LOAD_UNKNOWN), "unmeasured", cluster(*TWO, *[vm(101 + i, "pve1", 30, cpu_used_cores=None) for i in (0, 1, 2)]),
         PLAIN, FORCE,
@@ -510,6 +514,7 @@ FAULTS = {
     "loads without the ledger": fault(blind_to(ledger_without_loads), "load"),
     "gain before the ledger": fault(gains_of_the_first_look, "gain"),
     "cooldown ignored": fault(question_without(cooling={}), "cooldown"),
+    "other balancers ignored": fault(question_without(stepped_back={}), "other-balancer"),
     "set aside ignored": fault(question_without(set_aside={}), "set-aside"),
     "failures on nodes ignored": fault(question_without(avoided={}), "avoided"),
     "verdicts ignored": fault(question_without(verdicts={}), "verdict"),
