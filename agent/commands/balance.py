@@ -9,16 +9,21 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 
 from agent import wiring
 from agent.commands.plan import plan_text
 from agent.commands.planning import asker, checked_plan, question_of, remembered, timings_in
+from agent.commands.progress import Teller, teller
 from agent.commands.status import read_status
+from agent.commands.tables import counted
 from agent.commands.wrong_use import WrongUseError, own_node_or_refuse, settings_of
 from agent.core.documents import Answer, HistoryFile
 from agent.core.migrations import Migration, MigrationState
 from agent.core.outlook import outlook
+from agent.core.plan_types import Move
+from agent.core.progress import Progress, progress_of, time_left_s
 from agent.core.sentences import migration_words
 from agent.core.settings import Mode, Settings
 from agent.daemon.mailbox import request_text
@@ -64,7 +69,12 @@ def execute(arguments: argparse.Namespace) -> int:
     request = uuid.uuid4().hex[:12]
     user = os.environ.get("SUDO_USER") or getpass.getuser()
     wiring.leave_request(settings, request, request_text(user, force=arguments.force))
-    return _follow(settings, request)
+    try:
+        with teller("balancing") as told:
+            return _follow(settings, request, plan.moves, told)
+    except KeyboardInterrupt:
+        print("\nproxlb-agent: not followed any longer; the leader carries the request out", file=sys.stderr)
+        raise
 
 
 def _is_agreed() -> bool:
@@ -72,8 +82,10 @@ def _is_agreed() -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _follow(settings: Settings, request: str) -> int:
-    """Print what becomes of the request until nothing more follows; returns 1 when something failed.
+def _follow(settings: Settings, request: str, planned: Sequence[Move], told: Teller) -> int:
+    """Tell what becomes of the request until nothing more follows; returns 1 when something failed.
+
+    The leader plans anew, so what is `planned` is only about what is left to come.
 
     Raises:  TemporaryError when nobody answers, or nothing more is heard.
     """
@@ -84,20 +96,37 @@ def _follow(settings: Settings, request: str) -> int:
         answer, records = _of_request(history, request)
         if answer is not None and answer.text != said_answer:
             said_answer, heard_s = answer.text, time.monotonic()
-            print(answer.text, flush=True)
+            told.answer(answer.text)
         for record in records:
             state = f"{record.state.value}{f', {record.text}' if record.text else ''}"
             if said_states.get(record.intent) != state:
                 said_states[record.intent], heard_s = state, time.monotonic()
-                print(f"{migration_words(record)}: {state}", flush=True)
+                told.answer(f"{migration_words(record)}: {state}")
         if answer is not None and answer.final and not any(record.is_open for record in records):
             return 1 if answer.failed or _has_failed(records) else 0
+        if records:
+            told.show(*_progress(settings, history, records, planned))
         silent_s = time.monotonic() - heard_s
         if answer is None and not records and time.monotonic() - asked_s >= NO_ANSWER_S:
             raise TemporaryError(f"no leader has answered for {NO_ANSWER_S:.0f} s; the request may still be carried out; {_SEE}")
         if silent_s >= settings.migration.timeout_s:
             raise TemporaryError(f"nothing was heard for {silent_s:.0f} s; what is under way goes on; {_SEE}")
-        time.sleep(POLL_S)
+        told.wait(POLL_S)
+
+
+def _progress(
+    settings: Settings, history: HistoryFile | None, records: Sequence[Migration], planned: Sequence[Move]
+) -> tuple[Progress, str]:
+    """How far the request has come, and what is left in words."""
+    last = {record.vmid: record for record in records}
+    sizes = {move.vmid: move.memory_bytes + move.disk_bytes for move in planned}
+    sizes |= {vmid: record.memory_bytes + record.disk_bytes for vmid, record in last.items()}
+    over = {vmid for vmid, record in last.items() if record.state is MigrationState.DONE}
+    left = sizes.keys() - over
+    to_come = [move for move in planned if move.vmid not in last]
+    under_way = [record for record in records if record.is_open]
+    left_s = time_left_s(to_come, under_way, timings_in(history), settings, wiring.wall_s())
+    return progress_of(sizes, left, left_s), f"{counted(len(left), 'guest')} to go" if left else ""
 
 
 def _of_request(history: HistoryFile | None, request: str) -> tuple[Answer | None, tuple[Migration, ...]]:

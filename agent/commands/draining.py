@@ -1,58 +1,152 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Waiting for a node to be empty, or for its guests to be home, with a line for each change."""
+"""Waiting for a node to be empty, or for its guests to be home: how far that has come, and who stays, why, and what helps."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
+from dataclasses import replace
+from typing import NoReturn
 
 from agent import wiring
-from agent.commands.planning import question_of, remembered
-from agent.commands.tables import counted
+from agent.commands.flag_files import paused_by
+from agent.commands.planning import Remembered, asker, checked_plan, question_of, remembered, timings_in
+from agent.commands.progress import Teller, teller
+from agent.commands.tables import counted, few
+from agent.core import history as memory
+from agent.core.aside import passing
 from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
 from agent.core.conditions import leaves_stopped
 from agent.core.documents import HistoryFile
-from agent.core.plan_types import Refusal
-from agent.core.planner import plan as make_plan
+from agent.core.plan_types import Move, Plan, Refusal, Verdict, drained_by
+from agent.core.progress import copied_bytes, progress_of, time_left_s
 from agent.core.reasons import MEANING, RefusalReason
-from agent.core.settings import Settings
+from agent.core.remedies import remedy_of
+from agent.core.settings import Mode, Settings
+from agent.daemon.inputs import Now
+from agent.daemon.permission import why_only_observe
 from agent.ports import PermanentError, TemporaryError
 
 LOOK_EVERY_S = 5.0
 SAME_LOOKS = 3  # so many looks in a row must say that the rest cannot leave: one alone may fall between two moves
 STALL_S = 300.0  # nothing has moved and nothing migrates: nobody is at work
+VERDICT_S = 60.0  # PVE is asked again whether a guest may leave after so long
+
+_PASSES = frozenset({RefusalReason.BUSY, RefusalReason.HA_EMPTIES, RefusalReason.NODE_STARTING, RefusalReason.UNANSWERED})
 
 
 def wait_until_empty(settings: Settings, node: str) -> int:
     """Wait until no guest runs on the node; returns 0 then.
 
-    Raises:  PermanentError that names those that cannot leave, or says that nobody is at work.
+    Raises:  PermanentError when somebody stays; each of them was named then, with why and what helps. The same when nobody is at work.
     """
-    before: frozenset[int] | None = None
-    changed_s, hopeless = time.monotonic(), 0
-    while True:
-        snapshot = _look(settings)
-        if snapshot is not None:
-            here = those_to_leave(snapshot, node, settings)
-            under_way = still_leaving(snapshot, wiring.read_history(settings), node)
-            if not here and not under_way:
-                print(f"{node} is empty")
-                return 0
-            vmids = frozenset(guest.vmid for guest in here)
-            if vmids != before:
-                text = f"{counted(len(here), 'guest')} on {node}: {_few(here)}"
-                _tell(text if here else f"the last migrations off {node} are not over yet")
-            if vmids != before or _migrates(snapshot, vmids | under_way):
-                before, changed_s = vmids, time.monotonic()
-            stuck = who_cannot_leave(snapshot, settings, here)
-            hopeless = hopeless + 1 if len(stuck) == len(here) and not under_way else 0
-            if hopeless >= SAME_LOOKS:
-                raise PermanentError(f"{node} is not empty: {'; '.join(stuck)}", "move or stop these by hand, or end what keeps them")
-        if time.monotonic() - changed_s >= STALL_S:
-            text = f"{node} is not empty, and nothing has moved for {STALL_S / 60:.0f} minutes"
-            raise PermanentError(text, "the flag stays; does an agent lead? See: proxlb-agent status")
-        time.sleep(LOOK_EVERY_S)
+    with teller(f"emptying {node}") as told:
+        _Emptying(settings, node, told).wait()
+        told.answer(f"{node} is empty")
+    return 0
+
+
+class _Emptying:
+    """The wait for the leader to empty the node. `here` are those that should leave, `stays` why some of them do not, by VMID."""
+
+    def __init__(self, settings: Settings, node: str, told: Teller) -> None:
+        self._settings, self._node, self._told = settings, node, told
+        self._here: tuple[Guest, ...] = ()
+        self._stays: dict[int, Refusal] = {}
+        self._sizes: dict[int, int] = {}
+        self._verdicts: dict[int, Verdict] = {}
+        self._before: frozenset[int] | None = None
+        self._changed_s = time.monotonic()
+        self._hopeless = 0
+        self._said = ""
+
+    def wait(self) -> None:
+        """Return when the node is empty. Raises as `wait_until_empty`."""
+        while True:
+            snapshot = _look(self._settings, self._told)
+            if snapshot is not None and self._is_empty(snapshot):
+                return
+            if time.monotonic() - self._changed_s >= STALL_S:
+                self._give_up(f"nothing has moved for {STALL_S / 60:.0f} minutes; does an agent lead? See: proxlb-agent status")
+            self._told.wait(LOOK_EVERY_S)
+
+    def _is_empty(self, snapshot: Snapshot) -> bool:
+        known = remembered(self._settings)
+        history = known.history
+        here = self._here = those_to_leave(snapshot, self._node, self._settings)
+        leaving = still_leaving(snapshot, history, self._node)
+        if not here and not leaving:
+            return True
+        vmids = frozenset(guest.vmid for guest in here)
+        moves = bool(leaving) or _migrates(snapshot, vmids)
+        plan = self._planned(snapshot, known, ask=not moves)
+        refused = {refusal.vmid: refusal for refusal in plan.refused if refusal.vmid in vmids - leaving}
+        soon = passing(history, snapshot.taken_at) if history is not None else frozenset()
+        self._stays = {vmid: refusal for vmid, refusal in refused.items() if vmid not in soon and not will_pass(refusal, snapshot)}
+        self._show(snapshot, history, plan, leaving)
+        waits = self._waits_for_all(snapshot, history)
+        if vmids != self._before or moves or waits:
+            self._before, self._changed_s = vmids, time.monotonic()
+        self._hopeless = self._hopeless + 1 if len(self._stays) == len(here) and not moves else 0
+        if self._hopeless >= SAME_LOOKS:
+            self._give_up("")
+        return False
+
+    def _planned(self, snapshot: Snapshot, known: Remembered, *, ask: bool) -> Plan:
+        """What the leader would do now; PVE itself is asked only while nothing moves, as the leader asks it before each move."""
+        now = snapshot.taken_at
+        self._verdicts = {vmid: verdict for vmid, verdict in self._verdicts.items() if abs(now - verdict.asked_at) < VERDICT_S}
+
+        def asked(guest: Guest | Move, node: str) -> Verdict:
+            self._verdicts[guest.vmid] = asker(self._settings, snapshot)(guest, node)
+            return self._verdicts[guest.vmid]
+
+        question = replace(question_of(self._settings, snapshot, known), verdicts=dict(self._verdicts))
+        return checked_plan(snapshot, self._settings, question, asked if ask else None)
+
+    def _show(self, snapshot: Snapshot, history: HistoryFile | None, plan: Plan, leaving: Collection[int]) -> None:
+        for guest in self._here:
+            self._sizes[guest.vmid] = max(copied_bytes(guest), self._sizes.get(guest.vmid, 0))
+        for vmid in leaving:
+            self._sizes.setdefault(vmid, 0)
+        vmids = {guest.vmid for guest in self._here}
+        moves = [move for move in plan.moves if drained_by(move, plan.moves) == self._node]
+        records = [record for record in memory.open_migrations(history) if record.source == self._node] if history is not None else []
+        is_known = vmids <= {move.vmid for move in moves} | {record.vmid for record in records} | self._stays.keys()
+        left_s = time_left_s(moves, records, timings_in(history), self._settings, snapshot.taken_at) if is_known else None
+        text = f"{counted(len(vmids), 'guest')} on {self._node}: {few([guest.label for guest in self._here], 10)}"
+        self._told.show(
+            progress_of(self._sizes, vmids | set(leaving), left_s),
+            text if vmids else f"the last migrations off {self._node} are not over yet",
+        )
+
+    def _waits_for_all(self, snapshot: Snapshot, history: HistoryFile | None) -> bool:
+        """Say why nobody is moved at all, if that is so; true when it ends by itself. Raises when the settings say so."""
+        paused = paused_by(self._settings)
+        now = Now(boot_s=0.0, wall_s=snapshot.taken_at)
+        why = why_only_observe(self._settings, snapshot, history or memory.empty(snapshot.taken_at), now, paused)
+        if why is None:
+            return False
+        if self._settings.mode in (Mode.OFF, Mode.OBSERVE):
+            self._give_up(f"{why}, so nobody moves its guests")
+        if why.partition(" for ")[0] != self._said:
+            self._said = why.partition(" for ")[0]
+            self._told.say(f"nobody is moved at present: {why}")
+        return not snapshot.unseen and (paused is None or paused.until is not None)
+
+    def _give_up(self, why: str) -> NoReturn:
+        for guest in self._here:
+            name = f"{guest.label} {guest.name}".rstrip()
+            refusal = self._stays.get(guest.vmid)
+            if refusal is None:
+                self._told.answer(f"{name} has not left yet; nothing is known to keep it")
+            else:
+                detail = f" ({refusal.detail})" if refusal.detail else ""
+                self._told.answer(f"{name} stays: {MEANING[refusal.reason]}{detail}\n  what helps: {remedy_of(refusal, guest)}")
+        count = len(self._here)
+        text = f"{self._node} is not empty: {counted(count, 'guest')} still there" + (f", and {why}" if why else "")
+        hint = f"the node stays in maintenance; to end that: proxlb-agent maintenance leave {self._node}"
+        raise PermanentError(text, hint)
 
 
 def wait_until_home(settings: Settings, node: str) -> int:
@@ -60,27 +154,34 @@ def wait_until_home(settings: Settings, node: str) -> int:
 
     Raises:  PermanentError that names those that are not.
     """
-    if not settings.drain.return_home:
-        _tell("drain.return_home is false: nobody comes home")
-        return 0
+    with teller(f"guests come home to {node}") as told:
+        if not settings.drain.return_home:
+            told.say("drain.return_home is false: nobody comes home")
+            return 0
+        _wait_until_home(settings, node, told)
+        told.answer(f"all guests of {node} are home")
+    return 0
+
+
+def _wait_until_home(settings: Settings, node: str, told: Teller) -> None:
     before: frozenset[int] | None = None
     changed_s = time.monotonic()
+    sizes: dict[int, int] = {}
     while True:
         history = wiring.read_history(settings)
         away = frozenset(home.vmid for home in (history.homes if history is not None else ()) if home.home == node)
         if not away:
-            print(f"all guests of {node} are home")
-            return 0
-        if away != before:
-            _tell(f"{counted(len(away), 'guest')} of {node} away: {', '.join(str(vmid) for vmid in sorted(away)[:10])}")
+            return
+        sizes |= dict.fromkeys(away, 0)
+        names = [str(vmid) for vmid in sorted(away)]
+        told.show(progress_of(sizes, away, None), f"{counted(len(away), 'guest')} of {node} away: {few(names, 10)}")
+        moves = any(record.is_open and record.vmid in away for record in (history.migrations if history is not None else ()))
+        if away != before or moves:
             before, changed_s = away, time.monotonic()
-        if any(record.is_open and record.vmid in away for record in (history.migrations if history is not None else ())):
-            changed_s = time.monotonic()
         if time.monotonic() - changed_s >= STALL_S:
-            shown = ", ".join(str(vmid) for vmid in sorted(away)[:10])
-            text = f"not home after {STALL_S / 60:.0f} minutes without a move: guests {shown}"
+            text = f"not home after {STALL_S / 60:.0f} minutes without a move: guests {few(names, 10)}"
             raise PermanentError(text, "proxlb-agent explain VMID says why; see also: journalctl -u proxlb-agent")
-        time.sleep(LOOK_EVERY_S)
+        told.wait(LOOK_EVERY_S)
 
 
 def running_on(snapshot: Snapshot, node: str) -> tuple[Guest, ...]:
@@ -107,20 +208,6 @@ def still_leaving(snapshot: Snapshot, history: HistoryFile | None, node: str) ->
     return frozenset(vmid for vmid in found if vmid is not None)
 
 
-def who_cannot_leave(snapshot: Snapshot, settings: Settings, here: Iterable[Guest]) -> list[str]:
-    """Those of the guests that the planner leaves where they are, each with why."""
-    plan = make_plan(snapshot, settings, question_of(settings, snapshot, remembered(settings)))
-    refused = {refusal.vmid: refusal for refusal in plan.refused}
-    return [
-        f"{guest.label} stays: {MEANING[refusal.reason]}" + (f" ({refusal.detail})" if refusal.detail else "")
-        for guest in here
-        if (refusal := refused.get(guest.vmid)) is not None and not will_pass(refusal, snapshot)
-    ]
-
-
-_PASSES = frozenset({RefusalReason.BUSY, RefusalReason.HA_EMPTIES, RefusalReason.NODE_STARTING, RefusalReason.UNANSWERED})
-
-
 def will_pass(refusal: Refusal, snapshot: Snapshot) -> bool:
     """True when what keeps the guest ends by itself and soon: a task, the boot of its node, the HA manager's own work, a question."""
     if refusal.reason is RefusalReason.HA_BUSY:
@@ -129,23 +216,14 @@ def will_pass(refusal: Refusal, snapshot: Snapshot) -> bool:
     return refusal.reason in _PASSES or (refusal.reason is RefusalReason.LOCKED and refusal.detail == "migrate")
 
 
-def _look(settings: Settings) -> Snapshot | None:
+def _look(settings: Settings, told: Teller) -> Snapshot | None:
     """The cluster now; None when it cannot be looked at just now, as the node that answers may be the one that reboots."""
     try:
         return wiring.look(settings)
     except TemporaryError as error:
-        _tell(f"cannot look now: {error}")
+        told.say(f"cannot look now: {error}")
         return None
 
 
-def _migrates(snapshot: Snapshot, vmids: frozenset[int]) -> bool:
+def _migrates(snapshot: Snapshot, vmids: Collection[int]) -> bool:
     return any(task.is_running and task.kind in MIGRATE_KINDS and task.vmid in vmids for task in snapshot.tasks)
-
-
-def _few(guests: tuple[Guest, ...]) -> str:
-    shown = ", ".join(guest.label for guest in guests[:10])
-    return shown if len(guests) <= 10 else f"{shown} and {len(guests) - 10} more"
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

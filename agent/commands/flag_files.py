@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the commands that set and remove flags below /etc/pve share."""
+"""What the commands that set, remove and read flags below /etc/pve share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import getpass
 import os
 
 from agent import wiring
-from agent.core.flags import duration_s
+from agent.core.flags import Flag, duration_s, read_flag
 from agent.core.settings import Settings
-from agent.ports import ClusterFiles, FilesystemState, NoQuorumError
+from agent.daemon.flags import PAUSE_PATH
+from agent.ports import ClusterFiles, FilesystemState, NoQuorumError, OutsideError
 
 
 def duration(text: str) -> float:
@@ -32,3 +33,12 @@ def changeable_files(settings: Settings) -> ClusterFiles:
     if files.state() is FilesystemState.NO_QUORUM:
         raise NoQuorumError("this node is not in the quorate part of the cluster: flags cannot be changed from here")
     return files
+
+
+def paused_by(settings: Settings) -> Flag | None:
+    """The pause that holds in the whole cluster, None when there is none or nobody can tell."""
+    try:
+        text = wiring.make_files(settings).read(PAUSE_PATH)
+    except OutsideError:
+        return None
+    return None if text is None else read_flag(text)

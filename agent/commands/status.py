@@ -10,14 +10,14 @@ import time
 from typing import cast
 
 from agent import wiring
+from agent.commands.flag_files import paused_by
 from agent.commands.tables import aligned, clock, counted, label, percent
 from agent.commands.wrong_use import settings_of
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
 from agent.core.durations import words
-from agent.core.flags import Flag, flag_words, read_flag
+from agent.core.flags import Flag, flag_words
 from agent.core.json_types import Json, JsonObject
 from agent.core.settings import Settings
-from agent.daemon.flags import PAUSE_PATH
 from agent.daemon.outside import LEADER_PATH
 from agent.daemon.status import STATUS_SCHEMA
 from agent.ports import OutsideError, PermanentError, TemporaryError
@@ -38,7 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(document, indent=1))
     else:
-        print(status_text(document, _leader(settings), time.time(), _paused(settings)))
+        print(status_text(document, _leader(settings), time.time(), paused_by(settings)))
     return 0
 
 
@@ -71,14 +71,6 @@ def _leader(settings: Settings) -> LeaderFile | None:
         text = wiring.make_files(settings).read(LEADER_PATH)
         return None if text is None else parse(LeaderFile, text)
     except (OutsideError, DocumentError):
-        return None
-
-
-def _paused(settings: Settings) -> Flag | None:
-    try:
-        text = wiring.make_files(settings).read(PAUSE_PATH)
-        return None if text is None else read_flag(text)
-    except OutsideError:
         return None
 
 

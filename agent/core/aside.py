@@ -92,6 +92,15 @@ def set_aside(history: HistoryFile, now: float) -> dict[int, str]:
     return {entry.vmid: f"{_why(entry)}; {_next_try(entry, now)}" for entry in found}
 
 
+def passing(history: HistoryFile, now: float) -> frozenset[int]:
+    """The guests that are left alone only for a moment, until a lock is gone or they are seen as they are."""
+    return frozenset(
+        entry.vmid
+        for entry in history.set_aside
+        if entry.target is None and entry.until is not None and TREATMENT[entry.failure] in PASSING and is_active(entry, now)
+    )
+
+
 def next_try_s(history: HistoryFile, vmid: int, now: float) -> float:
     """In how many seconds a guest that was set aside is tried again; 0 for one that is not, or that waits for a person."""
     found = [entry.until for entry in history.set_aside if (entry.vmid, entry.target) == (vmid, None) and entry.until is not None]

@@ -171,24 +171,46 @@ def foretold(moves: Sequence[Move], timings: Sequence[Timing], settings: Setting
     """
     pace = Pace(timings, settings)
     each = {move.vmid: pace.of_move(move) for move in moves}
+    return Foretold(each, _whole_s(moves, [], each, settings))
+
+
+def remaining(moves: Sequence[Move], under_way: Sequence[Migration], timings: Sequence[Timing], settings: Settings, now: float) -> Expected:
+    """How long what is under way and the moves after it take from now on, in the slots that there are, as `foretold` has it.
+
+    What takes longer than it should is expected to end at any moment.
+
+    Units:   `now` in Unix seconds.
+    """
+    pace, busy = Pace(timings, settings), {record.vmid for record in under_way}
+    each = {move.vmid: pace.of_move(move) for move in moves if move.vmid not in busy}
+    asked = [(record, pace.of_record(record), now - (record.began_at or record.asked_at or record.planned_at)) for record in under_way]
+    running = [
+        (max(0.0, expected.seconds - max(0.0, since_s)) + NOTICED_S, record.vmid, record.source, record.target)
+        for record, expected, since_s in asked
+    ]
+    rests_on = min((expected.rests_on for expected in (*each.values(), *(expected for _, expected, _ in asked))), default=0)
+    return Expected(_whole_s([move for move in moves if move.vmid in each], running, each, settings), rests_on)
+
+
+_Running = tuple[float, int, str, str]  # when it ends, VMID, source, target
+
+
+def _whole_s(moves: Sequence[Move], running: list[_Running], each: Mapping[int, Expected], settings: Settings) -> float:
     now = 0.0
-    for batch in sorted({move.batch for move in moves}):
+    for batch in sorted({move.batch for move in moves}) or [1]:
         waiting = [move for move in moves if move.batch == batch]
-        running: list[tuple[float, int, Move]] = []
         while waiting or running:
             now = _start(waiting, running, each, settings, now)
-    return Foretold(each, now)
+    return now
 
 
-def _start(
-    waiting: list[Move], running: list[tuple[float, int, Move]], each: Mapping[int, Expected], settings: Settings, now: float
-) -> float:
+def _start(waiting: list[Move], running: list[_Running], each: Mapping[int, Expected], settings: Settings, now: float) -> float:
     """Start what has a slot, let the first of what runs end; returns when that is."""
     for move in list(waiting):
         slots = slots_of(move.reason, settings)
-        busy = Counter(name for _, _, other in running for name in (other.source, other.target))
+        busy = Counter(name for _, _, *nodes in running for name in nodes)
         if len(running) < slots.parallel_total and max(busy[move.source], busy[move.target]) < slots.parallel_per_node:
-            running.append((now + each[move.vmid].seconds + NOTICED_S, move.vmid, move))
+            running.append((now + each[move.vmid].seconds + NOTICED_S, move.vmid, move.source, move.target))
             waiting.remove(move)
     running.sort()
     return running.pop(0)[0]

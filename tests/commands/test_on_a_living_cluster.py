@@ -165,6 +165,7 @@ class TestBalance:
         assert ran.status == 0
         assert "Carry this out?" in ran.err
         assert ": done" in ran.out
+        assert "2 guests to go (0 of 2 guests, 0.0 of 30.0 GiB)\n1 guest to go (1 of 2 guests, 15.0 of 30.0 GiB, about " in ran.err
         assert "pve1" in {post.order.source for post in on.world.post_record}
 
     def test_no_means_no(self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +301,11 @@ class TestMaintenance:
         on = stage(document)
         ran = run("maintenance", "enter", "pve1", "--wait")
         assert ran.status == 1
-        assert "vm:102 stays: a plb_ignore tag" in ran.err.splitlines()[-1]
+        assert ran.out.splitlines()[-2:] == [
+            "vm:102 vm102 stays: a plb_ignore tag or guests.ignore keeps the guest where it is (plb_ignore)",
+            "  what helps: take its plb_ignore tag off, or its number out of guests.ignore; or move it by hand",
+        ]
+        assert "pve1 is not empty: 1 guest still there" in ran.err.splitlines()[-1]
         assert on.world.guests[101].node != "pve1"
         assert "proxlb/maintenance/pve1" in on.world.main.files
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from agent.commands.draining import will_pass
 from agent.core.cluster import HaResource, HighAvailability, Snapshot
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
+from agent.sim.migrations import FailureKind
 from tests.commands.rig import Run, Stage, entry
 
 HA = {"vmid": 101, "node": "pve1", "name": "web1", "used_memory_gib": 3, "ha": "started"}
@@ -64,7 +67,101 @@ class TestWhatPasses:
         assert will_pass(refusal, snapshot) is passes
 
 
+class TestWhoStays:
+    def test_each_is_named_with_why_and_what_helps(self, stage: Callable[..., Stage], run: Run) -> None:
+        guests = [
+            ONE,
+            ONE | {"vmid": 102, "name": "db1", "tags": ["plb_pin_pve1"]},
+            ONE | {"vmid": 103, "name": "gpu", "local_devices": ["hostpci0"]},
+            ONE | {"vmid": 104, "name": "old", "lock": "snapshot"},
+        ]
+        on = stage(entry(guests=guests), CALM)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 1
+        told = ran.out.partition("\n")[2]
+        assert re.fullmatch(
+            "vm:102 db1 stays: no node can take the guest .*\n  what helps: .*proxlb-agent explain 102\n"
+            "vm:103 gpu stays: the guest uses devices of its node .hostpci0.\n  what helps: stop it; or take the device .*\n"
+            "vm:104 old stays: PVE holds a lock on the guest .snapshot.\n  what helps: .* on pve1: qm unlock 104\n",
+            told,
+        ), told
+        assert ran.err.splitlines()[-1] == (
+            "proxlb-agent: pve1 is not empty: 3 guests still there; "
+            "the node stays in maintenance; to end that: proxlb-agent maintenance leave pve1"
+        )
+        assert on.world.guests[101].node != "pve1"
+        assert sum(on.slept_s[1:]) < 60, "nobody waits for who cannot leave"
+
+    def test_a_lock_that_is_gone_in_a_minute_is_waited_for(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(entry(guests=[ONE]), CALM)
+        on.world.fail_next_migration(FailureKind.REFUSED, 101, "VM is locked (snapshot)", 1)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert (ran.status, ran.out.splitlines()[-1]) == (0, "pve1 is empty"), ran.err
+
+    def test_a_mode_in_which_nobody_is_moved_ends_it_at_once(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(entry(guests=[ONE]), CALM | {"mode": "observe"})
+        slept = len(on.slept_s)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 1
+        assert "vm:101 web1 has not left yet; nothing is known to keep it" in ran.out
+        assert "mode is observe, so nobody moves its guests" in ran.err.splitlines()[-1]
+        assert len(on.slept_s) == slept
+
+    def test_a_pause_with_an_end_is_waited_for_and_told(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(entry(guests=[ONE]), CALM)
+        run("pause", "--for", "20m", "--reason", "network work")
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert (ran.status, ran.out.splitlines()[-1]) == (0, "pve1 is empty"), ran.err
+        assert ran.err.count("nobody is moved at present: paused (network work, until") == 1
+        assert on.world.now_s > 1200
+
+    def test_a_pause_without_an_end_is_not(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(entry(guests=[ONE]), CALM)
+        run("pause")
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 1
+        assert "nothing has moved for 5 minutes" in ran.err.splitlines()[-1]
+
+
 class TestHowItIsTold:
+    def test_lines_say_how_far_it_has_come_and_how_long_it_takes_as_soon_as_that_was_measured(
+        self, stage: Callable[..., Stage], run: Run
+    ) -> None:
+        big = {"used_memory_gib": 20, "memory_gib": 24}
+        stage(entry(guests=[ONE | big, ONE | big | {"vmid": 102}, ONE | big | {"vmid": 103}]), CALM | {"drain": {"parallel_per_node": 1}})
+        lines = run("maintenance", "enter", "pve1", "--wait").err.splitlines()
+        assert lines[0] == "3 guests on pve1: vm:101, vm:102, vm:103 (0 of 3 guests, 0.0 of 60.0 GiB)"
+        assert re.fullmatch(r"1 guest on pve1: vm:10. \(2 of 3 guests, 40.0 of 60.0 GiB, about \d+ s left\)", lines[-1])
+
+    def test_on_a_terminal_a_bar_says_it_and_goes_when_it_is_over(
+        self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage(entry(guests=[ONE, ONE | {"vmid": 102, "name": "mail", "tags": ["plb_ignore"]}]), CALM)
+        terminal = Terminal()
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys, "stderr", terminal)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 1
+        drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+        assert re.search(r"emptying pve1 \S+ +0 of 2 guests, 0.0 of 6.0 GiB", drawn)
+        assert re.search(r"emptying pve1 \S+ +1 of 2 guests, 3.0 of 6.0 GiB", drawn)
+        assert terminal.getvalue().endswith("maintenance leave pve1\n"), "what went wrong stays below"
+        assert "vm:102 mail stays: " in ran.out
+
+    def test_without_the_package_for_the_bar_there_are_lines(
+        self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage(entry(guests=[ONE]), CALM)
+        terminal = Terminal()
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stderr", terminal)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "rich", None)
+        assert run("maintenance", "enter", "pve1", "--wait").status == 0
+        assert terminal.getvalue() == "1 guest on pve1: vm:101 (0 of 1 guest, 0.0 of 3.0 GiB)\n"
+
     def test_ctrl_c_ends_the_wait_and_not_the_maintenance(self, stage: Callable[..., Stage], run: Run, mocker: MockerFixture) -> None:
         on = stage(entry(guests=[ONE]), CALM)
         mocker.patch("time.sleep", side_effect=KeyboardInterrupt)
@@ -98,3 +195,10 @@ class TestHowItIsTold:
         assert lines[0].startswith("pve1 is in maintenance now")
         assert lines[1].startswith("1 guest on pve1")
         assert lines[-1] == "pve1 is empty"
+
+
+class Terminal(io.StringIO):
+    """Standard error with somebody at it."""
+
+    def isatty(self) -> bool:
+        return True

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from agent.core import durations
 from agent.core.cluster import GIB, MIB, GuestType, Task
 from agent.core.documents import Timing, Way
-from agent.core.durations import Pace, foretold, timing_of
+from agent.core.durations import NOTICED_S, Pace, foretold, remaining, timing_of
+from agent.core.migrations import MigrationState
 from agent.core.plan_types import Move
 from agent.core.reasons import MoveReason
 from tests.core.clusters import NOW, settings
@@ -176,3 +177,27 @@ def test_who_takes_disks_along_has_a_line_of_its_own() -> None:
     assert pace.of_record(done).seconds == pytest.approx(20 + 4 * 100)
     assert Pace(of_memory, PLAIN).of_record(done).rests_on == 0
     assert Pace(of_memory, PLAIN).of_record(done).seconds > 900  # at the speed that is assumed, not at that of memory
+
+
+class TestWhatIsLeft:
+    KNOWN = tuple(live(4, 10, at) for at in range(5))
+
+    def test_nothing_left_takes_no_time(self) -> None:
+        assert remaining([], [], self.KNOWN, PLAIN, NOW).seconds == 0
+
+    def test_what_is_under_way_takes_what_it_has_not_taken_yet(self) -> None:
+        under_way = record(101, MigrationState.RUNNING, ago_s=7, memory_bytes=4 * GIB)
+        left = remaining([], [under_way], self.KNOWN, PLAIN, NOW)
+        assert (left.seconds, left.rests_on) == (pytest.approx(10 - 6 + NOTICED_S), 5)
+        late = record(101, MigrationState.RUNNING, ago_s=60, memory_bytes=4 * GIB)
+        assert remaining([], [late], self.KNOWN, PLAIN, NOW).seconds == NOTICED_S
+
+    def test_the_moves_after_it_wait_for_its_slot(self) -> None:
+        under_way = record(101, MigrationState.RUNNING, ago_s=7, memory_bytes=4 * GIB)
+        moves = [move(101, "pve1", "pve2"), move(102, "pve1", "pve2")]
+        left = remaining(moves, [under_way], self.KNOWN, PLAIN, NOW)
+        assert left.seconds == pytest.approx(4 + NOTICED_S + 10 + NOTICED_S), "the one under way is counted once"
+
+    def test_it_rests_on_nothing_where_one_of_the_kinds_was_never_measured(self) -> None:
+        moves = [move(102, "pve1", "pve2"), replace(move(103, "pve1", "pve2"), type=GuestType.LXC)]
+        assert remaining(moves, [], self.KNOWN, PLAIN, NOW).rests_on == 0
