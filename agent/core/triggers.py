@@ -56,7 +56,9 @@ def scope_of(event: Event) -> Scope:
 
 
 def rank_of(event: Event) -> Rank:
-    """How urgent the event is."""
+    """How urgent the event is: who takes the lead while nodes are to be emptied goes on with that."""
+    if event.kind is EventKind.TOOK_LEAD and event.detail:
+        return Rank.MAINTENANCE
     return _RANK.get(event.kind, Rank.RULES)
 
 
@@ -269,6 +271,8 @@ def _words(event: Event) -> str:
             return f"the load is uneven ({event.detail})"
         case EventKind.REQUEST:
             return "balancing was asked for" + (f" by {event.detail}" if event.detail else "")
+        case EventKind.TOOK_LEAD if event.detail:
+            return f"took the lead, {event.detail}"
         case EventKind.GAP:
             return "the cluster log has a gap" if event.node is None else f"{event.detail} of {event.node} did not get here"
         case _:

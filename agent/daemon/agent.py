@@ -277,7 +277,9 @@ class Agent:
         self._timer_s = now.boot_s
         self._was_warm = False
         said = self.work.on_pause(self.senses)
-        said += self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s), self.senses, now)
+        drained = [maintenance.node for maintenance in self.senses.maintenance()]
+        detail = f"{', '.join(drained)} {'are' if drained[1:] else 'is'} to be empty" if drained else ""
+        said += self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s, detail=detail), self.senses, now)
         for event in self._local_events:
             said += self.work.on_event(event, self.senses, now)
         said += self.work.on_flags(self.senses)

@@ -40,6 +40,7 @@ class Follow:
         self._waiting: set[str] = set()
         self._silent_since_s: dict[str, float] = {}
         self._adopted = set(self._open)
+        self._unsent: set[str] = set()  # of those, the ones that PVE knows nothing of
         self._ha = HaLooks()
         self._told_to_start_s: dict[str, float] = {}
         self.to_start: list[tuple[Migration, str]] = []
@@ -173,6 +174,8 @@ class Follow:
             self._wish_look(now.boot_s)
             text = "the former leader did not start it"
             return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now), [said_of(record, None, text)]
+        if record.intent in self._adopted:
+            self._unsent.add(record.intent)
         self._end(record, "there is no task of it", now)
         return [], []
 
@@ -243,6 +246,11 @@ class Follow:
                 self._wish_look(now.boot_s + POLL_S)  # the task list lags behind, or somebody moves it again
                 continue
             guest = snapshot.guest(record.vmid)
+            if record.intent in self._unsent and guest is not None and guest.node == record.source:
+                text = "the former leader's request for it never got to PVE: it is looked at anew"
+                changed += self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now)
+                outputs.append(said_of(record, None, text))
+                continue
             why = blamed(self._why.get(record.intent, Failure(FailureClass.UNKNOWN)), record.target, snapshot)
             state, text = judged(record, guest, status, why)
             waited_s = now.boot_s - self._ended_s.get(record.intent, now.boot_s)
@@ -321,6 +329,7 @@ class Follow:
                 known.pop(record.intent, None)
             self._ended.pop(record.intent, None)
             self._why.pop(record.intent, None)
+            self._unsent.discard(record.intent)
             self._ha.forget(record.intent)
         return [record, *self._taken_along(record, now)]
 
