@@ -326,6 +326,11 @@ class Day:
         self.later(for_s, back)
         return True
 
+    def set_clock(self, name: str, by_s: float) -> None:
+        """Somebody sets the node's clock."""
+        self.clocks_set_s = self.world.now_s
+        self.world.step_wall_clock(name, by_s)
+
     def remove_lock(self) -> bool:
         """Somebody removes the lock's directory; False when there is none."""
         if self.world.lock_holder() is None:

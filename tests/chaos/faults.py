@@ -237,8 +237,8 @@ def _clock(day: Day) -> None:
     who = day.rng.choice((day.leader(), min(day.world.nodes), day.node().name)) or day.node().name
     day.hit("clock set")
     by_s = day.rng.choice((-1, 1)) * day.rng.choice((2.0, 40.0, 130.0, 700.0, 7200.0))
-    day.world.step_wall_clock(who, by_s)
-    day.clocks_set_s = day.world.now_s
+    day.set_clock(who, by_s)
+    day.later(day.rng.uniform(60.0, 4000.0), lambda: day.set_clock(who, -by_s))
 
 
 @_kind(FAULTS, "disk full", 0.5)

@@ -33,6 +33,14 @@ class DayWitness(Witness):
         super().__init__(day.world, day.machine.settings.settings)
         self._day = day
         self.judged: Counter[str] = Counter()
+        self._full_s: dict[str, float] = {}  # when a node's processors were too few last
+
+    def look(self) -> None:
+        """See `Witness.look`."""
+        super().look()
+        for name, row in self._world.main.node_rows.items():
+            if row.pressure_cpu_percent > 0.0:
+                self._full_s[name] = row.sampled_s
 
     def _why_not_ask(self, post: Post) -> Iterator[str]:
         # the lock is the judge's
@@ -45,7 +53,10 @@ class DayWitness(Witness):
         if self._world.now_s - self._day.unsettled[post.order.target] < SETTLED_S:
             return
         self.judged["room on the target"] += 1
-        yield from super()._overfull(post)
+        # What guests want beyond what their node has is not seen by anybody.
+        is_cpu_known = all(self._world.now_s - at_s >= SETTLED_S for at_s in self._full_s.values())
+        self.judged["processors of the target"] += is_cpu_known
+        yield from (problem for problem in super()._overfull(post) if is_cpu_known or not problem.startswith("cpu"))
 
     def _breaks_a_rule(self, post: Post) -> Iterator[str]:
         if self._is_tagged_lately(post):
@@ -55,6 +66,8 @@ class DayWitness(Witness):
 
     def _is_too_soon(self, post: Post) -> Iterator[str]:
         if self._world.now_s - max(self._day.clocks_set_s, self._day.forced_s) < self._settings.balance.guest_cooldown_s:
+            return
+        if any(node.wall_offset_s for node in self._world.nodes.values()):
             return
         self.judged["cooldown"] += 1
         moved_s = self._moved_s.get(post.order.vmid)
@@ -82,7 +95,7 @@ class DayWitness(Witness):
         ]
 
     def _sent_in_doubt(self, requests: Iterable[Sent]) -> Iterator[str]:
-        """A guest is asked to move again while nobody can know what became of the last request."""
+        """A guest is asked to move again while nobody can know what became of the last request: it is still where it was."""
         last: dict[int, Sent] = {}
         for sent in requests:
             before = last.get(sent.order.vmid)
@@ -91,7 +104,8 @@ class DayWitness(Witness):
                 continue
             self.judged["sent again"] += 1
             since_s = sent.at_s - before.at_s
-            if "InDoubtError" in before.answer and since_s < IN_DOUBT_S - 1:
+            is_in_doubt = "InDoubtError" in before.answer and sent.order.source == before.order.source
+            if is_in_doubt and since_s < IN_DOUBT_S - 1:
                 yield f"{sent.at_s:.1f} s: {sent.sender} sends {sent.order.vmid} again, {since_s:.0f} s after a request without an answer"
 
     def _echoes(self, requests: Iterable[Sent]) -> Iterator[str]:
