@@ -165,6 +165,15 @@ class HaAsk:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignMove:
+    """A guest that somebody else has moved, a person or the HA manager: where it was seen then, and when (Unix seconds)."""
+
+    vmid: int
+    node: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """What a guest takes, and what is used on the nodes it left and came to, in cores and bytes; None is unknown."""
 
@@ -217,6 +226,7 @@ class HistoryFile:
     timings: tuple[Timing, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     ha_asks: tuple[HaAsk, ...] = ()
+    foreign_moves: tuple[ForeignMove, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

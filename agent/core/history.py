@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from agent.core.aside import is_kept, without_success
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
-from agent.core.documents import HISTORY_SCHEMA, Answer, HistoryFile, Home, render
+from agent.core.documents import HISTORY_SCHEMA, Answer, DocumentError, ForeignMove, HistoryFile, Home, parse, render
 from agent.core.failures import FailureClass
 from agent.core.load import FRESH_S, GuestLoad
 from agent.core.migrations import Migration, MigrationState, is_load_move
@@ -21,6 +21,7 @@ from agent.core.reasons import MoveReason
 
 KEPT_MIGRATIONS = 150  # about 60 KiB of JSON, well under what is read in one piece
 KEPT_ANSWERS = 20
+KEPT_FOREIGN = 200  # 9 KiB
 MOST_BYTES = 90_000  # files over 100 KiB are not written, as larger ones tear
 KEPT_S = 2 * 86400.0
 HOUR_S = 3600.0
@@ -73,6 +74,7 @@ def bounded(history: HistoryFile, now: float) -> HistoryFile:
             migrations=tuple(record for record in records if record.is_open or record.intent in kept),
             set_aside=tuple(sorted(aside, key=lambda entry: (entry.vmid, entry.target or ""))),
             answers=history.answers[-KEPT_ANSWERS:],
+            foreign_moves=tuple(moved for moved in history.foreign_moves if abs(now - moved.at) < KEPT_S)[-KEPT_FOREIGN:],
         )
         if len(render(result)) <= MOST_BYTES or not (kept or aside):
             return result
@@ -80,6 +82,18 @@ def bounded(history: HistoryFile, now: float) -> HistoryFile:
             keep = len(kept) * 7 // 8
         else:
             aside = aside[: len(aside) * 3 // 4]
+
+
+def highest_epoch(text: str | None) -> int:
+    """The highest epoch in which an attempt was written down, 0 for none, by history.json's text; None: there is no such file.
+
+    leader.json counts epochs, and can be lost; then a new count would give new attempts the names of old ones.
+    """
+    try:
+        history = None if text is None else parse(HistoryFile, text)
+    except DocumentError:
+        return 0
+    return max((record.epoch for record in history.migrations), default=0) if history is not None else 0
 
 
 def open_migrations(history: HistoryFile) -> tuple[Migration, ...]:
@@ -97,6 +111,7 @@ def cooling(history: HistoryFile, snapshot: Snapshot | None, now: float, cooldow
         for record in history.migrations
         if record.state in _CAME_TO_PASS
     ]
+    moves += [(moved.vmid, moved.at) for moved in history.foreign_moves]
     moves += [
         (task.vmid, task.ended_at)
         for task in (snapshot.tasks if snapshot is not None else ())
@@ -140,6 +155,21 @@ def without_stale_homes(history: HistoryFile, snapshot: Snapshot) -> HistoryFile
         home for home in history.homes if home.vmid in snapshot.unseen or (place.get(home.vmid) == home.put_on and home.put_on != home.home)
     )
     return history if kept == history.homes else replace(history, homes=kept)
+
+
+def with_foreign_moves(history: HistoryFile, moved: Mapping[int, str], now: float) -> HistoryFile:
+    """The history with the guests that were seen to have moved, VMID to node, and that none of the own attempts has moved there: by a
+    person, or by the HA manager, whose recovery of a guest leaves no task that would tell."""
+    ours = {
+        (record.vmid, record.target)
+        for record in history.migrations
+        if record.is_open or (record.state in _CAME_TO_PASS and abs(now - (record.ended_at or record.planned_at)) < LEARNED_S)
+    }
+    new = {vmid: ForeignMove(vmid, node, now) for vmid, node in sorted(moved.items()) if (vmid, node) not in ours}
+    if not new:
+        return history
+    kept = [known for known in history.foreign_moves if known.vmid not in new]
+    return replace(history, foreign_moves=(*kept, *new.values())[-KEPT_FOREIGN:])
 
 
 def moves_left(history: HistoryFile, now: float, most_an_hour: int) -> int:

@@ -134,7 +134,7 @@ def _same(event: Event, other: Event) -> bool:
 class MigrationTraces:
     """Which guests migrate or have just done so, from all that the agent can see.
 
-    Units:   Unix seconds; `ended` maps a VMID to when its last migration ended, `running` are those under way.
+    Units:   Unix seconds; `ended` are VMIDs with when a migration of theirs ended, `running` are those under way.
     """
 
     running: frozenset[int] = frozenset()
@@ -144,19 +144,19 @@ class MigrationTraces:
 def traces(snapshot: Snapshot | None, records: Iterable[Migration]) -> MigrationTraces:
     """The traces in PVE's task list and in the agent's own records."""
     running: set[int] = set()
-    ended: dict[int, float] = {}
+    ended: set[tuple[int, float]] = set()  # all of them: one that a clock dated ahead hides no other
     for task in snapshot.tasks if snapshot is not None else ():
         if task.kind in MIGRATE_KINDS and task.vmid is not None:
             if task.ended_at is None:
                 running.add(task.vmid)
             else:
-                ended[task.vmid] = max(task.ended_at, ended.get(task.vmid, task.ended_at))
+                ended.add((task.vmid, task.ended_at))
     for record in records:
         if record.is_open:
             running.add(record.vmid)
         elif record.ended_at is not None and record.asked_at is not None:
-            ended[record.vmid] = max(record.ended_at, ended.get(record.vmid, record.ended_at))
-    return MigrationTraces(frozenset(running), tuple(sorted(ended.items())))
+            ended.add((record.vmid, record.ended_at))
+    return MigrationTraces(frozenset(running), tuple(sorted(ended)))
 
 
 def why_echo(event: Event, seen: MigrationTraces, now: float) -> str | None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse, render
+from agent.core.history import highest_epoch
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.shutdown import parse_flag
 from agent.daemon import inputs, outputs
 from agent.daemon.flags import FLAG_FOLDER
 from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
-from agent.daemon.outside import LEADER_PATH, Ports, words_of
+from agent.daemon.outside import HISTORY_PATH, LEADER_PATH, Ports, words_of
 from agent.daemon.reading import Reading, text_of
 from agent.daemon.unanswered import unanswered
 from agent.ports import InDoubtError, NotHolderError, OutsideError, PermanentError, RefusedError, TemporaryError
@@ -130,8 +131,9 @@ class Performer:
                     ports.lock.ask_expiry()
                 case LockAct.WRITE_LEADING | LockAct.WRITE_RELEASED:
                     if asked.leader is not None:
-                        self._check_own(asked.leader)
-                        leader_text = render(asked.leader)
+                        leader = self._with_new_epoch(asked.leader)
+                        self._check_own(leader)
+                        leader_text = render(leader)
                         ports.files.write(LEADER_PATH, leader_text)
                 case LockAct.RELEASE:
                     # Nobody is asked who removes it: a process that was stopped for minutes would remove the next leader's.
@@ -144,6 +146,12 @@ class Performer:
             outcome, text = LockOutcome.FAILED, words_of(error)
         state = ports.files.state()
         return LockAnswer(act, outcome, called_s, state, mtime, leader_text, text)
+
+    def _with_new_epoch(self, leader: LeaderFile) -> LeaderFile:
+        """With an epoch that no attempt in history.json has had: leader.json may have been lost, and with it the count."""
+        if leader.state is not LeaderState.LEADING:
+            return leader
+        return replace(leader, epoch=max(leader.epoch, highest_epoch(self._ports.files.read(HISTORY_PATH)) + 1))
 
     def _check_own(self, leader: LeaderFile) -> None:
         """Raise NotHolderError when the lock, or the lead that is to be released, is another's: a process that was stopped for minutes

@@ -19,6 +19,7 @@ from agent.core.documents import (
     Answer,
     DocumentError,
     Facts,
+    ForeignMove,
     HistoryFile,
     Home,
     InboxEvent,
@@ -47,6 +48,7 @@ FILES = [
     HistoryFile(
         HISTORY_SCHEMA, NOW, tuple(record(101 + i, state) for i, state in enumerate(MigrationState)), (Home(101, "pve1", "pve2", NOW),),
         (SetAside(102, NOW, 2, "no space"),), (Answer("r1", NOW, "done", final=True),),
+        foreign_moves=(ForeignMove(103, "pve3", NOW),),
     ),
     RequestFile(REQUEST_SCHEMA, "balance", True, "root"),
 ]  # fmt: skip

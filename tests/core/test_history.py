@@ -43,6 +43,29 @@ def test_the_cooldown_ends_when_it_is_over() -> None:
     assert memory.cooling(done, None, NOW, 3600) == {}
 
 
+def test_a_guest_that_was_seen_to_have_moved_cools_though_no_task_tells_of_it() -> None:
+    seen = memory.with_foreign_moves(of(record(102, target="pve3"), record(103, S.RUNNING)), {101: "pve2", 102: "pve3", 103: "pve2"}, NOW)
+    assert [(moved.vmid, moved.node) for moved in seen.foreign_moves] == [(101, "pve2")], "the others are the agent's own moves"
+    assert memory.cooling(seen, None, NOW + 60, 3600) == {101: "moved 1 minutes ago, may move again in 59"} | memory.cooling(
+        of(record(102), record(103, S.RUNNING)), None, NOW + 60, 3600
+    )
+    again = memory.with_foreign_moves(seen, {101: "pve3"}, NOW + 50)
+    assert [(moved.node, moved.at) for moved in again.foreign_moves] == [("pve3", NOW + 50)], "one a guest, the last"
+
+
+def test_own_move_that_failed_and_a_guest_that_went_elsewhere_are_foreign_moves() -> None:
+    history = of(record(101, S.FAILED, ago_s=30), record(102, ago_s=30))
+    seen = memory.with_foreign_moves(history, {101: "pve2", 102: "pve3"}, NOW)
+    assert [moved.vmid for moved in seen.foreign_moves] == [101, 102]
+
+
+def test_foreign_moves_are_bounded() -> None:
+    many = memory.with_foreign_moves(EMPTY, dict.fromkeys(range(100, 1100), "pve2"), NOW)
+    assert len(many.foreign_moves) == memory.KEPT_FOREIGN
+    assert memory.bounded(many, NOW + memory.KEPT_S - 1).foreign_moves == many.foreign_moves
+    assert memory.bounded(many, NOW + memory.KEPT_S).foreign_moves == ()
+
+
 def test_moves_by_people_cool_too() -> None:
     snapshot = cluster(
         task("qmigrate", "pve1", 101, 60), task("vzmigrate", "pve1", 102, 60, "WARNINGS: 1"), task("qmigrate", "pve1", 103, 60, "no space")

@@ -164,6 +164,13 @@ def test_a_clock_that_was_ahead_does_not_silence_a_guest_for_ever() -> None:
     assert why_echo(event(), traces(None, [record(ago_s=-3600)]), NOW) is None
 
 
+def test_a_migration_dated_ahead_does_not_make_news_of_the_echo_of_another() -> None:
+    records = [record(ago_s=40), replace(record(ago_s=-3600), intent="2-1")]
+    assert why_echo(event(), traces(None, records), NOW) == "it migrated 29 s ago"
+    seen = cluster(task("qmigrate", "pve1", 101, ended_s_ago=30), task("qmigrate", "pve2", 101, ended_s_ago=-3600))
+    assert why_echo(event(), traces(seen, []), NOW) == "it migrated 30 s ago"
+
+
 def test_what_was_never_asked_of_pve_leaves_no_echo() -> None:
     assert why_echo(event(), traces(None, [record(state=MigrationState.SKIPPED, ago_s=20)]), NOW) is None
 

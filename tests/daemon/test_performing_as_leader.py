@@ -9,17 +9,20 @@ import pytest
 
 from agent.core.cluster import GIB, GuestType
 from agent.core.documents import LEADER_SCHEMA, LeaderFile, LeaderState, render
+from agent.core.history import empty, with_migrations
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.settings import Settings
 from agent.daemon.inputs import LockAnswer, LockOutcome, MigrationAnswer, PostOutcome, StartAnswer
 from agent.daemon.outputs import DoLock, StartGuest, StartMigration
-from agent.daemon.outside import LEADER_PATH, Ports
+from agent.daemon.outside import HISTORY_PATH, LEADER_PATH, Ports
 from agent.daemon.perform import Performer
 from agent.ports import ClusterApi, MigrationOrder
 from agent.sim.inventory import SimGuest, SimNode
 from agent.sim.ports import ports_of
 from agent.sim.world import World
 from agent.simulation import SimSettings
+from tests.core.clusters import NOW
+from tests.core.records import record
 
 TIMES = LockTimes()
 MINE = LeaderFile(LEADER_SCHEMA, "pve1", "first", 7, LeaderState.LEADING, 100.0, "0.1.0")
@@ -92,6 +95,24 @@ def test_leading_is_written_only_with_the_lock() -> None:
     assert outcome(made, DoLock(LockAct.WRITE_LEADING, replace(MINE, epoch=9))) is LockOutcome.NOT_HOLDER
     assert made.main.files[LEADER_PATH] == other
     assert outcome(world(), DoLock(LockAct.WRITE_LEADING, replace(MINE, epoch=9))) is LockOutcome.DONE
+
+
+@pytest.mark.parametrize("text", ["leader.json is there", "leader.json is lost"])
+def test_an_epoch_in_which_attempts_were_written_down_is_not_begun_again(text: str) -> None:
+    """Attempts are named by their epoch: with the count begun anew, a new one would be written over an old one."""
+    made = world()
+    made.put_file(HISTORY_PATH, render(with_migrations(empty(NOW), [record(102, epoch=41), record(101, epoch=40)])))
+    first = replace(MINE, epoch=1)
+    if text.endswith("lost"):
+        made.drop_file(LEADER_PATH)
+    answer = performer(made).perform(DoLock(LockAct.WRITE_LEADING, first))
+    assert isinstance(answer, LockAnswer)
+    assert answer.leader_text == made.main.files[LEADER_PATH] == render(replace(first, epoch=42))
+    outcome(made, DoLock(LockAct.WRITE_LEADING, replace(first, epoch=50)))
+    assert made.main.files[LEADER_PATH] == render(replace(first, epoch=50))
+    made.put_file(HISTORY_PATH, "{torn")
+    assert outcome(made, DoLock(LockAct.WRITE_LEADING, first)) is LockOutcome.DONE
+    assert made.main.files[LEADER_PATH] == render(first)
 
 
 def test_a_lock_is_removed_within_the_lease_only() -> None:
