@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from agent import wiring
 from agent.commands.plan import plan_text
-from agent.commands.planning import asker, checked_plan, question_of, remembered, timings_in
+from agent.commands.planning import asker, checked_plan, question_of, remembered, timings_in, why_only_words
 from agent.commands.progress import Teller, teller
 from agent.commands.status import read_status
 from agent.commands.tables import counted
@@ -37,7 +37,7 @@ _SEE = "see: journalctl -u proxlb-agent, on the leader"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--force", action="store_true", help="past gates and cooldowns; never past a rule or a limit")
+    parser.add_argument("--force", action="store_true", help="past gates, cooldowns and quiet hours; never past a rule or a limit")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -60,6 +60,8 @@ def execute(arguments: argparse.Namespace) -> int:
     print(plan_text(plan, view, snapshot, settings), flush=True)
     if not plan.moves:
         return 0
+    for sentence in () if arguments.force else why_only_words(settings, snapshot, known.history):
+        print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
     if settings.mode in (Mode.OFF, Mode.OBSERVE):
         raise PermanentError(f"mode is {settings.mode.value}: the agent carries out nothing", "the cluster's config.yaml sets the mode")
     read_status(settings)  # an agent must run here, as it is the one that takes the request

@@ -18,6 +18,7 @@ from agent.core.load import why_pressure_unknown
 from agent.core.plan_types import Move, Plan, Refusal, Verdict
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
+from agent.core.quiet_hours import quiet
 from agent.core.reasons import RefusalReason
 from agent.core.settings import Mode, Settings
 from agent.ports import TemporaryError
@@ -107,6 +108,8 @@ def why_only_words(settings: Settings, snapshot: Snapshot, history: HistoryFile 
         why.append(f"mode is {settings.mode.value}: the agent carries out nothing")
     elif settings.mode is Mode.RULES:
         why.append("mode is rules: the agent does not balance load")
+    elif (hours := quiet(settings.quiet_hours, snapshot.taken_at, snapshot.utc_offset_s)) is not None:
+        why.append(f"{hours.words}: the agent does not balance load, unless asked by balance --force")
     if snapshot.unseen:
         shown = ", ".join(str(vmid) for vmid in snapshot.unseen[:5]) + (", ..." if len(snapshot.unseen) > 5 else "")
         why.append(f"the token does not see all guests ({shown}): the agent only observes; give it VM.Audit on /")

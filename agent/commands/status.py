@@ -94,6 +94,9 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float, pau
         facts.append(("paused", f"nobody is moved{end} ({flag_words(paused)})" if flag_words(paused) else f"nobody is moved{end}"))
     for balancer in cast(list[JsonObject], document.get("other_balancers", [])):
         facts.append(("balances, too", _balancer_words(balancer)))
+    if (quiet := cast(JsonObject | None, document["quiet_hours"])) is not None:
+        end = "" if quiet["until"] is None else f" until {clock(cast(float, quiet['until']))}"
+        facts.append(("quiet hours", f"no load is balanced{end}"))
     if maintenance := cast(list[str], document["maintenance"]):
         facts.append(("maintenance", ", ".join(maintenance)))
     width = max(len(title) for title, _ in facts)

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import cast
 
 from agent.core.json_types import Json, JsonObject
+from agent.core.quiet_hours import QuietSpan
 
 DAY_S = 86400
 VMID_MIN, VMID_MAX = 100, 999_999_999  # PVE's pve-vmid
@@ -84,6 +85,7 @@ class Kind(StrEnum):
     GUESTS = "a list of VMIDs and ranges of them"
     POOLS = "a mapping of pools to their rules"
     STORAGES = "a mapping of storages to storages"
+    SPANS = "a list of days with times"
 
 
 class File(StrEnum):
@@ -490,6 +492,13 @@ class Settings:
     nodes: NodeSettings = NodeSettings()
     migration: MigrationSettings = MigrationSettings()
     drain: DrainSettings = DrainSettings()
+    quiet_hours: tuple[QuietSpan, ...] = field(
+        default=(),
+        metadata=_is(
+            Kind.SPANS,
+            "hours of the nodes' local time without load balancing, for backups and batch jobs; maintenance and rules go on",
+        ),
+    )
     pools: tuple[PoolSettings, ...] = field(
         default=(),
         metadata=_is(Kind.POOLS, "rules for all guests of a pool, by its name; only who may administer a pool puts guests into it"),
@@ -535,6 +544,7 @@ PATTERNS = {  # full matches; plain enough that JSON schema reads them the same 
     Kind.NODES: "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?",  # PVE's pve-node, a host name's length
     Kind.GUESTS: "([1-9][0-9]{2,8})-([1-9][0-9]{2,8})",
     Kind.STORAGES: "[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]",  # PVE's pve-storage-id
+    Kind.SPANS: "(?:[01]?[0-9]|2[0-3]):[0-5][0-9]",
     Kind.POOLS: "[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){0,2}",  # PVE's pve-poolid: pools nest, three deep
 }
 
@@ -569,6 +579,9 @@ def _as_json(value: object, spec: Spec) -> Json:
         return {pool.name: _section_document(pool, leave_out="name") for pool in cast(tuple[PoolSettings, ...], value)}
     if spec.kind is Kind.STORAGES:
         return dict(cast(tuple[tuple[str, Json], ...], value))
+    if spec.kind is Kind.SPANS:
+        spans = cast(tuple[QuietSpan, ...], value)
+        return [{"days": [*span.days], "from": span.begin, "to": span.end} for span in spans]
     if isinstance(value, tuple):
         return list(cast(tuple[Json, ...], value))
     if isinstance(value, float) and value.is_integer():

@@ -8,13 +8,15 @@ each in one line that says what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import Protocol, cast
 
+from agent.core.calendar_events import DAYS
 from agent.core.json_types import Json, JsonObject
+from agent.core.quiet_hours import QuietSpan, seconds_of
 from agent.core.settings import (
     DEFAULTS,
     FIELDS,
@@ -94,7 +96,9 @@ def _contradictions(values: Mapping[str, _Value], file: File) -> Iterator[Proble
         yield Problem("balance.memory.weight", "cpu, memory and pressure all have no weight; for no load balancing set mode: rules", file)
 
 
-_Value = bool | int | float | str | None | tuple[int | str, ...] | tuple[PoolSettings, ...] | tuple[tuple[str, str], ...]
+_Lists = tuple[int | str, ...] | tuple[PoolSettings, ...] | tuple[tuple[str, str], ...] | tuple[QuietSpan, ...]
+_Value = bool | int | float | str | None | _Lists
+_SPAN_KEYS = dict.fromkeys(("days", "from", "to"))  # in this order where they are named
 
 
 class _Reader:
@@ -129,7 +133,7 @@ class _Reader:
     def _read_value(self, spec: Spec, value: Json, path: str) -> None:
         if value is None and spec.optional:
             self._values[path] = None
-        elif value is None and spec.kind in (Kind.POOLS, Kind.STORAGES):
+        elif value is None and spec.kind in (Kind.POOLS, Kind.STORAGES, Kind.SPANS):
             pass  # a section without content
         elif value is None:
             self._say(path, f"has no value; must be {spec.allowed}, or leave the line out")
@@ -139,6 +143,8 @@ class _Reader:
             self._read_pools(spec, value, path)
         elif spec.kind is Kind.STORAGES:
             self._read_storages(spec, value, path)
+        elif spec.kind is Kind.SPANS:
+            self._values[path] = self._read_spans(spec, value, path)
         else:
             if value is False and "off" in spec.choices:
                 value = "off"  # YAML 1.1, and tools that speak it, take a bare off for false
@@ -189,6 +195,38 @@ class _Reader:
                 self._say(f"{path}.{_short(storage)}", f"must map a storage's name to a storage's name, not to {_shown(taker)}")
         self._values[path] = tuple((storage, taker) for storage, taker in value.items() if isinstance(taker, str))
 
+    def _read_spans(self, spec: Spec, value: Json, path: str) -> tuple[QuietSpan, ...]:
+        if not isinstance(value, list):
+            hint = "; begin each with a dash" if isinstance(value, dict) else ""
+            self._say(path, f"must be {spec.kind}, not {_shown(value)}{hint}")
+            return ()
+        return tuple(span for index, entry in enumerate(value) if (span := self._read_span(entry, f"{path}[{index}]")) is not None)
+
+    def _read_span(self, entry: Json, place: str) -> QuietSpan | None:
+        if not isinstance(entry, dict):
+            self._say(place, f'must be as {{days: [sat, sun], from: "01:00", to: "05:00"}}, not {_shown(entry)}')
+            return None
+        before = len(self._problems)
+        for key in entry.keys() - _SPAN_KEYS:
+            self._say(f"{place}.{_short(key)}", _unknown_below(place, key, _SPAN_KEYS))
+        for key in ("from", "to"):
+            if key not in entry:
+                self._say(f"{place}.{key}", 'is missing; must be a time of the day as "01:00"')
+            elif (why_not := _why_no_time(entry[key], may_be_midnight=key == "to")) is not None:
+                self._say(f"{place}.{key}", why_not)
+        days = entry.get("days")
+        if days is not None and not isinstance(days, list):
+            self._say(f"{place}.days", f"must be a list of days, not {_shown(days)}; for a single one write [{_short(days)}]")
+            days = None
+        for index, day in enumerate(days or ()):
+            if (why_not := _why_no_day(day)) is not None:
+                self._say(f"{place}.days[{index}]", why_not)
+        if len(self._problems) == before and seconds_of(cast(str, entry["from"])) == seconds_of(cast(str, entry["to"])):
+            self._say(f"{place}.to", 'is the same as from; for whole days write from: "00:00", to: "24:00"')
+        if len(self._problems) > before:
+            return None
+        return QuietSpan(cast(str, entry["from"]), cast(str, entry["to"]), tuple(cast(list[str], days or [])))
+
     def _read_pool(self, name: str, document: JsonObject, place: str) -> PoolSettings:
         values: dict[str, _Value] = {}
         reader = _Reader(self._file, values, self._problems)
@@ -196,9 +234,7 @@ class _Reader:
             if key in POOL_SPECS:
                 reader._read_value(POOL_SPECS[key], value, f"{place}.{key}")
             else:
-                near = get_close_matches(key, POOL_SPECS, 1, cutoff=0.7)
-                said = f"did you mean {place}.{near[0]}?" if near else "known here: " + ", ".join(POOL_SPECS)
-                self._say(f"{place}.{_short(key)}", f"unknown{', ' if near else '; '}{said}")
+                self._say(f"{place}.{_short(key)}", _unknown_below(place, key, POOL_SPECS))
         given = {path.removeprefix(place + "."): value for path, value in values.items()}
         rule = cast(str | None, given.get("rule"))
         return PoolSettings(
@@ -269,6 +305,27 @@ def _why_no_guests(value: Json) -> str | None:
     return f'must be a VMID from {VMID_MIN} to {VMID_MAX} or a range of them as "200-299", not {_shown(value)}'
 
 
+def _why_no_time(value: Json, *, may_be_midnight: bool) -> str | None:
+    if _match(Kind.SPANS, value) or (may_be_midnight and value == "24:00"):
+        return None
+    must = 'must be a time of the day as "01:00"' + (', at most "24:00"' if may_be_midnight else "")
+    if value == "24:00":
+        return f'{must}; the day begins at "00:00"'
+    is_hour = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24
+    return f"{must}, not {_shown(value)}" + (f'; did you mean "{value:02}:00"?' if is_hour else "")
+
+
+def _why_no_day(value: Json) -> str | None:
+    if value in DAYS:
+        return None
+    must = f"must be one of {', '.join(DAYS)}, not {_shown(value)}"
+    if not isinstance(value, str):
+        return must
+    word = value.strip().lower()
+    near = [word[:3]] if word[:3] in DAYS else get_close_matches(word, DAYS, 1)
+    return must + (f"; did you mean {near[0]}?" if near else "")
+
+
 _LISTS: dict[Kind, Callable[[Json], str | None]] = {Kind.HOSTS: _why_no_host, Kind.NODES: _why_no_node, Kind.GUESTS: _why_no_guests}
 
 
@@ -302,6 +359,12 @@ def _short(value: Json) -> str:
         case _:
             text = "a mapping"
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
+
+
+def _unknown_below(place: str, key: str, known: Collection[str]) -> str:
+    """As `_unknown`, of an entry in a list or a mapping whose entries are all alike."""
+    near = get_close_matches(key, known, 1, cutoff=0.7)
+    return f"unknown, did you mean {place}.{near[0]}?" if near else f"unknown; known here: {', '.join(known)}"
 
 
 def _unknown(path: str, key: str) -> str:

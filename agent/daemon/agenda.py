@@ -38,7 +38,7 @@ class Agenda:
 
     def retry(self, at_s: float) -> None:
         """Ask then whether something is to be done, as if the timer did."""
-        self._retry_at_s = at_s
+        self._retry_at_s = min(at_s, self._retry_at_s)
 
     def raise_again(self, trigger: Trigger, at_s: float) -> None:
         """Raise a trigger again that could not be answered."""

@@ -10,17 +10,22 @@ from agent.core.cluster import BULK_KINDS, Snapshot
 from agent.core.documents import HistoryFile
 from agent.core.flags import Flag, flag_words
 from agent.core.ha_moves import FENCED_STATES
+from agent.core.quiet_hours import quiet
 from agent.core.settings import Mode, Settings
 from agent.daemon.inputs import Now
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """`act`: start migrations at all; `load`: those that only even out load; `why_not`: for people, what forbids more."""
+    """`act`: start migrations at all; `load`: those that only even out load; `why_not`: for people, what forbids more.
+
+    Units:   `until` is when what forbids load ends by itself, in Unix seconds, None where that is not known.
+    """
 
     act: bool
     load: bool
     why_not: str = ""
+    until: float | None = None
 
 
 NOTHING = Permission(act=False, load=False, why_not="nothing has been looked at yet")
@@ -48,6 +53,8 @@ def permission(
     if observing is not None:
         return Permission(act=False, load=True, why_not=observing)
     why_not = _why_no_load(settings, snapshot, history, now, warm_at_s, settled_at_s, force)
+    if why_not is None and not force and (hours := quiet(settings.quiet_hours, now.wall_s, snapshot.utc_offset_s)) is not None:
+        return Permission(act=True, load=False, why_not=hours.words, until=hours.until)
     return Permission(act=True, load=why_not is None, why_not=why_not or "")
 
 

@@ -15,6 +15,7 @@ from agent.core.flags import Flag
 from agent.core.json_types import Json, JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
 from agent.core.migrations import Migration
+from agent.core.quiet_hours import quiet
 from agent.core.survival import survival_document
 from agent.core.triggers import described
 from agent.daemon.inputs import Now
@@ -101,6 +102,7 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "lease_until": round(now.wall_s + state.lease_until_s - now.boot_s) if state.stage is Stage.LEADING else None,
         "nodes": nodes,
         "maintenance": list(maintenance),
+        "quiet_hours": None if work is None else _quiet(work, agent.settings, now),
         "paused": None if work is None or work.paused is None else _paused(work.paused),
         "migrations": [] if work is None else _migrations(work, agent.settings),
         "waiting_for": None if work is None or work.pending is None else described(work.pending),
@@ -121,6 +123,11 @@ def _balancer(balancer: Balancer) -> JsonObject:
         "last_at": balancer.last_at,
         "vmids": [vmid for vmid, _ in balancer.moved],
     }
+
+
+def _quiet(work: Work, settings: Settings, now: Now) -> JsonObject | None:
+    hours = None if work.snapshot is None else quiet(settings.quiet_hours, now.wall_s, work.snapshot.utc_offset_s)
+    return None if hours is None else {"until": None if hours.until is None else round(hours.until)}
 
 
 def _paused(flag: Flag) -> JsonObject:

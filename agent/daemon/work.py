@@ -329,6 +329,8 @@ class Work:
         assert self.current is not None and self.snapshot is not None
         outputs: list[Output] = []
         self.permission = self._permission(settings, now)
+        if self.permission.until is not None:
+            self._agenda.retry(now.boot_s + max(0.0, self.permission.until - now.wall_s) + 1.0)
         outputs += self._telling.alarm(memory.alarm(self.history, now.wall_s))
         self.plan = make_plan(self.snapshot, settings, self.question(self.current, senses, settings, now))
         open_records = self.follow.records

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.calendar_events import DAYS
 from agent.core.journal import Level
 from agent.core.json_types import Json, JsonObject
+from agent.core.quiet_hours import QuietSpan
 from agent.core.settings import (
     PATTERNS,
     POOL_SPECS,
@@ -68,6 +70,7 @@ DEFAULTS: JsonObject = {
     "nodes": {"ignore": [], "maintenance": []},
     "migration": {"parallel_per_node": 1, "parallel_total": 2, "bandwidth_limit_kib_s": None, "timeout_s": 7200},
     "drain": {"parallel_per_node": 2, "parallel_total": 4, "stopped": False, "return_home": True, "shutdown_limit_s": 600},
+    "quiet_hours": [],
     "pools": {},
     "log": {"level": "info"},
     "paths": {"pmxcfs": "/etc/pve", "run": "/run/proxlb-agent", "state": "/var/lib/proxlb-agent"},
@@ -167,6 +170,51 @@ def test_what_is_not_said_keeps_its_default_however_deep() -> None:
             {"guests": {"ignore": [101, 99]}},
             'guests.ignore[1]: must be a VMID from 100 to 999999999 or a range of them as "200-299", not 99',
         ),
+        (
+            {"quiet_hours": {"from": "01:00"}},
+            "quiet_hours: must be a list of days with times, not a mapping; begin each with a dash",
+        ),
+        (
+            {"quiet_hours": ["01:00"]},
+            'quiet_hours[0]: must be as {days: [sat, sun], from: "01:00", to: "05:00"}, not "01:00"',
+        ),
+        ({"quiet_hours": [{"from": "01:00"}]}, 'quiet_hours[0].to: is missing; must be a time of the day as "01:00"'),
+        (
+            {"quiet_hours": [{"form": "00:00", "from": "01:00", "to": "05:00"}]},
+            "quiet_hours[0].form: unknown, did you mean quiet_hours[0].from?",
+        ),
+        (
+            {"quiet_hours": [{"hours": 1, "from": "01:00", "to": "05:00"}]},
+            "quiet_hours[0].hours: unknown; known here: days, from, to",
+        ),
+        (
+            {"quiet_hours": [{"from": 1, "to": "05:00"}]},
+            'quiet_hours[0].from: must be a time of the day as "01:00", not 1; did you mean "01:00"?',
+        ),
+        (
+            {"quiet_hours": [{"from": "24:00", "to": "05:00"}]},
+            'quiet_hours[0].from: must be a time of the day as "01:00"; the day begins at "00:00"',
+        ),
+        (
+            {"quiet_hours": [{"from": "01:00", "to": "25:00"}]},
+            'quiet_hours[0].to: must be a time of the day as "01:00", at most "24:00", not "25:00"',
+        ),
+        (
+            {"quiet_hours": [{"from": "5:00", "to": "05:00"}]},
+            'quiet_hours[0].to: is the same as from; for whole days write from: "00:00", to: "24:00"',
+        ),
+        (
+            {"quiet_hours": [{"days": "sun", "from": "01:00", "to": "05:00"}]},
+            'quiet_hours[0].days: must be a list of days, not "sun"; for a single one write [sun]',
+        ),
+        (
+            {"quiet_hours": [{"days": ["mon", "Wednesday"], "from": "01:00", "to": "05:00"}]},
+            'quiet_hours[0].days[1]: must be one of mon, tue, wed, thu, fri, sat, sun, not "Wednesday"; did you mean wed?',
+        ),
+        (
+            {"quiet_hours": [{"days": [7], "from": "01:00", "to": "05:00"}]},
+            "quiet_hours[0].days[0]: must be one of mon, tue, wed, thu, fri, sat, sun, not 7",
+        ),
         ({"pools": []}, "pools: must be a mapping of pools to their rules, not a list"),
         ({"pools": {"web": []}}, "pools.web: must be a mapping of settings, not a list"),
         ({"pools": {"a b": {}}}, "pools.a b: is not the name of a pool (letters, digits, -, _, ., and / between a pool and one within it)"),
@@ -199,9 +247,9 @@ def test_a_mistake_is_named_with_its_path_and_what_would_be_right(document: Json
 
 
 def test_all_mistakes_are_named_at_once_and_in_order() -> None:
-    document: Json = {"mode": 3, "nodes": {"ignore": ["a_b", "c", "d_e"]}, "api": {"timeout_s": 0, "backend": "x"}, "quiet_hours": []}
+    document: Json = {"mode": 3, "nodes": {"ignore": ["a_b", "c", "d_e"]}, "api": {"timeout_s": 0, "backend": "x"}, "quiet_ours": []}
     assert [line.split(":")[0] for line in lines_of(check(document))] == [
-        "mode", "nodes.ignore[0]", "nodes.ignore[2]", "api.timeout_s", "api.backend", "quiet_hours",
+        "mode", "nodes.ignore[0]", "nodes.ignore[2]", "api.timeout_s", "api.backend", "quiet_ours",
     ]  # fmt: skip
 
 
@@ -209,7 +257,6 @@ def test_all_mistakes_are_named_at_once_and_in_order() -> None:
     "path",
     [
         "api.backend", "api.user", "api.password_file", "api.auto_setup",
-        "quiet_hours",
     ],
 )  # fmt: skip
 def test_what_is_planned_but_not_built_is_unknown(path: str) -> None:
@@ -315,6 +362,7 @@ def test_the_table_and_the_types_of_the_fields_agree() -> None:
         Kind.GUESTS: tuple[int | str, ...],
         Kind.POOLS: tuple[PoolSettings, ...],
         Kind.STORAGES: tuple[tuple[str, str], ...],
+        Kind.SPANS: tuple[QuietSpan, ...],
     }
     for setting in rows():
         *sections, name = setting.path.split(".")
@@ -370,6 +418,17 @@ def schema_of(setting: Row) -> JsonObject:
         case Kind.STORAGES:
             name: JsonObject = {"pattern": f"^(?:{PATTERNS[spec.kind]})$"}
             found = {"type": ["object", "null"], "propertyNames": name, "additionalProperties": {"type": "string", **name}}
+        case Kind.SPANS:
+            time: JsonObject = {"type": "string", "pattern": f"^(?:{PATTERNS[spec.kind]})$"}
+            end: JsonObject = {"type": "string", "pattern": f"^(?:{PATTERNS[spec.kind]}|24:00)$"}
+            days: JsonObject = {"description": "on which it begins; none: every day", "type": ["array", "null"], "items": {"enum": [*DAYS]}}
+            span: JsonObject = {
+                "type": "object",
+                "required": ["from", "to"],
+                "additionalProperties": False,
+                "properties": {"days": days, "from": time, "to": end},
+            }
+            found = {"type": ["array", "null"], "items": span}
         case Kind.POOLS:
             fresh = as_document(Settings(pools=(PoolSettings("x"),)))["pools"]
             assert isinstance(fresh, dict)
@@ -472,6 +531,12 @@ def valid_values(setting: Row) -> st.SearchStrategy[Json]:
             return st.dictionaries(st.sampled_from(["web", "db.1", "a/b"]), pool | st.none(), max_size=2)
         case Kind.STORAGES:
             return st.dictionaries(st.sampled_from(["local", "local-zfs"]), st.sampled_from(["local-lvm", "a.b_c"]), max_size=2)
+        case Kind.SPANS:
+            days = st.lists(st.sampled_from(DAYS), max_size=3)
+            span = st.fixed_dictionaries(
+                {"from": st.sampled_from(["00:00", "1:30"]), "to": st.sampled_from(["05:00", "24:00"]), "days": days}
+            )
+            return st.lists(span, max_size=2)
         case Kind.SWITCH:
             return st.booleans()
         case Kind.WHOLE:

@@ -67,7 +67,7 @@ _PACES: dict[Pace, tuple[LockTimes | None, Cadence | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that must be in the journal; `times` None: once or more."""
+    """A line that must be in the journal; `times` None: once or more, 0: not then."""
 
     line: str
     from_s: float = 0.0

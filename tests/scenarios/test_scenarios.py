@@ -70,7 +70,7 @@ def broken_checks(checks: Checks, done: Run) -> Iterator[str]:
     lines = done.journal.splitlines()
     for entry in checks.must:
         found = [line for line in lines if re.search(entry.line, line) and entry.from_s <= at_s(line) <= entry.to_s]
-        if not found or (entry.times is not None and len(found) != entry.times):
+        if not found if entry.times is None else len(found) != entry.times:
             yield f"must be there: {entry}, found {len(found)} times"
     for unwanted in checks.must_not:
         yield from (f"must not be there: {line}" for line in lines if re.search(unwanted, line))
