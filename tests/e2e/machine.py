@@ -70,16 +70,26 @@ class Machine:
     Nothing of it outlives the process that made it, even one that is killed: only a directory below .cache/boxes and an empty cgroup
     stay then, until the next machine, or `sweep`, takes them away. It has no network but its own loopback device.
 
-    binds:   directories of this machine, read-only at the same path inside.
-    shared:  directories of this machine, writable, and where they are inside.
+    binds:    directories of this machine, read-only at the same path inside.
+    shared:   directories of this machine, writable, and where they are inside.
+    network:  a network namespace that stays when it reboots; None: one of its own, gone with each boot.
     """
 
-    def __init__(self, root: Path, hostname: str = "pve1", *, binds: Sequence[Path] = (), shared: Mapping[Path, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        hostname: str = "pve1",
+        *,
+        binds: Sequence[Path] = (),
+        shared: Mapping[Path, str] | None = None,
+        network: Path | None = None,
+    ) -> None:
         self.hostname = hostname
         self.pid = 0  # of its init, seen from here
         self.boot_s = 0.0
         self._began_s = 0.0
         self._root = root
+        self._network = network
         self._options = [f"--hostname={hostname}", *(f"--bind-ro={path}" for path in binds)]
         self._options += [f"--bind={path}:{inside}" for path, inside in (shared or {}).items()]
         self._box: subprocess.Popen[bytes] | None = None
@@ -119,7 +129,8 @@ class Machine:
             for part in ("upper", "overlay", "root"):
                 (self._work / part).mkdir(0o755, parents=True)
         # setpriv: the box dies with this process; unshare: everything in the box dies with its first process.
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--net", "--pid", "--fork"]
+        network = ["unshare", "--net"] if self._network is None else ["nsenter", f"--net={self._network}", "unshare"]
+        command = ["setpriv", "--pdeathsig", "KILL", *network, "--mount", "--propagation", "private", "--pid", "--fork"]
         command += ["--kill-child", "--mount-proc", "/bin/sh", "-c", BOX, "box", self.name, str(self._root), str(self._work)]
         with self.console.open("ab") as out:
             self._box = subprocess.Popen(
@@ -142,6 +153,18 @@ class Machine:
             self._box.wait(STOP_WAIT_S)
         except subprocess.TimeoutExpired:
             raise MachineError(f"{self.hostname} did not stop within {STOP_WAIT_S:.0f} s:\n{self._console_end()}") from None
+
+    def wait_ended(self, limit_s: float) -> None:
+        """Return when it has shut down by itself, as after `systemctl reboot`; `boot` is its next boot, from the disk that it had.
+
+        Raises:  MachineError with the end of the console when it still runs after the limit.
+        """
+        assert self._box
+        try:
+            self._box.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise MachineError(f"{self.hostname} had not shut down after {limit_s:.0f} s:\n{self._console_end()}") from None
+        self.crash()
 
     def crash(self) -> None:
         """End it as a power cut does: everything in it is gone at once, but for its disk."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import ctypes
-import os
 import shutil
 import tempfile
 import time
@@ -17,13 +15,12 @@ from typing import Any, Self
 
 from tests.e2e.machine import Done, Machine
 from tests.e2e.mirror import Mirror
+from tests.e2e.network import API_PORT, enter_network
 from tests.e2e.played import Played
 from tests.e2e.roots import PROJECT
 from tests.pmxcfs.client import Control
 from tests.pve_server.client import PYTHON, Answer, PveServer
 
-CLONE_NEWNET = 0x40000000
-API_PORT = 8006
 STANDIN = "/opt/standin"
 SOCKET = "/run/pve-standin/control"
 HOOK = "/usr/share/proxlb-agent/hookscripts/proxlb-hook"
@@ -40,7 +37,6 @@ Restart=on-failure
 [Install]
 WantedBy=multi-user.target
 """
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Api(PveServer):
@@ -52,7 +48,7 @@ class Api(PveServer):
         python.chmod(0o755)
         super().__init__(state, [f"{machine.hostname}=127.0.0.1:{API_PORT}"], folder / "pve", python)
         # A thread may be in another network than its process; what this one connects to, the machine does.
-        self._inside = concurrent.futures.ThreadPoolExecutor(1, "api", _enter_network, (machine.pid,))
+        self._inside = concurrent.futures.ThreadPoolExecutor(1, "api", enter_network, (Path(f"/proc/{machine.pid}/ns/net"),))
 
     def stop(self) -> None:
         super().stop()
@@ -138,9 +134,3 @@ class Node(Played):
         self.machine.put("/etc/systemd/system/pve-cluster.service", PVE_CLUSTER.format(standin=STANDIN, socket=SOCKET, nodes=nodes))
         self.machine.run("mkdir -p /etc/pve; systemctl daemon-reload; systemctl enable --now pve-cluster.service")
         self.pmxcfs = Control(self.machine.outside(SOCKET))
-
-
-def _enter_network(pid: int) -> None:
-    with open(f"/proc/{pid}/ns/net", "rb") as network:
-        if libc.setns(network.fileno(), CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

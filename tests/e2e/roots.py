@@ -16,7 +16,7 @@ RELEASES = ("bookworm", "trixie")  # Debian 12 and 13, PVE 8 and 9
 # What boots, what the agent depends on and recommends, what the stand-in for /etc/pve needs, what tests look around with.
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "python3", "ca-certificates", "dash", "iproute2", "procps", "util-linux", "strace", "nftables",
-    "python3-fusepy", "fuse3",
+    "python3-fusepy", "fuse3", "tmux",
     "python3-proxmoxer", "python3-requests", "python3-watchdog", "python3-yaml", "python3-systemd", "python3-rich", "python3-paramiko",
 )  # fmt: skip
 # Nothing of this has work in a container without network, and each would wake up in the middle of a test.
