@@ -126,13 +126,16 @@ FROM_OUTSIDE = [LOCK_REMOVED, cut_off(40), leader_file("leader.json deleted", la
 @pytest.mark.parametrize("fault", FROM_OUTSIDE, ids=str)
 @pytest.mark.parametrize("point", ON_ITS_WAY, ids=str)
 def test_what_strikes_between_check_and_request_is_too_late_for_it(point: Point, fault: Fault) -> None:
-    """The request goes out, or is refused by a node that is cut off; nobody else's is sent before it must be over."""
+    """The request goes out, or is refused by a node that is cut off; nobody else's is sent before it must be over.
+
+    Others count 90 s from the last renewal that they saw, and the one right before the request may be 10 s and a look younger.
+    """
     blaze = run(fault, point)
     first, *others = blaze.judge.requests
     assert not list(blaze.judge.problems())
     assert first.late_s == 0
     assert list(blaze.judge.let_off()) in ([], [first])
-    assert all(other.at_s >= first.at_s + 90 for other in others if other.sender != first.sender)
+    assert all(other.at_s >= first.at_s + 75 for other in others if other.sender != first.sender)
 
 
 def test_a_request_is_late_by_half_a_lease_at_the_most() -> None:
