@@ -16,6 +16,7 @@ from agent.core.steps import Step
 MOVING_ON = 0.25  # of the least gain: what a guest that moves anyway must bring by going to yet another node; it copies no more for it
 
 NOTHING_GAINED = 1e-9
+TRIED_FIRST = 8  # the hottest and the coolest nodes hold a good step nearly always
 
 
 class Row(NamedTuple):
@@ -37,12 +38,12 @@ class Row(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """No step, or exchange, between two nodes gained more than `most` when they were at these versions and this uneven."""
+    """No step, or exchange, between two nodes took more than `most` off the goal when they were at these versions and this uneven."""
 
     most: float
     source_version: int
     target_version: int
-    deviations: tuple[float, ...]
+    when: int
 
 
 class Candidates:
@@ -64,8 +65,10 @@ class Candidates:
         self._rooms: dict[int, Burden] = {}
         self._may: dict[tuple[tuple[int, ...], int], bool] = {}
         self._free: dict[tuple[int, ...], bool] = {}
-        self._seen: dict[tuple[int, int, bool], _Seen] = {}
+        self._seen: dict[bool, list[list[_Seen | None]]] = {}  # of single steps and of exchanges, by source and target
+        self._deviations: list[tuple[float, ...]] = []  # how uneven the cluster was, by `when`
         self._version = [0] * len(self._goal.names)
+        self._forget_pairs()
         self.cheapest = MOVING_ON * self._goal.cost(0.0, 0)
 
     # units
@@ -162,26 +165,31 @@ class Candidates:
 
     def pairs(self, sources: Collection[int], targets: Collection[int], *, exchanged: bool = False) -> list[tuple[float, int, int]]:
         """Pairs of nodes between which a unit, or an exchange, may gain, with more than it can, negated: the best hope first."""
-        goal, prices = self._goal, self._goal.prices
-        least = self.cheapest
+        goal, prices, version = self._goal, self._goal.prices, self._version
+        least, is_wide = self.cheapest, exchanged or len(targets) > TRIED_FIRST
         lowest_cpu, lowest_memory, lowest_pressure = (min((prices[node][i] for node in targets), default=0.0) for i in range(3))
         found = []
-        deviations = tuple(measure.deviation for measure in goal.measures)
+        now, grown = self._now(), dict[int, float]()
         for source in sources:
             cpu, memory, pressure = prices[source]
-            edge, most_cpu, most_memory, most_pressure = self._edge(source)
+            edge, most_cpu, most_memory, most_pressure = self._edge(source, is_wide)
             if not edge and not exchanged:
                 continue
             hope = most_cpu * (cpu - lowest_cpu) + most_memory * (memory - lowest_memory) + most_pressure * (pressure - lowest_pressure)
             if not exchanged and hope <= least:
                 continue
             self._draft.evaluations += len(targets)
+            known, of = self._seen[exchanged][source], version[source]
             for target in targets:
                 if source == target:
                     continue
-                seen = self._seen_between(source, target, exchanged, deviations)
-                if seen <= 0:
-                    continue
+                seen = known[target]
+                if seen is not None and seen[1] == of and seen[2] == version[target]:
+                    growth = grown.get(seen[3]) or grown.setdefault(seen[3], self._growth(seen[3]))
+                    if growth < math.inf:
+                        if seen[0] * growth > least:
+                            found.append((-seen[0] * growth, source, target))
+                        continue
                 cpu_there, memory_there, pressure_there = prices[target]
                 by_cpu, by_memory, by_pressure = cpu - cpu_there, memory - memory_there, pressure - pressure_there
                 most = most_pressure * by_pressure if by_pressure > 0 else 0.0
@@ -190,50 +198,65 @@ class Candidates:
                     if exchanged or loose + most > least:
                         most += max([x * by_cpu + y * by_memory for x, y in edge], default=0.0)
                 if exchanged:
-                    back, _, _, back_pressure = self._edge(target)
+                    back, _, _, back_pressure = self._edge(target, is_wide)
                     most += max([-x * by_cpu - y * by_memory for x, y in back], default=0.0)
                     most += back_pressure * -by_pressure if by_pressure < 0 else 0.0
-                if most > least and (most := min(most, seen + least, goal.ideal(source, target))) > least:
+                if most > least and (most := min(most, goal.ideal(source, target))) > least:
                     found.append((-most, source, target))
+                known[target] = _Seen(most, of, version[target], now)
         return sorted(found)
 
     def note(self, source: int, target: int, most: float, *, exchanged: bool = False) -> None:
         """Remember that nothing between these nodes gains more now, its cost taken off."""
-        deviations = tuple(measure.deviation for measure in self._goal.measures)
-        self._seen[source, target, exchanged] = _Seen(most, self._version[source], self._version[target], deviations)
-
-    def _seen_between(self, source: int, target: int, exchanged: bool, deviations: tuple[float, ...]) -> float:
-        """What was noted, while neither node has changed: but the more even the cluster is, the more a load gains by leaving."""
-        seen = self._seen.get((source, target, exchanged))
-        if seen is None or seen.source_version != self._version[source] or seen.target_version != self._version[target]:
-            return math.inf
-        if seen.most <= NOTHING_GAINED:
-            return 0.0
-        grown = 1.0
-        for then, now in zip(seen.deviations, deviations, strict=True):
-            if then > grown * now:
-                grown = then / now if now > 0 else math.inf
-        return seen.most * grown
+        version, gross = self._version, most + self.cheapest if most > NOTHING_GAINED else 0.0
+        self._seen[exchanged][source][target] = _Seen(gross, version[source], version[target], self._now())
 
     def is_stale(self) -> bool:
         """Whether anything was noted when the cluster was less even; it is forgotten, so that `pairs` shows what it may have left out."""
-        deviations = tuple(measure.deviation for measure in self._goal.measures)
-        count = len(self._seen)
-        self._seen = {key: seen for key, seen in self._seen.items() if seen.deviations == deviations}
-        return len(self._seen) < count
+        now, is_stale = self._now(), False
+        for table in self._seen.values():
+            for known in table:
+                for target, seen in enumerate(known):
+                    if seen is not None and seen.when != now:
+                        known[target], is_stale = None, True
+        return is_stale
 
-    def _edge(self, node: int) -> tuple[list[tuple[float, float]], float, float, float]:
-        """Of the node's units: the hull of their cpu and memory, a corner of which is worth most at any prices; the largest of each."""
+    def _now(self) -> int:
+        deviations = tuple([measure.deviation for measure in self._goal.measures])
+        if not self._deviations or self._deviations[-1] != deviations:
+            self._deviations.append(deviations)
+        return len(self._deviations) - 1
+
+    def _growth(self, when: int) -> float:
+        """How much more than then a load may gain by leaving: the more even the cluster is, the more."""
+        grown = 1.0
+        for before, after in zip(self._deviations[when], self._deviations[-1], strict=True):
+            if before > grown * after:
+                grown = before / after if after > 0 else math.inf
+        return grown
+
+    def _forget_pairs(self) -> None:
+        count = len(self._goal.names)
+        self._seen = {exchanged: [[None] * count for _ in range(count)] for exchanged in (False, True)}
+        self._deviations.clear()
+
+    def _edge(self, node: int, is_wide: bool) -> tuple[list[tuple[float, float]], float, float, float]:
+        """Of the node's units: the hull of their cpu and memory, a corner of which is worth most at any prices; the largest of each.
+
+        Where the hull would be used for few targets alone, all of them instead: it takes as long as ten targets do without.
+        """
         found = self._edges.get(node)
         if found is None:
-            rows = self.rows_at(node).values()
-            edge = _hull({row[:2] for row in rows})
-            found = self._edges[node] = (
+            line = self.line(node)
+            edge = _hull({entry[:2] for entry in line}) if is_wide else [entry[:2] for entry in line]
+            found = (
                 edge,
-                max((cpu for cpu, _ in edge), default=0.0),
-                max((memory for _, memory in edge), default=0.0),
-                max((row.pressure for row in rows), default=0.0),
+                max([cpu for cpu, _ in edge], default=0.0),
+                max([memory for _, memory in edge], default=0.0),
+                max([entry[2] for entry in line], default=0.0),
             )
+            if is_wide:
+                self._edges[node] = found
         return found
 
     # changing
@@ -255,7 +278,7 @@ class Candidates:
 
     def forget(self) -> None:
         """Look at the draft anew."""
-        self._seen.clear()
+        self._forget_pairs()
         self._rows.clear()
         self._lines.clear()
         self._edges.clear()

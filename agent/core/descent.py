@@ -7,8 +7,9 @@ A step is one unit (a guest, or guests that must stay together) to one node. Whe
   make room  a unit leaves a node that is too full for the one that should go there;
   fewer      one step takes the place of two.
 Steps are looked for between the hottest and the coolest nodes first, and among all when those have none; bounds on what
-a pair of nodes, and a unit between them, can gain leave few to be weighed (`agent.core.goal`, `agent.core.candidates`). Ties
-go to the smallest VMID, then to the node's name.
+a pair of nodes, and a unit between them, can gain leave few to be weighed (`agent.core.goal`, `agent.core.candidates`). With the
+best step others are taken that are about as good and are between other nodes, but where every step counts: on small clusters.
+Ties go to the smallest VMID, then to the node's name.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from agent.core.candidates import NOTHING_GAINED, Candidates
+from agent.core.candidates import NOTHING_GAINED, TRIED_FIRST, Candidates, Row
 from agent.core.draft import Draft, Mark
 from agent.core.goal import Transfer
 from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sequences import SHORTEST, best_sequence, is_small
 from agent.core.two_steps import Found, Taken, TwoSteps
 
-WORTH_KNOWING = 0.9  # of the best step so far: what is less between two nodes is not looked for, nor looked at again
-TRIED_FIRST = 6  # the hottest and the coolest nodes hold a good step nearly always
+WORTH_KNOWING = 0.75  # of the best step so far: what is less between two nodes is not looked for; what is not is taken with the best
+ROUNDING = 1e-12  # of a goal of at most a few units: far above what sums lose, far below what a step must gain
 MOST_SWEPT = 20_000  # pairs of steps times guests times nodes, for which one step is looked for in the place of two
 
 
@@ -63,9 +64,11 @@ class Descent:
 
     def step(self) -> bool:
         """Take the best step, or pair of steps, or some pairs that are about as good; False when none gains."""
-        found = self._single() or self._taken_back()
-        if found is not None:
-            self._take(found)
+        if found := self._single():
+            self._take_all(found[:1] if is_small(self._sketch) else found)
+            return True
+        if (back := self._taken_back()) is not None:
+            self._take(back)
             return True
         if exchanges := self._two.exchange():
             self._take_all(exchanges)
@@ -80,90 +83,100 @@ class Descent:
             self._candidates.take(unit, target, until)
 
     def _take_all(self, exchanges: Sequence[Found]) -> None:
-        """The exchanges, each between other nodes than those before, as long as each still gains."""
+        """Steps or exchanges, each between other nodes than those before: all when they gain together, else the first."""
         draft = self._draft
-        for number, found in enumerate(exchanges):
-            mark, before = draft.mark(), draft.potential()
+        mark, before = draft.mark(), draft.potential()
+        for found in exchanges:
             self._take(found)
-            if number and draft.potential() > before - NOTHING_GAINED:
-                self._back_to(mark)
-                return
+        if len(exchanges) > 1 and draft.potential() > before - exchanges[0].gain:
+            self._back_to(mark)
+            self._take(exchanges[0])
 
     # one step
 
-    def _single(self) -> Found | None:
+    def _single(self) -> list[Found]:
+        """The best step, and others that are about as good, each between other nodes; none when no step gains."""
         sources = self._candidates.sources
         rising = sorted(range(len(self._goal.names)), key=lambda i: (self._goal.heat[i], i))
         allowed = set(sources)
         hottest = [node for node in rising[-TRIED_FIRST:] if node in allowed]
-        found = self._best_step(hottest, rising[:TRIED_FIRST])
-        if found is None and (len(rising) > TRIED_FIRST or len(hottest) < len(allowed)):
-            found = self._best_step(sources, rising)
+        found = self._best_steps(hottest, rising[:TRIED_FIRST])
+        if not found and (len(rising) > TRIED_FIRST or len(hottest) < len(allowed)):
+            found = self._best_steps(sources, rising)
         return found
 
-    def _best_step(self, sources: Sequence[int], targets: Sequence[int]) -> Found | None:
-        goal, candidates, prices = self._goal, self._candidates, self._goal.prices
-        best, best_key = NOTHING_GAINED, (0, 0)
-        best_unit: tuple[int, ...] = ()
-        least = candidates.cheapest
+    def _best_steps(self, sources: Sequence[int], targets: Sequence[int]) -> list[Found]:
+        candidates = self._candidates
+        best, least = NOTHING_GAINED, candidates.cheapest
+        found: list[tuple[float, int, int, int, Row]] = []
         for ideal, source, target in candidates.pairs(sources, targets):
             if -ideal - least < best:
                 break
-            room, transfer = candidates.room(target), Transfer(goal, source, target)
-            (a1, b1, g1, e1), (a2, b2, g2, e2), (_, _, g3, e3) = transfer.bounds
-            here, there = prices[source], prices[target]
-            by_cpu, by_memory, by_pressure = here[0] - there[0], here[1] - there[1], here[2] - there[2]
-            line = candidates.line(source)
-            near = WORTH_KNOWING * best
-            hopes = []
-            for cpu, memory, pressure, cost, row in [
-                entry for entry in line if entry[0] * by_cpu + entry[1] * by_memory + entry[2] * by_pressure - entry[3] >= near
-            ]:
-                at_most_cpu, at_most_memory = cpu * (a1 + b1 * cpu), memory * (a2 + b2 * memory)
-                most = (at_most_cpu if at_most_cpu > 0 else cpu * g1) + (at_most_memory if at_most_memory > 0 else memory * g2)
-                most += cpu * e1 + memory * e2 + pressure * (g3 + e3) - cost
-                if most >= near and row[6].fits_into(room):
-                    hopes.append((-most, row[4], row))
-            hopes.sort()
-            self._draft.evaluations += len(line) + len(hopes)
-            found = near
-            for most, vmid, row in hopes:
-                if -most < found:
-                    break
-                gain = transfer.gain(row[0], row[1], row[2]) - row[3]
-                if gain < found or not candidates.is_allowed(row[5], target):
-                    continue
-                found = gain
-                if gain > best or (gain == best and (vmid, target) < best_key):
-                    best, best_key, best_unit = gain, (vmid, target), row[5]
-            candidates.note(source, target, found)
-        return Found(best, (Taken(best_unit, best_key[1]),)) if best_unit else None
+            near = max(NOTHING_GAINED, WORTH_KNOWING * best)
+            gain, row = self._best_between(source, target, near)
+            candidates.note(source, target, gain)
+            if row is not None:
+                found.append((-gain, row.vmid, target, source, row))
+                best = max(best, gain)
+        chosen: list[Found] = []
+        touched: set[int] = set()
+        for lost, _, target, source, row in sorted(found):
+            if -lost >= WORTH_KNOWING * best and touched.isdisjoint((source, target)):
+                chosen.append(Found(-lost, (Taken(row.unit, target),)))
+                touched |= {source, target}
+        return chosen
+
+    def _best_between(self, source: int, target: int, least: float) -> tuple[float, Row | None]:
+        """The unit that gains most by going from the one node to the other, and what it gains; `least` and None when none gains as much."""
+        candidates, goal, line = self._candidates, self._goal, self._candidates.line(source)
+        here, there = goal.prices[source], goal.prices[target]
+        by_cpu, by_memory, by_pressure = here[0] - there[0], here[1] - there[1], here[2] - there[2]
+        self._draft.evaluations += len(line)
+        # the gradient promises no less than the gain, and is sooner computed
+        line = [entry for entry in line if entry[0] * by_cpu + entry[1] * by_memory + entry[2] * by_pressure - entry[3] >= least]
+        if not line:
+            return least, None
+        room, transfer = candidates.room(target), Transfer(goal, source, target)
+        promises = zip(transfer.promises(line), line, strict=True)
+        best, best_row = least, None
+        for most, _, row in sorted([(-promise, entry[4].vmid, entry[4]) for promise, entry in promises if promise >= least]):
+            if -most < best - ROUNDING:
+                break
+            if row.burden.fits_into(room):
+                self._draft.evaluations += 1
+                gain = transfer.gain(row[0], row[1], row[2]) - row.cost
+                if (gain > best or (best_row is None and gain == best)) and candidates.is_allowed(row.unit, target):
+                    best, best_row = gain, row
+        return best, best_row
 
     def _taken_back(self) -> Found | None:
         """A unit that better stays where it came from, now that others have moved."""
-        candidates = self._candidates
+        candidates, index, prices = self._candidates, self._goal.index, self._goal.prices
         for step in self._draft.steps:
-            row = candidates.row_of(step.vmids[0]) if step.reason in LOAD_REASONS else None
-            if row is None or row.origin is None or not row.burden.fits_into(candidates.room(row.origin)):
+            row = candidates.row_of(step.sources[0][0]) if step.reason in LOAD_REASONS else None
+            if row is None or row.origin is None:
                 continue
+            here, home = index[step.target], row.origin
+            promise = sum([amount * (a - b) for amount, a, b in zip(row[:3], prices[here], prices[home], strict=True)])
+            if promise + row.refund <= NOTHING_GAINED or not row.burden.fits_into(candidates.room(home)):
+                continue  # the gradient promises no less than the gain
             self._draft.evaluations += 1
-            gain = self._goal.gain(row.burden, self._goal.index[step.target], row.origin) + row.refund
-            if gain > NOTHING_GAINED and candidates.is_allowed(row.unit, row.origin):
-                return Found(gain, (Taken(row.unit, row.origin),))
+            gain = self._goal.gain(row.burden, here, home) + row.refund
+            if gain > NOTHING_GAINED and candidates.is_allowed(row.unit, home):
+                return Found(gain, (Taken(row.unit, home),))
         return None
 
     def _fewer(self) -> bool:
         """Put one step in the place of two, where that is no worse; on small clusters alone, where one step less is a large share."""
-        draft, candidates = self._draft, self._candidates
+        draft = self._draft
         for_load = [step.vmids for step in draft.steps if step.reason in LOAD_REASONS]
         moved = [unit for unit in for_load if set(unit) == set(self._sketch.unit_here(unit[0]))]
         if not self._may_move_on or len(moved) ** 2 * len(self._sketch.at) * len(self._goal.names) > MOST_SWEPT:
             return False
         for one, other in combinations(sorted(moved), 2):
             before, value = draft.mark(), draft.potential()
-            if self._take_home(one) and self._take_home(other) and (found := self._single()) is not None:
-                for unit, target, _ in found.steps:
-                    candidates.take(unit, target)
+            if self._take_home(one) and self._take_home(other) and (found := self._single()):
+                self._take(found[0])
                 if draft.potential() < value - NOTHING_GAINED:
                     return True
             self._back_to(before)

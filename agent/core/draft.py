@@ -23,8 +23,13 @@ class Mark:
     """A state of the draft to go back to."""
 
     sketch: int
-    steps: tuple[Step, ...]
+    costs: tuple[tuple[Step, float], ...]
     refused: tuple[tuple[int, Refusal], ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that had been taken."""
+        return tuple([step for step, _ in self.costs])
 
 
 class Draft:
@@ -41,7 +46,7 @@ class Draft:
         self.refused: dict[int, Refusal] = {}
         self.evaluations = 0
         self._step_of: dict[int, Step] = {}
-        self._steps: dict[Step, None] = {}
+        self._steps: dict[Step, float] = {}  # and what moving its guests costs
         self._in_flight = {flight.vmid for flight in question.ledger.in_flight}
 
     @property
@@ -71,19 +76,19 @@ class Draft:
         self.goal.changed()
         if leaves:
             step = Step(leaves, target, reason, until)
-            self._steps[step] = None
+            self._steps[step] = self.cost_of(step.vmids)
             self._step_of.update(dict.fromkeys(step.vmids, step))
 
     def mark(self) -> Mark:
         """The state of now."""
-        return Mark(self.sketch.mark(), self.steps, tuple(self.refused.items()))
+        return Mark(self.sketch.mark(), tuple(self._steps.items()), tuple(self.refused.items()))
 
     def back_to(self, mark: Mark) -> None:
         """Undo what was done since."""
         self.sketch.rollback(mark.sketch)
         self.goal.changed()
-        self._steps = dict.fromkeys(mark.steps)
-        self._step_of = {vmid: step for step in mark.steps for vmid in step.vmids}
+        self._steps = dict(mark.costs)
+        self._step_of = {vmid: step for step in self._steps for vmid in step.vmids}
         self.refused = dict(mark.refused)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -98,7 +103,7 @@ class Draft:
 
     def potential(self) -> float:
         """The goal, and what all load moves cost: what evening out lowers."""
-        return self.goal.value + sum(self.cost_of(step.vmids) for step in self._steps if step.reason in LOAD_REASONS)
+        return self.goal.value + sum([cost for step, cost in self._steps.items() if step.reason in LOAD_REASONS])
 
     def best_target(self, unit: tuple[int, ...], targets: Iterable[str], purpose: Purpose) -> tuple[str | None, Refusal]:
         """The allowed target with the lowest goal, and, when there is none, why the nodes refuse."""

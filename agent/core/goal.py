@@ -24,6 +24,7 @@ Source:  Ganeti hbal for the table of statistics; the bounds are elementary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from agent.core.imbalance import OVERLOAD_WEIGHT, Weights
 from agent.core.placement import Burden, NodeState, Placement
@@ -34,6 +35,7 @@ COST_OF_A_NODE = (
     0.15  # copying as much as an average node has must bring fifteen points on one node: of guests that help alike, the lighter
 )
 RESTART_COST = 0.01  # a restart is felt: it must bring a point on one node, besides
+Load = tuple[float, float, float, float, object]  # cpu, memory, pressure, the cost of moving it, and what it is
 _CPU, _MEMORY, _PRESSURE = 2, 3, 4  # where a `Burden` holds what counts
 
 
@@ -48,18 +50,6 @@ class _Measure:
         self.fraction: list[float] = []
         self.mean = self.squares = self.deviation = 0.0
 
-    def bounds(self, k1: float, k2: float, n: int, eased: float) -> tuple[float, float, float, float]:
-        """Of a transfer: a, b, g, e so that x (a + b x), where that is above 0, else x g, and x e besides, is no less than its gain.
-
-        From D - D' = (D^2 - D'^2) / (D + D'), D' being at least what the vertex of the parabola leaves; where the transfer
-        harms, from the gradient. `eased` is what a unit of load takes off the excess of the source.
-        """
-        lowest = self.squares - k1 * k1 / (4 * k2) if k1 < 0 < k2 else self.squares
-        reach = self.deviation + (math.sqrt(lowest / n) if lowest > 0 else 0.0)
-        scale = -self.weight / (n * reach) if reach > 0 else 0.0
-        slope = -self.weight * k1 / (2 * n * self.deviation) if self.deviation > 0 else 0.0
-        return k1 * scale, k2 * scale, slope, OVERLOAD_WEIGHT * self.weight * eased / n
-
 
 class Transfer:
     """From one node to another: what any load gains by going there, until the sketch changes.
@@ -68,19 +58,17 @@ class Transfer:
     k2 = 1/c_s^2 + 1/c_t^2 - (1/c_t - 1/c_s)^2 / n, the last term for the mean, which moves where the nodes differ in size.
     """
 
-    __slots__ = ("_n", "_terms", "bounds")
+    __slots__ = ("_n", "_terms")
 
     def __init__(self, goal: Goal, source: int | None, target: int) -> None:
         n = self._n = goal.n
         terms: list[tuple[float, ...] | None] = [None, None, None]
-        self.bounds = [(0.0, 0.0, 0.0, 0.0)] * 3
         for measure in goal.measures:
             there, far = 1 / measure.capacity[target], measure.fraction[target]
             here, near = (0.0, measure.mean) if source is None else (1 / measure.capacity[source], measure.fraction[source])
             mean, top = measure.mean, measure.top
             k1 = 2 * ((far - mean) * there - (near - mean) * here)
             k2 = here * here + there * there - (there - here) ** 2 / n
-            self.bounds[measure.field - _CPU] = measure.bounds(k1, k2, n, here if near > top else 0.0)
             terms[measure.field - _CPU] = (
                 measure.weight,
                 measure.deviation,
@@ -112,6 +100,34 @@ class Transfer:
                 saved += OVERLOAD_WEIGHT * ((other_over if other_over > 0 else 0.0) - (left if left > 0 else 0.0)) / n
             total += weight * saved
         return total
+
+    def promises(self, line: Sequence[Load]) -> list[float]:
+        """Of each of these loads what `gain` says less its cost, or more where a node stands above a threshold: for thousands of them."""
+        n = self._n
+        of: list[tuple[float, ...]] = []  # saved is c - sqrt(s + x (k + x b)), and of what is above a threshold x e, at most m
+        for term in self._terms:
+            if term is None:
+                of.append((0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+                continue
+            weight, deviation, squares, k1, k2, over, _, here, _ = term
+            square = weight * weight / n
+            excess = OVERLOAD_WEIGHT * weight / n if over > 0 else 0.0
+            of.append((weight * deviation, square * squares, square * k1, square * k2, excess * here, excess * over))
+        (c1, s1, k1, b1, e1, m1), (c2, s2, k2, b2, e2, m2), (c3, s3, k3, b3, e3, m3) = of
+        c, root = c1 + c2, math.sqrt
+        if e1 or e2:
+            found = [
+                c - root(abs(s1 + x * (k1 + x * b1))) - root(abs(s2 + y * (k2 + y * b2))) + min(x * e1, m1) + min(y * e2, m2) - cost
+                for x, y, _, cost, _ in line
+            ]
+        else:
+            found = [c - root(abs(s1 + x * (k1 + x * b1))) - root(abs(s2 + y * (k2 + y * b2))) - cost for x, y, _, cost, _ in line]
+        if self._terms[_PRESSURE - _CPU] is None:
+            return found
+        return [
+            promise + c3 - root(abs(s3 + entry[2] * (k3 + entry[2] * b3))) + min(entry[2] * e3, m3)
+            for promise, entry in zip(found, line, strict=True)
+        ]
 
     def ideal(self) -> tuple[float, float, float]:
         """Of cpu, memory and pressure, more than any amount takes off the goal by going from the one node to the other, or back."""
@@ -147,7 +163,7 @@ class Goal:
     Shape:   `value` is the goal, `imbalance` its first part, `excess` the sum over nodes of what stands above thresholds;
              nodes are known by their place in `names`, the usable nodes sorted by name; `prices[i]` is the gradient at node i,
              for one core, one byte and one unit of pressure, `heat[i]` the same for the whole node's size.
-    Mutable as the sketch is: call `changed` after each change of the sketch.
+    Mutable as the sketch is: call `changed` after each change of the sketch; it is read again when next something is asked.
     """
 
     def __init__(self, placement: Placement) -> None:
@@ -162,28 +178,72 @@ class Goal:
             (_MEMORY, weights.memory, weights.memory_threshold, memory),
             (_PRESSURE, weights.pressure, weights.pressure_threshold, [1.0] * len(self.names)),
         )
-        self.measures = [_Measure(field, weight / total, top, size) for field, weight, top, size in table if weight > 0]
+        self._measures = [_Measure(field, weight / total, top, size) for field, weight, top, size in table if weight > 0]
         self.n = len(self.names) or 1
         self.node_memory = (math.fsum(memory) / self.n) or 1.0
         self._least = LEAST_GAIN
-        self.prices: list[tuple[float, float, float]] = []
-        self.heat: list[float] = []
-        self.changed()
+        self._prices: list[tuple[float, float, float]] = []
+        self._heat: list[float] = []
+        self._imbalance = self._excess = 0.0
+        self._is_known = False
         everywhere = placement.states.values()  # so that no move changes it, be it out of a node that is to be emptied
         if guests := sum(len(state.present) for state in everywhere):
             loaded = 0.0
-            for measure in self.measures:
+            for measure in self._measures:
                 amount = math.fsum(state.sums[measure.field] for state in everywhere)
                 loaded += measure.weight * amount / (math.fsum(measure.capacity) or 1.0)
             self._least = min(LEAST_GAIN, LEAST_OF_A_GUEST * loaded * self.n / guests)
 
     def changed(self) -> None:
-        """Read the sketch again."""
+        """What was read of the sketch is no longer true."""
+        self._is_known = False
+
+    @property
+    def measures(self) -> list[_Measure]:
+        """The statistics, of now."""
+        if not self._is_known:
+            self._read()
+        return self._measures
+
+    @property
+    def prices(self) -> list[tuple[float, float, float]]:
+        """The gradient, node by node."""
+        if not self._is_known:
+            self._read()
+        return self._prices
+
+    @property
+    def heat(self) -> list[float]:
+        """The gradient for the whole size of each node."""
+        if not self._is_known:
+            self._read()
+        return self._heat
+
+    @property
+    def imbalance(self) -> float:
+        """The first part of the goal."""
+        if not self._is_known:
+            self._read()
+        return self._imbalance
+
+    @property
+    def excess(self) -> float:
+        """What stands above thresholds."""
+        if not self._is_known:
+            self._read()
+        return self._excess
+
+    @property
+    def value(self) -> float:
+        """The goal."""
+        return self.imbalance + OVERLOAD_WEIGHT * self.excess / self.n
+
+    def _read(self) -> None:
         n = self.n
-        self.imbalance = over = 0.0
+        self._imbalance = over = 0.0
         prices = [[0.0, 0.0, 0.0] for _ in self.names]
-        self.heat = [0.0] * len(self.names)
-        for measure in self.measures:
+        self._heat = [0.0] * len(self.names)
+        for measure in self._measures:
             field, capacity, weight, top = measure.field, measure.capacity, measure.weight, measure.top
             fraction = [state.sums[field] / size for state, size in zip(self._states, capacity, strict=True)]
             mean = math.fsum(fraction) / n
@@ -191,18 +251,18 @@ class Goal:
             # around the mean of now, so that the subtractions in `gain` lose no digits
             measure.squares = math.fsum([(f - mean) ** 2 for f in fraction])
             measure.deviation = math.sqrt(measure.squares / n)
-            self.imbalance += weight * measure.deviation
+            self._imbalance += weight * measure.deviation
             slope = weight / (n * measure.deviation) if measure.deviation > 0 else 0.0
             for i, f in enumerate(fraction):
                 steepness = slope * (f - mean)
                 if f > top:
                     over += weight * (f - top)
                     steepness += OVERLOAD_WEIGHT * weight / n
-                self.heat[i] += steepness
+                self._heat[i] += steepness
                 prices[i][field - _CPU] = steepness / capacity[i]
-        self.prices = [(cpu, memory, pressure) for cpu, memory, pressure in prices]
-        self.excess = over
-        self.value = self.imbalance + OVERLOAD_WEIGHT * over / n
+        self._prices = [(cpu, memory, pressure) for cpu, memory, pressure in prices]
+        self._excess = over
+        self._is_known = True
 
     def gain(self, burden: Burden, source: int | None, target: int) -> float:
         """What the transfer takes off the goal, its cost left aside; a source that is not usable (None) counts for nothing."""

@@ -149,7 +149,7 @@ class Ledger:
 
 def sane(value: float | None, size: float) -> float | None:
     """The value when it can be a load of something of that size, else None (missing, NaN, negative, absurd)."""
-    if value is None or not math.isfinite(value) or not 0 <= value <= min(SANE_FACTOR * size, MOST):  # a size of NaN is none
+    if value is None or not 0 <= value <= min(SANE_FACTOR * size, MOST):  # of a NaN, or a size of NaN, none of it is true
         return None
     return float(value)
 
@@ -162,10 +162,16 @@ def measured_load(guest: Guest) -> GuestLoad | None:
     if not guest.is_running:
         return None
     cpu = sane(guest.cpu_used_cores, max(_size(guest.cpu_cores), 1.0))
-    used, host = sane(guest.memory_used_bytes, guest.memory_bytes), sane(guest.memory_host_bytes, guest.memory_bytes)
+    used = sane(guest.memory_used_bytes, guest.memory_bytes)
+    host = None if guest.memory_host_bytes is None else sane(guest.memory_host_bytes, guest.memory_bytes)
     if cpu is None or (used is None and host is None):
         return None
     return GuestLoad(cpu, max(used or 0.0, host or 0.0))
+
+
+def measured_loads(snapshot: Snapshot) -> dict[int, GuestLoad]:
+    """What PVE measured of each guest of which it did, by VMID."""
+    return {guest.vmid: load for guest in snapshot.guests if (load := measured_load(guest)) is not None}
 
 
 def is_fresh(guest: Guest) -> bool:
@@ -178,10 +184,10 @@ def expected_load(guest: Guest, ledger: Ledger) -> GuestLoad:
 
     A guest that does not run takes nothing.
     """
-    return _expected(guest, ledger, measured_load(guest)) if guest.is_running else NO_LOAD
+    return load_to_expect(guest, ledger, measured_load(guest)) if guest.is_running else NO_LOAD
 
 
-def _expected(guest: Guest, ledger: Ledger, measured: GuestLoad | None) -> GuestLoad:
+def load_to_expect(guest: Guest, ledger: Ledger, measured: GuestLoad | None) -> GuestLoad:
     """The expected load of a running guest, where the measured one is at hand."""
     if measured is not None and not is_fresh(guest) and guest.vmid not in ledger.landed:
         return measured
@@ -268,12 +274,16 @@ class _Sums:
         self.leaving_assigned += _size(guest.memory_bytes)
 
 
-def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[str, NodeLoad]:
+def node_loads(
+    snapshot: Snapshot, ledger: Ledger, settings: Settings, of_guests: Mapping[int, GuestLoad] | None = None
+) -> dict[str, NodeLoad]:
     """Return the load of each node whose load is known, by name.
 
-    Shape:   nodes that are offline, of no size, or without sane or recent numbers are left out: unknown is never zero.
+    Shape:   nodes that are offline, of no size, or without sane or recent numbers are left out: unknown is never zero. `of_guests`
+             are the measured loads of the snapshot's guests, for who has them at hand.
     Raises:  nothing, and gives no NaN, infinity or negative load, whatever PVE reports.
     """
+    of_guests = measured_loads(snapshot) if of_guests is None else of_guests
     sums: defaultdict[str, _Sums] = defaultdict(_Sums)
     flying = {flight.vmid: flight for flight in ledger.in_flight}
     for guest in snapshot.guests:
@@ -286,7 +296,7 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
             flight = None  # it went somewhere else altogether
         if flight is None and guest.status in NO_PROCESS:
             continue
-        known = measured_load(guest)
+        known = of_guests.get(guest.vmid)
         measured = known or NO_LOAD
         here.measured_memory += measured.memory_bytes
         sums[guest.node if flight is None else flight.target].assign(guest)
@@ -299,10 +309,10 @@ def node_loads(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[s
             sums[flight.target].add(flight.load)
             if guest.node == flight.source:
                 here.leave(guest, flight.load)
-        elif guest.is_running and (expected := _expected(guest, ledger, known)) is not measured:
+        elif guest.is_running and (expected := load_to_expect(guest, ledger, known)) is not measured:
             here.add(expected, measured)
         if guest.vmid in ledger.taken and guest.is_running:
-            load = _expected(guest, ledger, known) if flight is None else flight.load
+            load = load_to_expect(guest, ledger, known) if flight is None else flight.load
             sums[guest.node if flight is None else flight.target].keep_free(ledger.spare(guest.vmid, load))
     judged = [node for node in snapshot.nodes if why_not_measured(node) is None]
     pressures = _pressures(judged, settings)

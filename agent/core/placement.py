@@ -18,7 +18,8 @@ from agent.core.load import (
     NodeLoad,
     assigned_memory_bytes,
     counted,
-    expected_load,
+    load_to_expect,
+    measured_loads,
     node_loads,
     why_over_assigned,
 )
@@ -64,7 +65,7 @@ NOTHING = Burden(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 class NodeState:
     """A node in the sketch. Mutable: it belongs to one planner run and never leaves it."""
 
-    __slots__ = ("_load", "name", "present", "sums")
+    __slots__ = ("_load", "_rooms", "name", "present", "sums")
 
     def __init__(self, load: NodeLoad) -> None:
         self.name = load.name
@@ -78,6 +79,7 @@ class NodeState:
             load.assigned_memory_bytes,
         )
         self.present: set[int] = set()
+        self._rooms: dict[bool, tuple[Burden, Burden]] = {}  # with thresholds and without; beside the sums of which it is the room
 
     @property
     def cpu_cores(self) -> float:
@@ -115,12 +117,15 @@ class NodeState:
     def room(self, weights: Weights | None) -> Burden:
         """What still fits on top of all that is on its way; with weights, without lifting the node over a threshold."""
         load, sums = self._load, self.sums
+        known = self._rooms.get(weights is None)
+        if known is not None and known[0] is sums:
+            return known[1]
         counted_cpu = counted_memory = math.inf
         if weights is not None and weights.cpu_threshold is not None:
             counted_cpu = weights.cpu_threshold * load.cpu_cores - sums.counted_cpu_cores - load.leaving_cpu_cores
         if weights is not None and weights.memory_threshold is not None:
             counted_memory = weights.memory_threshold * load.memory_bytes - sums.counted_memory_bytes - load.leaving_memory_bytes
-        return Burden(
+        room = Burden(
             load.cpu_cores - sums.cpu_cores - load.leaving_cpu_cores,
             load.memory_limit_bytes - sums.memory_bytes - load.leaving_memory_bytes,
             counted_cpu,
@@ -128,6 +133,8 @@ class NodeState:
             math.inf,
             math.inf if load.assigned_limit_bytes is None else load.assigned_limit_bytes - sums.assigned_bytes,
         )
+        self._rooms[weights is None] = sums, room
+        return room
 
 
 _Undo = tuple[int, str, str, Burden | None, Burden]
@@ -146,7 +153,8 @@ class Placement:
         self.node_of = {node.name: node for node in snapshot.nodes}
         self.guest_of = {guest.vmid: guest for guest in snapshot.guests}
         self.rules: Rules = read_rules(snapshot, settings)
-        loads = node_loads(snapshot, question.ledger, settings)
+        measured = measured_loads(snapshot)
+        loads = node_loads(snapshot, question.ledger, settings, measured)
         self.weights = Weights.of(settings, loads.values())
         self.states = {name: NodeState(load) for name, load in sorted(loads.items())}
         self.at: dict[int, str] = {}
@@ -155,7 +163,8 @@ class Placement:
         self._loads = loads
         for guest in snapshot.guests:
             self.at[guest.vmid] = guest.node
-            self.load_of[guest.vmid] = expected_load(guest, question.ledger) if guest.is_running else NO_LOAD
+            known = measured.get(guest.vmid)
+            self.load_of[guest.vmid] = load_to_expect(guest, question.ledger, known) if guest.is_running else NO_LOAD
             if not guest.template and guest.node in self.states:
                 self.states[guest.node].present.add(guest.vmid)
         for flight in question.ledger.in_flight:

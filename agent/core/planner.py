@@ -90,12 +90,15 @@ class _Planner:
         before = balance_of(sketch.loads(), sketch.usable, self.weights)
         hopeless = crowded(sketch.rules, sketch.at, sketch.usable, sketch.draining)
         conflicts = (*sketch.rules.conflicts, *hopeless)
-        gate = Gate.CLOSED
+        gate, sources = Gate.CLOSED, list[str]()
         if not self.snapshot.unseen:
             repairs = Repairs(draft, {conflict.rule for conflict in hopeless})
             repairs.run()
-            gate = self._evened_out(repairs)
+            gate, sources = self._gate()
+            self._even_out(repairs, gate, sources)
         moves, after = self._ordered()
+        if gate is not Gate.CLOSED and not (self.stuck and self.freedom is not Freedom.NONE):
+            self._explain_those_who_stay(sources)
         moved = {move.vmid for move in moves}
         return Plan(
             taken_at=self.snapshot.taken_at,
@@ -109,11 +112,10 @@ class _Planner:
             evaluations=draft.evaluations,
         )
 
-    def _evened_out(self, repairs: Repairs) -> Gate:
+    def _even_out(self, repairs: Repairs, gate: Gate, sources: list[str]) -> None:
         """Even out the load if a gate is open; evened out, the nodes may have room for what had none."""
-        gate, sources = self._gate()
         if gate is Gate.CLOSED:
-            return gate
+            return
         before, start = self.draft.mark(), self._start()
         for _ in range(MOST_ROUNDS):
             self._balance(gate, sources, before, start)
@@ -124,7 +126,6 @@ class _Planner:
             before, start = self.draft.mark(), self._start()
         if self.freedom is Freedom.ONCE:
             self._move_on(gate, sources)
-        return gate
 
     def _move_on(self, gate: Gate, sources: list[str]) -> None:
         """Let guests that have moved go on to better nodes after all, as far as the steps can still be carried out."""
@@ -175,7 +176,6 @@ class _Planner:
             draft.back_to(before)
             for vmid in sorted(movers):
                 draft.refuse(Refusal(vmid, RefusalReason.NO_GAIN, f"all moves together gain {100 * lowered:.2f} points"))
-        self._explain_those_who_stay(sources)
 
     def _is_worth_it(self, gate: Gate, start: _Start) -> bool:
         """Whether all load moves together lower the goal, or what stands over thresholds, enough to begin or to go on with."""
@@ -210,16 +210,21 @@ class _Planner:
 
     def _explain_those_who_stay(self, sources: list[str]) -> None:
         """Give each guest of a node that is still over a threshold the reason why it stays."""
-        loads = self.sketch.loads()
+        sketch = self.sketch
+        loads = sketch.loads()
         over = {name for name in sources if over_threshold(loads[name], self.weights)}
-        for vmid in sorted(vmid for name in over for vmid in self.sketch.states[name].present if self.sketch.at[vmid] == name):
-            guest = self.sketch.guest_of[vmid]
-            if guest.template or not guest.is_running:
+        for vmid in sorted(vmid for name in over for vmid in sketch.states[name].present if sketch.at[vmid] == name):
+            guest = sketch.guest_of[vmid]
+            if guest.template or not guest.is_running or vmid in self.draft.refused:
                 continue
-            unit = self.sketch.unit_here(vmid)
-            refusal = self.sketch.why_unit_stays(unit, Purpose.LOAD)
+            unit = sketch.unit_here(vmid)
+            refusal = sketch.why_unit_stays(unit, Purpose.LOAD)
             if refusal is None:
-                _, refusal = self.draft.best_target(unit, sorted(self.sketch.node_of), Purpose.LOAD)
+                burden = sketch.burden_of_unit(unit)
+                roomy = [name for name in sketch.usable if burden.fits_into(sketch.room(name, Purpose.LOAD))]
+                target, refusal = self.draft.best_target(unit, roomy, Purpose.LOAD)
+                if target is None:  # only then what all the others have against it is put into words
+                    _, refusal = self.draft.best_target(unit, sorted(sketch.node_of), Purpose.LOAD)
             self.draft.refuse(Refusal(vmid, refusal.reason, refusal.detail))
 
     # order

@@ -76,6 +76,8 @@ def _tags(guests: list[Guest], nodes: Mapping[str, str], trusted: frozenset[str]
     together: dict[str, list[int]] = defaultdict(list)
     apart: dict[str, list[int]] = defaultdict(list)
     for guest in guests:
+        if not guest.tags:
+            continue
         wanted: dict[str, str] = {}
         for tag in split_tags(guest.tags):
             word = tag.lower()

@@ -24,7 +24,7 @@ class Step:
     @property
     def vmids(self) -> tuple[int, ...]:
         """The guests that move."""
-        return tuple(vmid for vmid, _ in self.sources)
+        return tuple([vmid for vmid, _ in self.sources])
 
     @property
     def purpose(self) -> Purpose:

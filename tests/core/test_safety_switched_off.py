@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -112,8 +113,8 @@ def who_leaves_is_gone(patch: pytest.MonkeyPatch) -> None:
 def who_comes_is_not_there(patch: pytest.MonkeyPatch) -> None:
     real = load.node_loads
 
-    def forgets(snapshot: Snapshot, ledger: Ledger, settings: Settings) -> dict[str, NodeLoad]:
-        return real(snapshot, replace(ledger, in_flight=()), settings)
+    def forgets(snapshot: Snapshot, ledger: Ledger, *others: Any) -> dict[str, NodeLoad]:
+        return real(snapshot, replace(ledger, in_flight=()), *others)
 
     patch.setattr(placement, "node_loads", forgets)
 
