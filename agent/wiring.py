@@ -34,6 +34,7 @@ from agent.core.settings import File, Mode, Settings
 from agent.daemon import inputs
 from agent.daemon.agent import Agent, Identity
 from agent.daemon.inputs import Now
+from agent.daemon.network import Network
 from agent.daemon.outputs import ReadSigns
 from agent.daemon.outside import HISTORY_PATH, Ports
 from agent.daemon.perform import Performer
@@ -229,6 +230,13 @@ def read_senses(settings: Settings, files: ClusterFiles) -> Senses | None:
     senses = Senses(host_name())
     senses.on_signs(seen, Now(clock.boottime_s(), clock.wall_s()), settings, lambda _: True)
     return senses
+
+
+def in_slots(settings: Settings) -> Settings:
+    """The settings, with one slot for migrations where this node's files say that these share corosync's network."""
+    network = Network()
+    network.on_signs(signs_of(make_files(settings), ReadSigns(statistics=True)))
+    return network.bound(settings)
 
 
 def read_history(settings: Settings) -> HistoryFile | None:

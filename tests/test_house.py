@@ -48,7 +48,7 @@ MAY_IMPORT = {
 }
 PURE = {
     "__future__", "bisect", "collections", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools", "hashlib", "heapq",
-    "itertools",
+    "ipaddress", "itertools",
     "json", "math", "operator", "re", "statistics", "string", "types", "typing",
 }  # fmt: skip
 IMPURE_CALLS = {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"}

@@ -56,7 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
     known = remembered(settings)
     question = replace(question_of(settings, snapshot, known), force=arguments.force)
     plan = checked_plan(snapshot, settings, question, asker(settings, snapshot))
-    view = outlook(snapshot, settings, question, plan, timings_in(known.history))
+    view = outlook(snapshot, wiring.in_slots(settings), question, plan, timings_in(known.history))
     print(plan_text(plan, view, snapshot, settings), flush=True)
     if not plan.moves:
         return 0
@@ -127,7 +127,7 @@ def _progress(
     left = sizes.keys() - over
     to_come = [move for move in planned if move.vmid not in last]
     under_way = [record for record in records if record.is_open]
-    left_s = time_left_s(to_come, under_way, timings_in(history), settings, wiring.wall_s())
+    left_s = time_left_s(to_come, under_way, timings_in(history), wiring.in_slots(settings), wiring.wall_s())
     return progress_of(sizes, left, left_s), f"{counted(len(left), 'guest')} to go" if left else ""
 
 

@@ -113,7 +113,7 @@ class _Emptying:
         moves = [move for move in plan.moves if drained_by(move, plan.moves) == self._node]
         records = [record for record in memory.open_migrations(history) if record.source == self._node] if history is not None else []
         is_known = vmids <= {move.vmid for move in moves} | {record.vmid for record in records} | self._stays.keys()
-        left_s = time_left_s(moves, records, timings_in(history), self._settings, snapshot.taken_at) if is_known else None
+        left_s = time_left_s(moves, records, timings_in(history), wiring.in_slots(self._settings), snapshot.taken_at) if is_known else None
         text = f"{counted(len(vmids), 'guest')} on {self._node}: {few([guest.label for guest in self._here], 10)}"
         self._told.show(
             progress_of(self._sizes, vmids | set(leaving), left_s),

@@ -55,7 +55,8 @@ def execute(arguments: argparse.Namespace) -> int:
     ask = asker(settings, snapshot) if arguments.snapshot is None and wiring.own_node(settings) is not None else None
     question = replace(question_of(settings, snapshot, known), scope=scope_of(snapshot, arguments.guest, arguments.node))
     plan = checked_plan(snapshot, settings, question, ask)
-    view = outlook(snapshot, settings, question, plan, timings_in(known.history))
+    in_slots = settings if arguments.snapshot is not None else wiring.in_slots(settings)
+    view = outlook(snapshot, in_slots, question, plan, timings_in(known.history))
     if arguments.json:
         print(json.dumps(plan_document(plan, view), indent=1, allow_nan=False))
         return 0

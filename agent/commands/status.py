@@ -92,6 +92,8 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float, pau
     if paused is not None:
         end = "" if paused.until is not None else ", until proxlb-agent resume"
         facts.append(("paused", f"nobody is moved{end} ({flag_words(paused)})" if flag_words(paused) else f"nobody is moved{end}"))
+    if (shared := cast(JsonObject | None, document.get("corosync_link"))) is not None:
+        facts.append(("network", str(shared["text"])))
     for balancer in cast(list[JsonObject], document.get("other_balancers", [])):
         facts.append(("balances, too", _balancer_words(balancer)))
     if (quiet := cast(JsonObject | None, document["quiet_hours"])) is not None:

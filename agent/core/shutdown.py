@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from agent.core.corosync_conf import sections
 from agent.core.statistics import Members
 
 _FLAG = re.compile(r"shuts down, its guests (?:leave first|stay: (?P<why>[^\n]+)); boot (?P<boot>[^\s;]+)")
@@ -73,32 +74,14 @@ def would_keep_quorum(members: Members, corosync_conf: str, without: str) -> boo
 
     Source:  votequorum(5): more than half of the votes of all nodes and of the device; `two_node` is content with one of two.
     """
-    sections = _sections(corosync_conf)
-    said = {entries.get("name", ""): _votes(entries.get("quorum_votes")) for name, entries in sections if name == "node"}
-    device = sum(_votes(entries.get("votes")) for name, entries in sections if name == "device")
+    parts = sections(corosync_conf)
+    said = {entries.get("name", ""): _votes(entries.get("quorum_votes")) for name, entries in parts if name == "node"}
+    device = sum(_votes(entries.get("votes")) for name, entries in parts if name == "device")
     votes = {name: said.get(name, 1) for name in members.nodes}
     rest = sum(count for name, count in votes.items() if members.nodes[name] and name != without)
-    if len(votes) == 2 and any(entries.get("two_node") == "1" for name, entries in sections if name == "quorum"):
+    if len(votes) == 2 and any(entries.get("two_node") == "1" for name, entries in parts if name == "quorum"):
         return rest > 0
     return 2 * (rest + device) > sum(votes.values()) + device
-
-
-def _sections(text: str) -> list[tuple[str, dict[str, str]]]:
-    """The sections of corosync.conf, those within others too, each with its name and its own entries."""
-    found: list[tuple[str, dict[str, str]]] = []
-    stack: list[tuple[str, dict[str, str]]] = [("", {})]
-    for line in (line.strip() for line in text.splitlines()):
-        key, colon, value = line.partition(":")
-        if line.startswith("#"):
-            continue
-        if line.endswith("{"):
-            stack.append((line[:-1].strip(), {}))
-            found.append(stack[-1])
-        elif line == "}" and len(stack) > 1:
-            stack.pop()
-        elif colon:
-            stack[-1][1][key.strip()] = value.strip()
-    return found
 
 
 def _votes(text: str | None) -> int:

@@ -92,12 +92,14 @@ class VmEntry(NamedTuple):
 class Members:
     """Who is in the cluster, as the node `nodename` sees it.
 
-    Shape:   `nodes` is name -> online; `quorate` is None on a node that is in no cluster, and then `nodes` is empty.
+    Shape:   `nodes` is name -> online, `addresses` name -> the address that the name stands for where it is known; `quorate` is None
+             on a node that is in no cluster, and then both are empty.
     """
 
     nodename: str
     quorate: bool | None
     nodes: Mapping[str, bool] = field(default_factory=dict)
+    addresses: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_rrd(text: str) -> Statistics:
@@ -166,7 +168,8 @@ def parse_members(text: str) -> Members | None:
     nodelist = document.get("nodelist")
     rows = nodelist if isinstance(nodelist, dict) else {}
     nodes = {name: isinstance(row, dict) and row.get("online") == 1 for name, row in sorted(rows.items())}
-    return Members(nodename, cluster.get("quorate") == 1, nodes)
+    addresses = {name: ip for name, row in sorted(rows.items()) if isinstance(row, dict) and isinstance(ip := row.get("ip"), str)}
+    return Members(nodename, cluster.get("quorate") == 1, nodes, addresses)
 
 
 _GUEST_TYPES = {kind.value: kind for kind in GuestType}

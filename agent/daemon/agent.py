@@ -21,6 +21,7 @@ from agent.daemon.inputs import Now, Written
 from agent.daemon.kept_loads import KeptLoads
 from agent.daemon.lead import STOP_WITHIN_S, Lead
 from agent.daemon.mailbox import CLAIM_EVERY_S, FACTS_EVERY_S, Mailbox
+from agent.daemon.network import Network
 from agent.daemon.outputs import Output, Say
 from agent.daemon.senses import Senses
 from agent.daemon.settings_in_force import SettingsInForce
@@ -85,6 +86,7 @@ class Agent:
         self._said_signs = ""
         self._said_flag = ""
         self._local_events: list[Event] = []
+        self.network = Network()
         self._told = StatusTold(self._cadence.status_s)
         self._kept_loads = KeptLoads(self.senses.learned, now)
         self._withdraw_s: float | None = WITHDRAW_S  # when to take back the flag of a shutdown, None: nothing is to be taken back
@@ -219,10 +221,11 @@ class Agent:
         self.mailbox.nodes = max(1, len(self.senses.inboxes))
         if self.senses.shuts_down(self.identity.node, self.identity.boot_id):
             return self.lead.give_up(now, stops=False, why="this node shuts down")
+        result: list[Output] = self.network.on_signs(seen)
         if self.work is None:
             self._local_events += [event for event in events if event.request is not None]
-            return self._begin_work(now)
-        result: list[Output] = self.work.on_pause(self.senses)
+            return result + self._begin_work(now)
+        result += self.work.on_pause(self.senses)
         result += self.work.on_flags(self.senses)
         for event in events:
             result += self.work.on_event(event, self.senses, now)
@@ -371,8 +374,8 @@ class Agent:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
-        return self._in_force.settings
+        """The settings in force, with one slot for migrations where these share corosync's network."""
+        return self.network.bound(self._in_force.settings)
 
     @property
     def filesystem(self) -> FilesystemState | None:

@@ -47,6 +47,8 @@ class SignsSeen:
     inboxes: tuple[tuple[str, str], ...] | None = None
     flags: tuple[tuple[str, str], ...] | None = None
     paused: str | None = None
+    datacenter: str | None = None
+    corosync: str | None = None
     error: str = ""
 
 

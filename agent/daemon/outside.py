@@ -24,6 +24,8 @@ from agent.ports import (
 LEADER_PATH = "proxlb/leader.json"
 HISTORY_PATH = "proxlb/history.json"
 INBOX_FOLDER = "proxlb/inbox"
+DATACENTER_PATH = "datacenter.cfg"
+COROSYNC_PATH = "corosync.conf"
 
 
 @dataclass(frozen=True, slots=True)

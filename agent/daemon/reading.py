@@ -8,7 +8,7 @@ from agent.core.cluster import Snapshot
 from agent.core.history import is_success
 from agent.daemon import inputs, outputs
 from agent.daemon.flags import FLAG_FOLDER, PAUSE_PATH
-from agent.daemon.outside import HISTORY_PATH, INBOX_FOLDER, Ports, words_of
+from agent.daemon.outside import COROSYNC_PATH, DATACENTER_PATH, HISTORY_PATH, INBOX_FOLDER, Ports, words_of
 from agent.ports import ClusterFiles, OutsideError, PermanentError, RefusedError
 
 
@@ -132,6 +132,8 @@ def signs_of(files: ClusterFiles, asked: outputs.ReadSigns) -> inputs.SignsSeen:
             inboxes=tuple(inboxes),
             flags=tuple(flags),
             paused=files.read(PAUSE_PATH),
+            datacenter=files.read(DATACENTER_PATH) if asked.statistics else None,
+            corosync=files.read(COROSYNC_PATH) if asked.statistics else None,
         )
     except OutsideError as error:
         return inputs.SignsSeen(error=words_of(error))

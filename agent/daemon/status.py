@@ -14,6 +14,7 @@ from agent.core.durations import Pace
 from agent.core.flags import Flag
 from agent.core.json_types import Json, JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
+from agent.core.migration_network import SharedLink, shared_words
 from agent.core.migrations import Migration
 from agent.core.quiet_hours import quiet
 from agent.core.survival import survival_document
@@ -111,9 +112,14 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "calibrations": [] if work is None else [*calibration.rows(work.history)],
         "set_aside": [] if work is None else [*aside.rows(work.history, work.guest_types, now.wall_s)],
         "alarm": None if work is None else memory.alarm(work.history, now.wall_s),
+        "corosync_link": None if work is None or (shared := agent.network.shared) is None else _shared(shared),
         "other_balancers": [] if work is None else [*map(_balancer, work.beside.found)],
         "survival": None if work is None or work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
     }
+
+
+def _shared(shared: SharedLink) -> JsonObject:
+    return {"link": shared.link, "network": shared.network, "text": shared_words(shared)}
 
 
 def _balancer(balancer: Balancer) -> JsonObject:

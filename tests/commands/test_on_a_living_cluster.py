@@ -371,3 +371,14 @@ class Terminal:
 
     def readline(self) -> str:
         return self._text
+
+
+def test_a_plan_takes_twice_as_long_where_migrations_share_a_link_of_corosync(stage: Callable[..., Stage], run: Run) -> None:
+    guests = [{"vmid": 101 + i, "node": "pve1", "name": f"web{i}", "used_memory_gib": 8, "migration_s": 600} for i in range(2)]
+    on = stage(entry(guests=guests))
+    on.world.set_flag("pve1", "bios")
+    on.live(10)
+    before = json.loads(run("plan", "--json").out)["expected_s"]
+    conf = "nodelist {\n  node {\n    name: pve1\n    ring0_addr: 192.0.2.1\n  }\n}\n"
+    on.world.put_file("corosync.conf", conf)
+    assert json.loads(run("plan", "--json").out)["expected_s"] == pytest.approx(2 * before)

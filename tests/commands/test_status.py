@@ -103,3 +103,18 @@ def test_another_balancer_is_told_with_its_guests(stage: Callable[..., Stage], r
     stays = must_keep("explain", run("explain", "101", "--json").out)["stays"]
     assert stays["reason"] == "other-balancer"
     assert stays["detail"].startswith("lb@pve!lb moved it 6 minutes ago")
+
+
+def test_a_link_of_corosync_that_migrations_share_is_told_with_what_helps(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(CALM)
+    assert must_keep("status", run("status", "--json").out)["corosync_link"] is None
+    conf = "nodelist {\n  node {\n    name: pve1\n    ring0_addr: 192.0.2.1\n  }\n}\n"
+    on.world.put_file("corosync.conf", conf)
+    on.live(15)
+    told = must_keep("status", run("status", "--json").out)["corosync_link"]
+    assert (told["link"], told["network"]) == (0, None)
+    assert "network        migrations go over link 0 of corosync" in run("status").out
+    on.world.put_file("datacenter.cfg", "migration: secure,network=10.9.0.0/24\n")
+    on.live(15)
+    assert must_keep("status", run("status", "--json").out)["corosync_link"] is None
+    assert "corosync" not in run("status").out

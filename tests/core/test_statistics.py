@@ -165,11 +165,12 @@ MEMBERS = (
 
 
 def test_members_says_who_is_there() -> None:
-    assert parse_members(MEMBERS) == Members("pve1", True, {"pve1": True, "pve2": False})
+    assert parse_members(MEMBERS) == Members("pve1", True, {"pve1": True, "pve2": False}, {"pve1": "192.0.2.1"})
 
 
 def test_without_quorum_members_says_so() -> None:
-    assert parse_members(MEMBERS.replace('"quorate": 1', '"quorate": 0')) == Members("pve1", False, {"pve1": True, "pve2": False})
+    members = parse_members(MEMBERS.replace('"quorate": 1', '"quorate": 0'))
+    assert members == Members("pve1", False, {"pve1": True, "pve2": False}, {"pve1": "192.0.2.1"})
 
 
 def test_a_single_node_is_in_no_cluster() -> None:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The network that migrations take: where corosync has it, too, they go one at a time."""
+
+from __future__ import annotations
+
+from agent.core.journal import Level, MessageId, Record
+from agent.core.migration_network import SharedLink, one_at_a_time, shared_link, shared_words
+from agent.core.settings import Settings
+from agent.core.statistics import parse_members
+from agent.daemon.inputs import SignsSeen
+from agent.daemon.outputs import Output, Say
+
+
+class Network:
+    """What the cluster's files say of it.
+
+    Shape:   `shared` is None while migrations share no link with corosync, as far as can be told.
+    """
+
+    def __init__(self) -> None:
+        self.shared: SharedLink | None = None
+        self._texts: tuple[str | None, str | None, str | None] = (None, None, None)
+        self._bound: tuple[Settings, Settings] | None = None
+
+    def on_signs(self, seen: SignsSeen) -> list[Output]:
+        """Take what was read; a change is said."""
+        texts = (seen.datacenter, seen.corosync, seen.members)
+        if seen.members is None or texts == self._texts or (members := parse_members(seen.members)) is None:
+            return []
+        self._texts = texts
+        before, self.shared = self.shared, shared_link(seen.datacenter or "", seen.corosync or "", members)
+        if self.shared == before:
+            return []
+        text = "migrations share no link with corosync any more: several at a time again"
+        level = Level.NOTICE
+        if self.shared is not None:
+            text, level = shared_words(self.shared), Level.WARNING
+        return [Say(Record(level, MessageId.OUTSIDE, text))]
+
+    def bound(self, settings: Settings) -> Settings:
+        """The settings, with one slot for migrations where they share a link."""
+        if self.shared is None:
+            return settings
+        if self._bound is None or self._bound[0] is not settings:
+            self._bound = (settings, one_at_a_time(settings))
+        return self._bound[1]
