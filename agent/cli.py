@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Protocol, cast
 
 from agent import __version__
@@ -77,6 +78,10 @@ def _run(argv: list[str]) -> int:
     if chosen.command is None:
         _parser().print_usage(sys.stderr)
         raise WrongUseError("name a command", "proxlb-agent --help lists them")
+    if chosen.command not in COMMANDS:
+        near = get_close_matches(chosen.command, COMMANDS, 1)
+        said = f"did you mean {near[0]}? " if near else ""
+        raise WrongUseError(f"there is no command {chosen.command}", f"{said}proxlb-agent --help lists them")
     command = cast(_Command, importlib.import_module(f"agent.commands.{chosen.command.replace('-', '_')}"))
     parser = argparse.ArgumentParser(prog=f"proxlb-agent {chosen.command}", description=COMMANDS[chosen.command], allow_abbrev=False)
     _add_config(parser, chosen.config)
@@ -97,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proxlb-agent {__version__}")
     _add_config(parser, None)
-    parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="what the command takes")
     return parser
 

@@ -59,6 +59,14 @@ CLUSTER_CONFIG = "proxlb/config.yaml"
 LAST_GOOD = "cluster-config.last-good.yaml"
 
 
+class WrongSettingsError(PermanentError):
+    """The settings are wrong: `lines` has every problem, `str()` all of them in one line."""
+
+    def __init__(self, lines: tuple[str, ...]) -> None:
+        super().__init__("; ".join(lines), "mend the file, and check it with: proxlb-agent check-config")
+        self.lines = lines
+
+
 class ConfigFiles:
     """The configuration as it is now: one file given by hand, or this node's and the cluster's.
 
@@ -103,8 +111,7 @@ class ConfigFiles:
             File.NODE: NODE_CONFIG,
             File.ONE: self._config or "the settings",
         }
-        lines = [f"{names[problem.file]}: {problem.line}" for problem in result]
-        raise PermanentError("; ".join(lines), "mend the file, and check it with: proxlb-agent check-config")
+        raise WrongSettingsError(tuple(f"{names[problem.file]}: {problem.line}" for problem in result))
 
 
 def load_settings(config: str | None = None) -> Settings:

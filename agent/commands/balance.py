@@ -60,10 +60,10 @@ def execute(arguments: argparse.Namespace) -> int:
     print(plan_text(plan, view, snapshot, settings), flush=True)
     if not plan.moves:
         return 0
-    for sentence in () if arguments.force else why_only_words(settings, snapshot, known.history):
-        print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
     if settings.mode in (Mode.OFF, Mode.OBSERVE):
         raise PermanentError(f"mode is {settings.mode.value}: the agent carries out nothing", "the cluster's config.yaml sets the mode")
+    for sentence in () if arguments.force else why_only_words(settings, snapshot, known.history):
+        print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
     read_status(settings)  # an agent must run here, as it is the one that takes the request
     if not arguments.yes and not _is_agreed():
         print("nothing was asked for")

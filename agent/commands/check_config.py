@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -47,7 +48,8 @@ def execute(arguments: argparse.Namespace) -> int:
     elif arguments.show:
         print("\n".join(_lines(found)))
     else:
-        print("no problems found")
+        missing = [] if arguments.files else [name for name in _paths(arguments.config) if not os.path.lexists(name)]
+        print("no problems found" + (f" ({' and '.join(missing)} not there: defaults)" if missing else ""))
     return 0
 
 

@@ -12,7 +12,7 @@ from agent.commands.plan import known_guest_node, look_or_read, refusal_document
 from agent.commands.planning import asker, question_of, why_only_words
 from agent.commands.prospects import goal_document, goal_text
 from agent.commands.tables import aligned, clock, counted, gib, iso, label, points
-from agent.commands.wrong_use import settings_of
+from agent.commands.wrong_use import settings_of, vmid
 from agent.core.cluster import MIGRATE_KINDS, Snapshot, Task
 from agent.core.documents import HistoryFile
 from agent.core.explain import Explanation, TargetView, explain
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument("--snapshot", metavar="FILE", help="look at what `snapshot` wrote, not at the cluster (-: standard input)")
-    parser.add_argument("vmid", metavar="VMID", type=int, help="the guest")
+    parser.add_argument("vmid", metavar="VMID", type=vmid, help="the guest")
 
 
 def execute(arguments: argparse.Namespace) -> int:

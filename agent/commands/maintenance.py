@@ -28,15 +28,19 @@ FLAG = "/etc/proxlb-agent/maintenance"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="enter|leave|list")
-    enter = actions.add_parser("enter", help="have the node emptied and kept empty", allow_abbrev=False)
+    enter = _action(actions, "enter", "have the node emptied and kept empty")
     enter.add_argument("node", metavar="NODE")
     enter.add_argument("--wait", action="store_true", help="until no guest runs there that could leave")
     enter.add_argument("--for", dest="for_s", metavar="TIME", type=duration, help="as 2h, 90m or 1d12h; then it ends by itself")
     enter.add_argument("--reason", metavar="TEXT", help="what others read: why")
-    leave = actions.add_parser("leave", help="end that; what left comes home", allow_abbrev=False)
+    leave = _action(actions, "leave", "end the maintenance of a node; what left comes home")
     leave.add_argument("node", metavar="NODE")
     leave.add_argument("--wait", action="store_true", help="until what left has come home")
-    actions.add_parser("list", help="the nodes in maintenance, and who says so", allow_abbrev=False)
+    _action(actions, "list", "the nodes in maintenance, and who says so")
+
+
+def _action(actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str) -> argparse.ArgumentParser:
+    return actions.add_parser(name, help=what, description=what, allow_abbrev=False)
 
 
 def execute(arguments: argparse.Namespace) -> int:

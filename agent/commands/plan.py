@@ -14,7 +14,7 @@ from agent import wiring
 from agent.commands.planning import Remembered, asker, checked_plan, question_of, remembered, timings_in, why_only_words
 from agent.commands.prospects import bound_document, bound_words, goal_document, goal_text, survival_text
 from agent.commands.tables import aligned, clock, counted, few, gib, iso, label, percent, points
-from agent.commands.wrong_use import WrongUseError, settings_of
+from agent.commands.wrong_use import WrongUseError, settings_of, vmid
 from agent.core.cluster import Snapshot
 from agent.core.durations import foretold_words, words
 from agent.core.explain import why_no_target
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     parser.add_argument("--json", action="store_true", help="the plan as JSON")
     parser.add_argument("--snapshot", metavar="FILE", help="plan on what `snapshot` wrote, not on the cluster (-: standard input)")
-    parser.add_argument("--guest", metavar="VMID", type=int, help="look at this guest, its rules and its node only")
+    parser.add_argument("--guest", metavar="VMID", type=vmid, help="look at this guest, its rules and its node only")
     parser.add_argument("--node", metavar="NODE", help="look at this node and its guests' rules only")
 
 
@@ -194,7 +194,7 @@ def plan_text(plan: Plan, view: Outlook, snapshot: Snapshot, settings: Settings)
         parts.append(f"{summary(plan)}; {bound_words(view.bound)}:\n{_moves_table(plan, view)}\n{foretold_words(view.foretold)}")
         later = sum(not move.first_pass for move in plan.moves)
         if later:
-            parts.append(f"{counted(later, 'move')} marked with * would wait: max_moves_per_pass, max_moves_per_hour")
+            parts.append(f"{counted(later, 'move')} marked with * would wait for a further pass (max_moves_per_pass, max_moves_per_hour)")
     else:
         now = f"imbalance {points(plan.before.imbalance)} points"
         parts.append(f"{nothing_words(plan, Weights.of(settings))}\n{now}; {bound_words(view.bound)}")

@@ -23,7 +23,7 @@ from agent.simulation import Simulation
 class Scenario:
     """What a folder describes.
 
-    Shape:   `title` is the first line of its README, empty when there is none; `events` are in the simulation already.
+    Shape:   `title` is the first paragraph of its README, empty when there is none; `events` are in the simulation already.
     """
 
     title: str
@@ -80,7 +80,7 @@ def _told(event: ScenarioEvent, world: World) -> Callable[[], None]:
 
 def _title(folder: Path) -> str:
     try:
-        return (folder / "README").read_text(encoding="utf-8").strip().partition("\n")[0]
+        return (folder / "README").read_text(encoding="utf-8").strip().partition("\n\n")[0]
     except (OSError, UnicodeDecodeError):
         return ""
 

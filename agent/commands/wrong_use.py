@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from agent import wiring
 from agent.core.settings import Settings
 from agent.ports import PermanentError
+
+MOST_PROBLEMS = 3  # of the settings, in the one line of a command that is not about them; check-config names all
 
 
 class WrongUseError(Exception):
@@ -18,13 +21,25 @@ class WrongUseError(Exception):
         self.hint = hint
 
 
+def vmid(text: str) -> int:
+    """The VMID of `101`, `vm:101` or `ct:101`, for argparse."""
+    match = re.fullmatch(r"(?:vm:|ct:)?([1-9][0-9]{2,8})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no VMID; proxlb-agent guests lists them")
+    return int(match[1])
+
+
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings the command works with.
 
-    Raises:  WrongUseError that names every problem.
+    Raises:  WrongUseError that names the first problems.
     """
     try:
         return wiring.load_settings(arguments.config)
+    except wiring.WrongSettingsError as error:
+        more = len(error.lines) - MOST_PROBLEMS
+        text = "; ".join(error.lines[:MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+        raise WrongUseError(text, error.hint) from None
     except PermanentError as error:
         raise WrongUseError(str(error), error.hint) from None
 

@@ -143,7 +143,7 @@ class _Search:
                 refusals.append(Refusal(unit[0], RefusalReason.AFFINITY, f"guest {vmid} is on {where}"))
             else:
                 allowed.append(name)
-        pinned = Refusal(unit[0], RefusalReason.PINNED, "pinned to " + ", ".join(sorted(frozenset[str]().union(*pins))))
+        pinned = Refusal(unit[0], RefusalReason.PINNED, "to " + ", ".join(sorted(frozenset[str]().union(*pins))))
         return replace(item, targets=tuple(allowed), why=None if allowed else (refusals or [pinned])[0])
 
     def without_place(self) -> tuple[Refusal, ...]:

@@ -41,6 +41,24 @@ def test_the_version(run: Run) -> None:
     assert run("--version").out == f"proxlb-agent {__version__}\n"
 
 
+def test_a_command_that_is_none_is_answered_with_the_nearest(run: Run) -> None:
+    assert run("statsu").complaint == "there is no command statsu; did you mean status? proxlb-agent --help lists them"
+    assert run("drian", "pve1").complaint.startswith("there is no command drian; did you mean drain?")
+    assert run("xyzzy").complaint == "there is no command xyzzy; proxlb-agent --help lists them"
+
+
+@pytest.mark.parametrize("word", ["web1", "5", "-1", "vm:web1", "1000000000"])
+def test_a_word_that_is_no_vmid_is_answered_with_where_they_are(run: Run, word: str) -> None:
+    ran = run("plan", f"--guest={word}")
+    assert ran.status == 2
+    assert f"'{word}' is no VMID; proxlb-agent guests lists them" in ran.err
+
+
+def test_each_action_of_maintenance_tells_what_it_does(run: Run) -> None:
+    for action, told in (("enter", "have the node emptied"), ("leave", "end the maintenance"), ("list", "the nodes in maintenance")):
+        assert told in run("maintenance", action, "--help").out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -93,7 +93,7 @@ class TestReading:
 
     def test_explain_names_every_node(self, stage: Callable[..., Stage], run: Run) -> None:
         stage(settings=OBSERVE)
-        ran = run("explain", 101)
+        ran = run("explain", "vm:101")
         assert ran.status == 0
         assert "same-node: the guest is there already" in ran.out
         assert "better than here" in ran.out

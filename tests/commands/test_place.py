@@ -133,7 +133,7 @@ class TestPlan:
         guests = [vm(100 + i, "pve1", 11, 0.5) for i in range(5)]
         out = run("plan", *saved(*THREE, *guests, vm(110, "pve2", 2, 0.5, "plb_pin_pve2"))).out
         assert "N+1 now: can be lost: pve1; of the others no place was found for all guests\n" in out
-        assert "  pve2: 1 of 1 guest, vm:110 guest110 (pinned: pinned to pve2)" in out
+        assert "  pve2: 1 of 1 guest, vm:110 guest110 (pinned: to pve2)" in out
         assert "N+1 after these moves: can be lost: " in out
 
     def test_a_quiet_cluster_can_lose_any_node(self, saved: Callable[..., tuple[str, ...]], run: Run) -> None:

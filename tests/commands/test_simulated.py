@@ -112,6 +112,11 @@ class TestSimulate:
         assert journal in ran.out
         assert "RUNNING GUESTS" not in journal
 
+    def test_it_says_what_the_scenario_shows_in_whole_sentences(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "cluster.yaml").write_text(CLUSTER)
+        (tmp_path / "README").write_text("Two nodes and\na guest.\n\nMust not happen: anything.\n")
+        assert run("simulate", tmp_path).out.startswith("Two nodes and\na guest.\n\n      0.0 s")
+
     def test_until(self, run: Run) -> None:
         ran = run("simulate", DEMO, "--until", "10")
         assert "after 10 simulated seconds" in ran.out

@@ -57,7 +57,7 @@ class TestReadingCommands:
     def test_no_token_yet(self, place: Callable[..., Place], run: Run, pve: PveServer, command: list[str]) -> None:
         ran = run("--config", place(pve.port, token=None).config, *command)
         assert (ran.status, ran.out) == (1, "")
-        assert "proxlb-agent setup" in ran.complaint
+        assert "on a node run proxlb-agent setup; elsewhere set api.hosts, and PROXLB_AGENT_TOKEN" in ran.complaint
 
     def test_without_quorum_reading_goes_on(self, place: Callable[..., Place], run: Run, pve: PveServer, command: list[str]) -> None:
         where = place(pve.port, mounted="no quorum")
@@ -198,6 +198,25 @@ class TestSettings:
             assert (ran.status, ran.out) == (2, "")
             assert ran.complaint.startswith(f"{file}: ")
             assert says in ran.complaint
+
+    def test_other_commands_name_the_first_problems_and_how_many_there_are(self, run: Run, tmp_path: Path) -> None:
+        file = tmp_path / "config.yaml"
+        file.write_text("mode: ful\nguest: {}\nlog: {level: loud}\ndrain: 3\nnodes: 4\n")
+        ran = run("--config", file, "plan")
+        assert ran.status == 2
+        assert "; and 2 more; mend the file, and check it with: proxlb-agent check-config" in ran.complaint
+        assert "log.level" in ran.complaint
+        assert "drain" not in ran.complaint
+
+    def test_check_config_says_which_files_are_not_there(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = tmp_path / "node.yaml"
+        monkeypatch.setattr(wiring, "NODE_CONFIG", str(node))
+        monkeypatch.delenv("PROXLB_AGENT_CONFIG", raising=False)
+        node.write_text(f"paths: {{pmxcfs: {tmp_path}}}\n")
+        assert run("check-config").out == f"no problems found ({tmp_path}/proxlb/config.yaml not there: defaults)\n"
+        (tmp_path / "proxlb").mkdir()
+        (tmp_path / "proxlb/config.yaml").write_text("")
+        assert run("check-config").out == "no problems found\n"
 
     def test_check_config_names_every_problem_of_every_file(self, run: Run, tmp_path: Path) -> None:
         one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"

@@ -151,7 +151,7 @@ def test_packing_by_memory_alone_or_cores_alone_would_fail_where_another_order_d
 def test_a_pin_to_the_lost_node_alone_has_no_place() -> None:
     found = loss(cluster(node("pve1"), node("pve2"), vm(101, "pve1", 4, 0.5, "plb_pin_pve1")), "pve1")
     assert reasons(found) == {101: "pinned"}
-    assert found.without_place[0].detail == "pinned to pve1"
+    assert found.without_place[0].detail == "to pve1"
 
 
 def test_who_must_be_apart_needs_nodes_of_their_own() -> None:

@@ -61,7 +61,8 @@ def secret_of(access: ApiAccess) -> str:
     except UnicodeError:
         raise no_secret from None  # the exception holds the text
     if not secret:
-        raise PermanentError("there is no API token yet", SETUP_HINT)
+        elsewhere = "on a node run proxlb-agent setup; elsewhere set api.hosts, and PROXLB_AGENT_TOKEN to the secret of a token"
+        raise PermanentError("there is no API token yet", SETUP_HINT if access.own_node is not None else elsewhere)
     if not re.fullmatch(r"[!-~]+", secret):  # anything else would end up, readable, in the message of an exception of requests
         raise no_secret
     return secret
