@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from agent.core.leadership import LockTimes
 from agent.core.settings import Settings
 from agent.daemon import inputs, outputs
-from agent.daemon.agent import Agent, Cadence, Identity
+from agent.daemon.agent import Agent
+from agent.daemon.identity import Cadence, Identity
 from agent.daemon.inputs import Now
 from agent.daemon.outside import Ports
 from agent.daemon.perform import Performer

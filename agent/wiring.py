@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.adapters import local_files as local_folders
 from agent.adapters import yaml_files
@@ -29,17 +30,16 @@ from agent.core.documents import DocumentError, HistoryFile, LoadsFile, parse
 from agent.core.journal import Level, MessageId, Record
 from agent.core.json_types import Json
 from agent.core.leadership import LockTimes
-from agent.core.learned import Learned
 from agent.core.settings import File, Mode, Settings
 from agent.daemon import inputs
-from agent.daemon.agent import Agent, Identity
+from agent.daemon.agent import Agent
+from agent.daemon.identity import Identity
 from agent.daemon.inputs import Now
 from agent.daemon.network import Network
 from agent.daemon.outputs import ReadSigns
 from agent.daemon.outside import HISTORY_PATH, Ports
 from agent.daemon.perform import Performer
 from agent.daemon.reading import signs_of
-from agent.daemon.senses import Senses
 from agent.ports import (
     ClusterApi,
     ClusterFiles,
@@ -53,6 +53,10 @@ from agent.ports import (
     SettingsSource,
 )
 from agent.service import Service
+
+if TYPE_CHECKING:
+    from agent.core.learned import Learned
+    from agent.daemon.senses import Senses
 
 NODE_CONFIG = "/etc/proxlb-agent/config.yaml"
 CLUSTER_CONFIG = "proxlb/config.yaml"
@@ -230,6 +234,8 @@ def look(settings: Settings) -> Snapshot:
 
 def read_senses(settings: Settings, files: ClusterFiles) -> Senses | None:
     """What this node's files tell at one look, None when they cannot be read."""
+    from agent.daemon.senses import Senses  # commands look as a leader does; an agent that follows does not
+
     clock = SystemClock()
     seen = signs_of(files, ReadSigns(statistics=True))
     if seen.error:

@@ -27,8 +27,7 @@ from agent.core.reasons import MEANING
 from agent.core.settings import Mode, Settings
 from agent.core.shutdown import ShutdownFlag, parse_flag, would_keep_quorum
 from agent.core.statistics import parse_members
-from agent.daemon.flags import FLAG_FOLDER
-from agent.daemon.outside import LEADER_PATH
+from agent.daemon.outside import FLAG_FOLDER, LEADER_PATH
 from agent.ports import ClusterFiles, FilesystemState, OutsideError
 
 UNIT = "proxlb-agent-drain.service"

@@ -10,7 +10,7 @@ import os
 from agent import wiring
 from agent.core.flags import Flag, duration_s, read_flag
 from agent.core.settings import Settings
-from agent.daemon.flags import PAUSE_PATH
+from agent.daemon.outside import PAUSE_PATH
 from agent.ports import ClusterFiles, FilesystemState, NoQuorumError, OutsideError
 
 

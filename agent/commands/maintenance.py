@@ -18,8 +18,7 @@ from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.flags import Flag, flag_text, flag_words, read_flag
 from agent.core.settings import Mode, Settings
 from agent.core.statistics import parse_members
-from agent.daemon.flags import FLAG_FOLDER
-from agent.daemon.outside import INBOX_FOLDER
+from agent.daemon.outside import FLAG_FOLDER, INBOX_FOLDER
 from agent.ports import ClusterFiles, OutsideError, PermanentError
 
 FLAG = "/etc/proxlb-agent/maintenance"

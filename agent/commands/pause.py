@@ -9,7 +9,7 @@ from agent import wiring
 from agent.commands.flag_files import asked_by, changeable_files, duration
 from agent.commands.wrong_use import own_node_or_refuse, settings_of
 from agent.core.flags import Flag, flag_text, flag_words
-from agent.daemon.flags import PAUSE_PATH
+from agent.daemon.outside import PAUSE_PATH
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import argparse
 
 from agent.commands.flag_files import changeable_files
 from agent.commands.wrong_use import own_node_or_refuse, settings_of
-from agent.daemon.flags import PAUSE_PATH
+from agent.daemon.outside import PAUSE_PATH
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 GIB = 1 << 30
+NODE_SETTLED_S = 120.0  # a node that is up for less is still starting its own guests
 MIB = 1 << 20
 VMID_DIGITS = 9  # PVE's largest VMID is 999999999; Python refuses to read a number of thousands of digits
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from enum import Enum, auto
 
 from agent.core.backups import backup_nodes, due_backups
-from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, Guest, Node, Snapshot
-from agent.core.load import NODE_SETTLED_S, measured_load, memory_limit_bytes, why_not_measured
+from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, NODE_SETTLED_S, Guest, Node, Snapshot
+from agent.core.load import measured_load, memory_limit_bytes, why_not_measured
 from agent.core.local_disks import may_take_along, why_too_long
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.question import Question

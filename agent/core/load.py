@@ -42,7 +42,6 @@ from agent.core.settings import Measure, Settings
 
 FRESH_S = 25.0  # two rounds of pvestatd, 10 s apart, and its own duration: until then a guest has no two valid samples
 STALE_S = 60.0  # load older than six rounds of pvestatd says nothing about now
-NODE_SETTLED_S = 120.0  # a node that is up for less is still starting its own guests
 EXPECTED_MEMORY_FRACTION = 0.70  # of the configured memory, for a guest never measured
 EXPECTED_CPU_FRACTION = 0.25  # of the configured cores, for a guest never measured
 SANE_FACTOR = 4.0  # a load of more than this times the size is a broken number, not a load

@@ -8,9 +8,8 @@ each in one line that says what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Protocol, cast
 
@@ -263,7 +262,7 @@ def _why_not(spec: Spec, value: Json) -> str | None:
             good = _match(spec.kind, value) is not None
     if good:
         return None
-    near = get_close_matches(value.lower(), spec.choices, 1) if isinstance(value, str) else []
+    near = _like(value.lower(), spec.choices, 1) if isinstance(value, str) else []
     return f"{must}, not {_shown(value)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
@@ -322,7 +321,7 @@ def _why_no_day(value: Json) -> str | None:
     if not isinstance(value, str):
         return must
     word = value.strip().lower()
-    near = [word[:3]] if word[:3] in DAYS else get_close_matches(word, DAYS, 1)
+    near = [word[:3]] if word[:3] in DAYS else _like(word, DAYS, 1)
     return must + (f"; did you mean {near[0]}?" if near else "")
 
 
@@ -363,7 +362,7 @@ def _short(value: Json) -> str:
 
 def _unknown_below(place: str, key: str, known: Collection[str]) -> str:
     """As `_unknown`, of an entry in a list or a mapping whose entries are all alike."""
-    near = get_close_matches(key, known, 1, cutoff=0.7)
+    near = _like(key, known, 1, cutoff=0.7)
     return f"unknown, did you mean {place}.{near[0]}?" if near else f"unknown; known here: {', '.join(known)}"
 
 
@@ -372,12 +371,10 @@ def _unknown(path: str, key: str) -> str:
     if "." in key:
         return "unknown; write one key a level, each followed by a colon"
     here = [name for name in FIELDS if name.rpartition(".")[0] == path]
-    near = get_close_matches(key, [name.rpartition(".")[2] for name in here], 1, cutoff=0.7)
+    near = _like(key, [name.rpartition(".")[2] for name in here], 1, cutoff=0.7)
     if near:
         return f"unknown, did you mean {path + '.' if path else ''}{near[0]}?"
-    elsewhere = sorted(name for name in FIELDS if name.rpartition(".")[2] == key) or get_close_matches(
-        f"{path}.{key}", list(FIELDS), 1, cutoff=0.85
-    )
+    elsewhere = sorted(name for name in FIELDS if name.rpartition(".")[2] == key) or _like(f"{path}.{key}", FIELDS, 1, cutoff=0.85)
     if elsewhere:
         return f"unknown, did you mean {' or '.join(elsewhere)}?"
     return "unknown; known here: " + ", ".join(name.rpartition(".")[2] for name in here)
@@ -399,3 +396,10 @@ def _filled(section: object, path: str, values: Mapping[str, _Value]) -> object:
             given = values.get(path + name, value)
             new[name] = type(value)(cast(str, given)) if isinstance(value, StrEnum) else given
     return cast(_Maker, type(section))(**new)
+
+
+def _like(word: str, known: Iterable[str], most: int, cutoff: float = 0.6) -> list[str]:
+    """The known words that look most like this one."""
+    from difflib import get_close_matches  # settings are right nearly always, and then nobody needs it
+
+    return get_close_matches(word, list(known), most, cutoff)

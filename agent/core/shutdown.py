@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.core.corosync_conf import sections
-from agent.core.statistics import Members
+
+if TYPE_CHECKING:
+    from agent.core.statistics import Members
 
 _FLAG = re.compile(r"shuts down, its guests (?:leave first|stay: (?P<why>[^\n]+)); boot (?P<boot>[^\s;]+)")
 

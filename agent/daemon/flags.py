@@ -11,9 +11,8 @@ from agent.core.events import Event, EventKind, EventSource
 from agent.core.flags import Flag, flag_words, read_flag
 from agent.core.shutdown import ShutdownFlag, flags_of_nodes, why_guests_stay
 from agent.daemon.inputs import Now
+from agent.daemon.outside import FLAG_FOLDER, PAUSE_PATH
 
-FLAG_FOLDER = "proxlb/maintenance"
-PAUSE_PATH = "proxlb/paused"
 BY_SETTINGS = "nodes.maintenance in the settings"
 BY_HA = "asked of the HA manager"
 REMOVE_AGAIN_S = 10.0  # a removal that failed is tried again after so long

@@ -13,10 +13,11 @@ KEEP_LOADS_S = 300.0  # between two writes of loads.json: what a guest took is l
 
 
 class KeptLoads:
-    """What of the learned loads is on the disk."""
+    """What was learned, in all leads of this process, and what of it is on the disk."""
 
-    def __init__(self, learned: Learned, now: Now) -> None:
-        self._kept = learned
+    def __init__(self, now: Now) -> None:
+        self.learned: Learned = {}
+        self._kept: Learned = self.learned
         self._kept_s = now.boot_s
         self._has_asked = False
 
@@ -27,31 +28,32 @@ class KeptLoads:
         self._has_asked = True
         return [ReadLoads()]
 
-    def on_seen(self, seen: LoadsSeen, learned: Learned, now: Now) -> tuple[Learned, list[Output]]:
+    def on_seen(self, seen: LoadsSeen, now: Now) -> list[Output]:
         """Take what this node learned when it led before; what was learned since counts more."""
         if seen.error:
-            return learned, [_trouble(f"learned loads cannot be read and begin anew: {seen.error}")]
+            return [_trouble(f"learned loads cannot be read and begin anew: {seen.error}")]
         if seen.text is None:
-            return learned, []
+            return []
         try:
             kept = parse(LoadsFile, seen.text)
         except DocumentError as error:
-            return learned, [_trouble(f"loads.json cannot be used, learned loads begin anew: {error}")]
-        known = {**bounded(kept.loads, now.wall_s), **learned}
-        if not learned:
-            self._kept = known
-        return known, []
+            return [_trouble(f"loads.json cannot be used, learned loads begin anew: {error}")]
+        since = self.learned
+        self.learned = {**bounded(kept.loads, now.wall_s), **since}
+        if not since:
+            self._kept = self.learned
+        return []
 
-    def due(self, learned: Learned, now: Now) -> list[Output]:
+    def due(self, now: Now) -> list[Output]:
         """As `keep`, where that was long enough ago."""
-        return self.keep(learned, now) if now.boot_s - self._kept_s >= KEEP_LOADS_S else []
+        return self.keep(now) if now.boot_s - self._kept_s >= KEEP_LOADS_S else []
 
-    def keep(self, learned: Learned, now: Now) -> list[Output]:
+    def keep(self, now: Now) -> list[Output]:
         """Write down what was learned since it was last written."""
-        if learned is self._kept:
+        if self.learned is self._kept:
             return []
-        self._kept, self._kept_s = learned, now.boot_s
-        return [KeepLoads(render(as_file(learned)))]
+        self._kept, self._kept_s = self.learned, now.boot_s
+        return [KeepLoads(render(as_file(self.learned)))]
 
 
 def _trouble(text: str) -> Say:

@@ -24,6 +24,8 @@ from agent.ports import (
 LEADER_PATH = "proxlb/leader.json"
 HISTORY_PATH = "proxlb/history.json"
 INBOX_FOLDER = "proxlb/inbox"
+FLAG_FOLDER = "proxlb/maintenance"
+PAUSE_PATH = "proxlb/paused"
 DATACENTER_PATH = "datacenter.cfg"
 COROSYNC_PATH = "corosync.conf"
 
@@ -48,3 +50,11 @@ class Ports:
 def words_of(error: OutsideError) -> str:
     """What the error says, and never nothing."""
     return str(error) or type(error).__name__
+
+
+def text_of(files: ClusterFiles, path: str) -> tuple[str | None, str]:
+    """The file's text, None when there is none, and why it cannot be read."""
+    try:
+        return files.read(path), ""
+    except OutsideError as error:
+        return None, words_of(error)

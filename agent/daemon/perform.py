@@ -7,14 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse, render
-from agent.core.history import highest_epoch
 from agent.core.leadership import LockAct, LockTimes
 from agent.core.shutdown import parse_flag
 from agent.daemon import inputs, outputs
-from agent.daemon.flags import FLAG_FOLDER
 from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
-from agent.daemon.outside import HISTORY_PATH, LEADER_PATH, Ports, words_of
-from agent.daemon.reading import Reading, text_of
+from agent.daemon.outside import FLAG_FOLDER, HISTORY_PATH, LEADER_PATH, Ports, text_of, words_of
+from agent.daemon.reading import Reading
 from agent.daemon.unanswered import unanswered
 from agent.ports import InDoubtError, NotHolderError, OutsideError, PermanentError, RefusedError, TemporaryError
 
@@ -151,6 +149,8 @@ class Performer:
         """With an epoch that no attempt in history.json has had: leader.json may have been lost, and with it the count."""
         if leader.state is not LeaderState.LEADING:
             return leader
+        from agent.core.history import highest_epoch  # only who leads reads the history
+
         return replace(leader, epoch=max(leader.epoch, highest_epoch(self._ports.files.read(HISTORY_PATH)) + 1))
 
     def _check_own(self, leader: LeaderFile) -> None:

@@ -54,8 +54,8 @@ def test_what_was_kept_is_known_again_but_not_of_guests_that_are_gone() -> None:
     made.at(60.0, lambda: made.world.stop_guest(102))
     made.run(120.0)
     agent = made.agent("pve1")
-    assert agent is not None
-    assert sorted(agent.senses.learned) == [101]
+    assert agent is not None and agent.leading is not None
+    assert sorted(agent.leading.senses.learned) == [101]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "proxlb-agent/loads/9"}', render(KEPT).replace("2147483648", '"much"')])
@@ -73,5 +73,5 @@ def test_a_disk_that_takes_nothing_costs_no_more_than_what_was_learned() -> None
     made.at(400.0, lambda: made.world.stop_guest(101))
     made.run(400.0 + 2 * KEEP_LOADS_S)
     agent = made.agent("pve1")
-    assert agent is not None
-    assert (kept(made), sorted(agent.senses.learned)) == ([], [101])
+    assert agent is not None and agent.leading is not None
+    assert (kept(made), sorted(agent.leading.senses.learned)) == ([], [101])

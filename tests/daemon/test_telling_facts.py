@@ -34,8 +34,8 @@ def seen_by_the_leader(made: Simulation) -> Facts:
     leader = made.world.lock_holder()
     assert leader is not None
     agent = made.agent(leader)
-    assert agent is not None
-    return agent.senses.inboxes["pve2"].facts
+    assert agent is not None and agent.leading is not None
+    return agent.leading.senses.inboxes["pve2"].facts
 
 
 def test_a_node_tells_what_it_has_at_its_start_and_then_nothing_for_an_hour() -> None:

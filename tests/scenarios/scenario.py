@@ -35,7 +35,7 @@ from agent.core.json_types import JsonObject
 from agent.core.leadership import LockTimes
 from agent.core.settings import Settings
 from agent.core.settings_check import check
-from agent.daemon.agent import Cadence
+from agent.daemon.identity import Cadence
 from agent.ports import PermanentError
 from agent.sim.cluster_file import read_cluster
 from agent.sim.scenario_events import read_events
