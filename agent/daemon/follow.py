@@ -192,7 +192,7 @@ class Follow:
         elif answer.exit_status is not None:
             self._end(record, answer.exit_status, now, answer.log)
         elif record.asked_at is not None and now.wall_s - record.asked_at > settings.migration.timeout_s and not record.text:
-            text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
+            text = f"runs for longer than {settings.migration.timeout_s:g} s; it is not interfered with"
             return self._put(replace(record, text=text), now), [said_of(record, None, text)]
         return [], []
 
@@ -316,7 +316,7 @@ class Follow:
             running = replace(advanced(record, MigrationState.RUNNING, now.wall_s), text="")
             return self._put(running, now), [said_of(running, None, "the HA manager moves it")]
         if waited_s > settings.migration.timeout_s and not record.text:
-            text = f"runs for longer than {settings.migration.timeout_s} s; it is not interfered with"
+            text = f"runs for longer than {settings.migration.timeout_s:g} s; it is not interfered with"
             return self._put(replace(record, text=text), now), [said_of(record, None, text)]
         return [], []
 

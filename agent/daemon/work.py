@@ -61,12 +61,14 @@ from agent.daemon.telling import Telling
 from agent.daemon.verdicts import PATIENCE, Verdicts
 
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
+HELD_S = 30.0  # between looks, at the least, while a lock keeps a guest on a node that is to be empty
 STARTING_S = 30.0  # between looks while guests wait for a node that has just booted
 FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
+_PASSES = frozenset({RefusalReason.LOCKED, RefusalReason.BUSY})
 _JUDGED_AT_ONCE = frozenset({EventKind.GUEST_STARTED, EventKind.OVERLOAD})
 
 
@@ -110,6 +112,7 @@ class Work:
         self._unanswered: set[int] = set()
         self._rounds = 0
         self._took_lead_s = now.boot_s
+        self._held_since_s: float | None = None
         self._looked_s = -1e9
 
     @property
@@ -388,10 +391,23 @@ class Work:
             self._chronicle.answer(answer)
         if any(refusal.reason is RefusalReason.NODE_STARTING for refusal in self.plan.refused):
             self._agenda.retry(now.boot_s + STARTING_S)
+        self._look_again_for_drains(now)
         current = self.current
         only_timer = all(event.kind is EventKind.TIMER for event in current.events)
         self._done()
         return self._conclude(f"{described(current)}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
+
+    def _look_again_for_drains(self, now: Now) -> None:
+        """Guests that only a lock or a task of theirs keeps on a node in maintenance are looked at again soon, the longer it lasts the
+        less often: nobody tells when a lock is gone."""
+        assert self.plan is not None and self.snapshot is not None
+        drained = {maintenance.node for maintenance in self.snapshot.maintenance}
+        held = {refusal.vmid for refusal in self.plan.refused if refusal.reason in _PASSES}
+        if not any(guest.vmid in held and guest.node in drained for guest in self.snapshot.guests):
+            self._held_since_s = None
+            return
+        self._held_since_s = now.boot_s if self._held_since_s is None else self._held_since_s
+        self._agenda.retry(now.boot_s + max(HELD_S, (now.boot_s - self._held_since_s) / 4))
 
     def _look_at_survival(self, settings: Settings) -> None:
         """Whether any one node could be lost, as of the last look: when nothing is about to start, so that nothing waits for it."""
