@@ -158,8 +158,9 @@ class Simulation:
         for _ in range(MOST_ROUNDS):
             taken = tuple(process.arrived)
             process.arrived.clear()
-            asked, next_boot_s = process.agent.step(self._now(name), taken)
-            process.wake_s = world.now_s + max(0.0, next_boot_s - self._now(name).boot_s)
+            now = self._now(name)
+            asked, next_boot_s = process.agent.step(now, taken)
+            process.wake_s = world.now_s + max(0.0, next_boot_s - now.boot_s)
             process.arrived.extend(self._answers(process, asked))
             if any(isinstance(output, outputs.Exit) for output in asked):
                 del self._processes[name]

@@ -214,7 +214,8 @@ class Answer:
 class HistoryFile:
     """proxlb/history.json: what leaders did and remember for each other, written by the leader alone.
 
-    Shape:   migrations by time; bounded, homes are dropped last. `first_seen_at` is when the cluster first had a leader.
+    Shape:   migrations by time; bounded, homes are dropped last. `first_seen_at` is when the cluster first had a leader; `ha_places`
+             are VMID and node of the guests under the HA manager at the last look.
     """
 
     schema: str
@@ -227,6 +228,7 @@ class HistoryFile:
     calibrations: tuple[Calibration, ...] = ()
     ha_asks: tuple[HaAsk, ...] = ()
     foreign_moves: tuple[ForeignMove, ...] = ()
+    ha_places: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,6 @@ def _array_text(name: str, entries: tuple[object, ...]) -> str:
     return "[" + ",".join(texts) + "]"
 
 
-@lru_cache(maxsize=512)  # what a full history has, and what has just been dropped from it
+@lru_cache(maxsize=2048)  # what a full history has, and what has just been dropped from it
 def _entry_text(entry: object) -> str:
     return _json_text(entry)

@@ -22,6 +22,7 @@ from agent.core.reasons import MoveReason
 KEPT_MIGRATIONS = 150  # about 60 KiB of JSON, well under what is read in one piece
 KEPT_ANSWERS = 20
 KEPT_FOREIGN = 200  # 9 KiB
+MOST_PLACES = 1000  # 17 KiB: of more guests under the HA manager no place is kept
 MOST_BYTES = 90_000  # files over 100 KiB are not written, as larger ones tear
 KEPT_S = 2 * 86400.0
 HOUR_S = 3600.0
@@ -155,6 +156,23 @@ def without_stale_homes(history: HistoryFile, snapshot: Snapshot) -> HistoryFile
         home for home in history.homes if home.vmid in snapshot.unseen or (place.get(home.vmid) == home.put_on and home.put_on != home.home)
     )
     return history if kept == history.homes else replace(history, homes=kept)
+
+
+def with_places(history: HistoryFile, before: Snapshot | None, snapshot: Snapshot, now: float) -> HistoryFile:
+    """The history after a look: who was moved by others since the look before, and where the HA manager's guests are.
+
+    Of a former leader's looks only the latter is known: what a person does while nobody leads, PVE's task list tells.
+    """
+    was = dict(history.ha_places)
+    if before is not None:
+        was |= {guest.vmid: guest.node for guest in before.guests}
+    moved = {guest.vmid: guest.node for guest in snapshot.guests if was.get(guest.vmid, guest.node) != guest.node}
+    managed = {resource.vmid for resource in snapshot.ha.resources}
+    places = tuple(sorted((guest.vmid, guest.node) for guest in snapshot.guests if guest.vmid in managed))
+    if len(places) > MOST_PLACES:
+        places = ()
+    history = with_foreign_moves(history, moved, now)
+    return history if places == history.ha_places else replace(history, ha_places=places)
 
 
 def with_foreign_moves(history: HistoryFile, moved: Mapping[int, str], now: float) -> HistoryFile:

@@ -209,27 +209,31 @@ def on_looked(state: Leadership, at_s: float, mtime_s: int | None, leader: Leade
     # Nothing was seen for so long that a leader may have renewed meanwhile; who holds the lock already knows that nobody has.
     is_blind = at_s - state.seen_s > state.times.renew_every_s
     is_blind &= mtime_s is None if state.stage is Stage.FOLLOWING else state.stage is Stage.HOLDING and not state.leader_known
-    state = replace(state, waiting_for=waiting, has_looked=True, leader_known=True, highest_epoch=highest, leader=leader, seen_s=at_s)
-    if is_blind:
-        state = replace(state, foreign_seen_s=at_s)
-    if state.stage is Stage.FOLLOWING:
-        if changed:
-            state = replace(state, unchanged_since_s=at_s, lock_mtime_s=mtime_s)
-            if mtime_s is not None:
-                state = replace(state, foreign_seen_s=at_s)
-        return state
+    is_renewed = changed and state.stage is Stage.FOLLOWING
+    state = replace(
+        state,
+        waiting_for=waiting,
+        has_looked=True,
+        leader_known=True,
+        highest_epoch=highest,
+        leader=leader,
+        seen_s=at_s,
+        foreign_seen_s=at_s if is_blind or (is_renewed and mtime_s is not None) else state.foreign_seen_s,
+        unchanged_since_s=at_s if is_renewed else state.unchanged_since_s,
+        lock_mtime_s=mtime_s if is_renewed else state.lock_mtime_s,
+    )
     if state.stage in (Stage.LEADING, Stage.HOLDING, Stage.LAPSED):
         if mtime_s is None:
             return _lost(state, at_s)
-        if state.stage is Stage.LEADING and not _names_me(state, leader):
+        if state.stage is Stage.LEADING and not _names_me(state):
             return _lost(state, at_s)
         if state.stage is Stage.HOLDING and leader is not None and previous is not None and leader.epoch > previous.epoch:
             return _lost(state, at_s)
     return state
 
 
-def _names_me(state: Leadership, leader: LeaderFile | None) -> bool:
-    return leader is not None and _is_mine(replace(state, leader=leader)) and leader.epoch == state.epoch
+def _names_me(state: Leadership) -> bool:
+    return state.leader is not None and _is_mine(state) and state.leader.epoch == state.epoch
 
 
 def on_took(state: Leadership, called_s: float, *, got_it: bool) -> Leadership:

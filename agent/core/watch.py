@@ -82,12 +82,6 @@ def differences(before: Snapshot, after: Snapshot, at_s: float) -> list[Event]:
     return events
 
 
-def moved(before: Snapshot, after: Snapshot) -> dict[int, str]:
-    """The guests whose configuration is on another node than before, VMID to node."""
-    was = {guest.vmid: guest.node for guest in before.guests}
-    return {guest.vmid: guest.node for guest in after.guests if was.get(guest.vmid, guest.node) != guest.node}
-
-
 def _restarted(was: Guest, now: Guest) -> bool:
     """True when the guest runs on the same node, but for a shorter time than before: it was restarted in between."""
     return was.node == now.node and now.uptime_s is not None and was.uptime_s is not None and now.uptime_s + 5 < was.uptime_s

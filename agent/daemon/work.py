@@ -33,7 +33,6 @@ from agent.core.settings import Settings
 from agent.core.slots import startable
 from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, traces, with_starts, without_echoes
-from agent.core.watch import moved
 from agent.daemon.acting import Acting
 from agent.daemon.agenda import RETRY_S, Agenda
 from agent.daemon.beside import Beside
@@ -220,8 +219,7 @@ class Work:
         self.failing_since_s = None
         before, self.snapshot = self.snapshot, senses.enriched(seen.snapshot, self.ha.ours)
         outputs += self._settling.on_look(seen.snapshot, self.snapshot, settings, now)
-        if before is not None:
-            self._chronicle.history = memory.with_foreign_moves(self.history, moved(before, self.snapshot), now.wall_s)
+        self._chronicle.history = memory.with_places(self.history, before, self.snapshot, now.wall_s)
         outputs += self._see_to_ha(seen.snapshot, senses, settings, now)
         outputs += self._settling.start_left(lead)
         self._settling.calibrate(self.snapshot, settings, now)

@@ -20,12 +20,17 @@ from tests.chaos.faults import FAULTS, LOADS, draw
 from tests.chaos.machine import Machine
 from tests.chaos.witness import DayWitness
 
+# Fewer looks than usual, so that days are lived quickly: what is decided stays the same, reactions are up to 15 s later.
+TIMES = replace(UNHURRIED_TIMES, look_every_s=15.0, renew_every_s=15.0)
+CADENCE = replace(UNHURRIED_CADENCE, signs_s=15.0)
+
 DAY_S = 86400.0
 CALM_S = 3600.0  # the end of the day, in which nothing more goes wrong
 FAULT_EVERY_S, LOAD_EVERY_S = 700.0, 400.0  # on the mean
 UNLOCK_S = 3600.0  # somebody sees a lock that a dead worker left, and removes it
 DRAIN_AT_S, DRAIN_S = 900.0, 1800.0  # in the calm: when a node is flagged, and how long it may take to leave it
 NODE_CORES, NODE_GIB = 16, 64
+MODEST = (0.2, 0.4)  # of its cores and memory, for each guest in the calm
 SIZES = ((1, 2), (2, 4), (2, 8), (4, 8), (4, 12))
 
 
@@ -84,7 +89,7 @@ class Day:
         self.seed = seed
         self.rng = random.Random(seed)
         self.world = cluster(self.rng)
-        self.machine = Machine(self.world, settings(), times=UNHURRIED_TIMES, cadence=UNHURRIED_CADENCE, rng=self.rng)
+        self.machine = Machine(self.world, settings(), times=TIMES, cadence=CADENCE, rng=self.rng)
         self.hits: Counter[str] = Counter()
         self.flagged: dict[str, float] = {}
         self.touches: dict[int, list[float]] = defaultdict(list)  # when somebody started, stopped or changed the guest
@@ -178,6 +183,8 @@ class Day:
             world.stop_statistics(name, stopped=False)
             node.pmxcfs_failures.clear()
         self._end_stuck()
+        for guest in world.guests.values():
+            self.set_load(guest, *MODEST)  # two nodes have room for all
         self.later(DRAIN_AT_S / 2, self._unlock)
         self.later(DRAIN_AT_S, self._flag_in_calm)
 

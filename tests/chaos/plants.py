@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from agent.core import triggers
 from agent.core.leadership import LockAct
-from agent.daemon import inputs, outputs, senses, work
+from agent.daemon import hearing, inputs, outputs, senses, work
 from agent.daemon.perform import Performer
 from tests.chaos.day import DAY_S
 
@@ -63,8 +63,8 @@ def _no_echo_filter(stack: contextlib.ExitStack) -> None:
         return taken(self, event, seen, now)
 
     stack.enter_context(patch.object(work.Work, "on_event", on_event))
-    stack.enter_context(patch.object(work, "why_echo", lambda event, seen, now: None))
-    stack.enter_context(patch.object(triggers, "why_echo", lambda event, seen, now: None))
+    for module in (hearing, triggers):
+        stack.enter_context(patch.object(module, "why_echo", lambda event, seen, now: None))
 
 
 def _blind_retry(stack: contextlib.ExitStack) -> None:

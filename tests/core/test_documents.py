@@ -48,7 +48,7 @@ FILES = [
     HistoryFile(
         HISTORY_SCHEMA, NOW, tuple(record(101 + i, state) for i, state in enumerate(MigrationState)), (Home(101, "pve1", "pve2", NOW),),
         (SetAside(102, NOW, 2, "no space"),), (Answer("r1", NOW, "done", final=True),),
-        foreign_moves=(ForeignMove(103, "pve3", NOW),),
+        foreign_moves=(ForeignMove(103, "pve3", NOW),), ha_places=((101, "pve1"), (103, "pve3")),
     ),
     RequestFile(REQUEST_SCHEMA, "balance", True, "root"),
 ]  # fmt: skip

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from agent.core import history as memory
-from agent.core.cluster import GIB
-from agent.core.documents import Answer, HistoryFile, Home, parse, render
+from agent.core.cluster import GIB, HaResource, HighAvailability
+from agent.core.documents import Answer, ForeignMove, HistoryFile, Home, parse, render
 from agent.core.failures import FailureClass
 from agent.core.load import GuestLoad
 from agent.core.migrations import MigrationState
@@ -57,6 +57,29 @@ def test_own_move_that_failed_and_a_guest_that_went_elsewhere_are_foreign_moves(
     history = of(record(101, S.FAILED, ago_s=30), record(102, ago_s=30))
     seen = memory.with_foreign_moves(history, {101: "pve2", 102: "pve3"}, NOW)
     assert [moved.vmid for moved in seen.foreign_moves] == [101, 102]
+
+
+def test_a_new_leader_sees_who_was_recovered_while_nobody_led() -> None:
+    managed = HighAvailability(resources=(HaResource(101, state="started", node="pve1"), HaResource(102, state="started", node="pve1")))
+    then = replace(cluster(vm(101, "pve1"), vm(102, "pve1"), vm(103, "pve1")), ha=managed)
+    left = memory.with_places(EMPTY, None, then, NOW)
+    assert left.ha_places == ((101, "pve1"), (102, "pve1"))
+    assert left.foreign_moves == ()
+    moved = replace(cluster(vm(101, "pve2"), vm(102, "pve1"), vm(103, "pve2")), ha=managed)
+    taken_over = memory.with_places(left, None, moved, NOW + 200)
+    assert taken_over.foreign_moves == (ForeignMove(101, "pve2", NOW + 200),)
+    assert taken_over.ha_places == ((101, "pve2"), (102, "pve1"))
+    followed = memory.with_places(left, then, moved, NOW + 200)
+    assert [one.vmid for one in followed.foreign_moves] == [101, 103], "of its own looks a leader knows all places"
+
+
+def test_places_are_not_kept_of_more_guests_than_fit() -> None:
+    vmids = range(100, 101 + memory.MOST_PLACES)
+    managed = HighAvailability(resources=tuple(HaResource(vmid, state="started", node="pve1") for vmid in vmids))
+    snapshot = replace(cluster(*[vm(vmid, "pve1") for vmid in vmids]), ha=managed)
+    assert memory.with_places(EMPTY, None, snapshot, NOW) == EMPTY
+    fits = replace(snapshot, ha=replace(managed, resources=managed.resources[1:]))
+    assert len(memory.with_places(EMPTY, None, fits, NOW).ha_places) == memory.MOST_PLACES
 
 
 def test_foreign_moves_are_bounded() -> None:

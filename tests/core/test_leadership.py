@@ -651,7 +651,7 @@ def test_never_do_two_nodes_act_in_turns_or_at_once(drops: bool) -> None:
         seen[len({(name, epoch) for _, name, epoch in watch.acts})] += 1
 
     each()
-    assert seen[0] < seen.total() / 5
+    assert seen[0] < seen.total() / 2, "most runs see somebody lead"
     assert sum(count for leads, count in seen.items() if leads > 1) > seen.total() / 3, "many runs see a change of who leads"
 
 
