@@ -62,7 +62,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     if settings.mode in (Mode.OFF, Mode.OBSERVE):
         raise PermanentError(f"mode is {settings.mode.value}: the agent carries out nothing", "the cluster's config.yaml sets the mode")
-    for sentence in () if arguments.force else why_only_words(settings, snapshot, known.history):
+    for sentence in () if arguments.force else why_only_words(settings, snapshot, known):
         print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
     read_status(settings)  # an agent must run here, as it is the one that takes the request
     if not arguments.yes and not _is_agreed():

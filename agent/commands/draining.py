@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import NoReturn
 
 from agent import wiring
-from agent.commands.flag_files import paused_by
 from agent.commands.planning import Remembered, asker, checked_plan, question_of, remembered, timings_in
 from agent.commands.progress import Teller, teller
 from agent.commands.tables import counted, few
@@ -84,7 +83,7 @@ class _Emptying:
         soon = passing(history, snapshot.taken_at) if history is not None else frozenset()
         self._stays = {vmid: refusal for vmid, refusal in refused.items() if vmid not in soon and not will_pass(refusal, snapshot)}
         self._show(snapshot, history, plan, leaving)
-        waits = self._waits_for_all(snapshot, history)
+        waits = self._waits_for_all(snapshot, known)
         if vmids != self._before or moves or waits:
             self._before, self._changed_s = vmids, time.monotonic()
         self._hopeless = self._hopeless + 1 if len(self._stays) == len(here) and not moves else 0
@@ -120,9 +119,9 @@ class _Emptying:
             text if vmids else f"the last migrations off {self._node} are not over yet",
         )
 
-    def _waits_for_all(self, snapshot: Snapshot, history: HistoryFile | None) -> bool:
+    def _waits_for_all(self, snapshot: Snapshot, known: Remembered) -> bool:
         """Say why nobody is moved at all, if that is so; true when it ends by itself. Raises when the settings say so."""
-        paused = paused_by(self._settings)
+        paused, history = known.paused, known.history
         now = Now(boot_s=0.0, wall_s=snapshot.taken_at)
         why = why_only_observe(self._settings, snapshot, history or memory.empty(snapshot.taken_at), now, paused)
         if why is None:

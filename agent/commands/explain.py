@@ -50,7 +50,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(explain_document(found, snapshot, question, moves, others_moves), indent=1, allow_nan=False))
     else:
-        print(explain_text(found, question, moves, others_moves, notes_on(question, why_only_words(settings, snapshot, history))))
+        print(explain_text(found, question, moves, others_moves, notes_on(question, why_only_words(settings, snapshot, known))))
     return 0
 
 

@@ -61,7 +61,7 @@ def execute(arguments: argparse.Namespace) -> int:
         print(json.dumps(plan_document(plan, view), indent=1, allow_nan=False))
         return 0
     print(plan_text(plan, view, snapshot, settings))
-    for sentence in (*why_only_words(settings, snapshot, known.history), *held_words(plan, settings)):
+    for sentence in (*why_only_words(settings, snapshot, known), *held_words(plan, settings)):
         print(f"proxlb-agent: note: {sentence}", file=sys.stderr)
     return 0
 

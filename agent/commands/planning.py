@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from agent import wiring
+from agent.commands.flag_files import paused_by
 from agent.core import aside
 from agent.core import history as memory
 from agent.core.balancers import Balancer, balancers, stepped_back, with_tasks
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile, Timing
+from agent.core.flags import Flag
 from agent.core.known_loads import ledger_of
 from agent.core.learned import Learned, bounded, of_starting
 from agent.core.load import why_pressure_unknown
@@ -21,6 +23,7 @@ from agent.core.question import Question
 from agent.core.quiet_hours import quiet
 from agent.core.reasons import RefusalReason
 from agent.core.settings import Mode, Settings
+from agent.daemon.permission import pause_words
 from agent.ports import TemporaryError
 
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused; as the leader does
@@ -30,15 +33,17 @@ AskPve = Callable[[Guest | Move, str], Verdict]
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What leaders remember: the cluster's history, None where there is none, and the loads that this node learned when it led."""
+    """What leaders remember: the cluster's history, None where there is none, and the loads that this node learned when it led; and
+    the pause that holds."""
 
     history: HistoryFile | None = None
     learned: Learned = field(default_factory=dict)
+    paused: Flag | None = None
 
 
 def remembered(settings: Settings) -> Remembered:
     """What is remembered, as far as it can be read here."""
-    return Remembered(wiring.read_history(settings), wiring.read_learned(settings))
+    return Remembered(wiring.read_history(settings), wiring.read_learned(settings), paused_by(settings))
 
 
 def question_of(settings: Settings, snapshot: Snapshot, known: Remembered) -> Question:
@@ -101,9 +106,11 @@ def checked_plan(snapshot: Snapshot, settings: Settings, question: Question, ask
     return make_plan(snapshot, settings, replace(question, verdicts=verdicts))
 
 
-def why_only_words(settings: Settings, snapshot: Snapshot, history: HistoryFile | None) -> tuple[str, ...]:
+def why_only_words(settings: Settings, snapshot: Snapshot, known: Remembered) -> tuple[str, ...]:
     """What keeps the agent from carrying out a plan as it stands, or from seeing all that counts, a sentence each."""
-    why = []
+    why, history = [], known.history
+    if known.paused is not None:
+        why.append(f"{pause_words(known.paused)}: the agent moves nobody, not for maintenance either")
     if settings.mode in (Mode.OFF, Mode.OBSERVE):
         why.append(f"mode is {settings.mode.value}: the agent carries out nothing")
     elif settings.mode is Mode.RULES:

@@ -93,7 +93,7 @@ def _balancer(user: str, moves: list[tuple[float, int]], now: float) -> Balancer
 def stepped_back(found: Iterable[Balancer], now: float) -> dict[int, str]:
     """The guests that others balance, with who moved each and when."""
     moved = sorted((at, vmid, balancer.user) for balancer in found for vmid, at in balancer.moved)
-    return {vmid: f"{user} moved it {max(0.0, now - at) / 60:.0f} minutes ago, and others beside it" for at, vmid, user in moved}
+    return {vmid: f"{user} moved it {max(0.0, now - at) / 60:.0f} min ago, and others beside it" for at, vmid, user in moved}
 
 
 def balancer_words(balancer: Balancer) -> str:

@@ -122,7 +122,7 @@ def cooling(history: HistoryFile, snapshot: Snapshot | None, now: float, cooldow
     for vmid, at in moves:  # the nearest: one that a wrong clock dated far ahead hides no other
         moved[vmid] = min(at, moved.get(vmid, at), key=lambda time: abs(now - time))
     return {
-        vmid: f"moved {max(0.0, now - at) / 60:.0f} minutes ago, may move again in {(at + cooldown_s - now) / 60:.0f}"
+        vmid: f"moved {max(0.0, now - at) / 60:.0f} min ago, may move again in {(at + cooldown_s - now) / 60:.0f} min"
         for vmid, at in sorted(moved.items())
         if abs(now - at) < cooldown_s
     }

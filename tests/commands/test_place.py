@@ -179,7 +179,7 @@ class TestExplain:
         out = run("explain", 101, *where).out
         assert "last moves by others:\n" in out
         assert "  from pve3, by admin@pam: OK\n" in out + "\n"
-        assert "moved lately: moved 1 minutes ago, may move again in 59\n" in out
+        assert "moved lately: moved 1 min ago, may move again in 59 min\n" in out
 
     def test_moves_of_the_agent_are_not_told_twice(self, stage: Callable[..., Stage], run: Run) -> None:
         on = stage(live_s=200.0)

@@ -48,6 +48,13 @@ def test_a_pause_is_told_with_its_end_and_its_reason(stage: Callable[..., Stage]
     assert "nobody is moved" not in run("status").out
 
 
+def test_plan_and_explain_tell_of_a_pause(stage: Callable[..., Stage], run: Run) -> None:
+    stage(CALM)
+    run("pause", "--reason", "network work")
+    assert "note: paused (network work): the agent moves nobody, not for maintenance either" in run("plan").err
+    assert "paused (network work): the agent moves nobody" in run("explain", 101).out
+
+
 def test_a_pause_without_an_end_says_what_ends_it(stage: Callable[..., Stage], run: Run) -> None:
     on = stage(CALM)
     run("pause", "--reason", "why")
@@ -102,7 +109,7 @@ def test_another_balancer_is_told_with_its_guests(stage: Callable[..., Stage], r
     assert "load balancing leaves alone 101, 102, 103, 104" in run("status").out
     stays = must_keep("explain", run("explain", "101", "--json").out)["stays"]
     assert stays["reason"] == "other-balancer"
-    assert stays["detail"].startswith("lb@pve!lb moved it 6 minutes ago")
+    assert stays["detail"].startswith("lb@pve!lb moved it 6 min ago")
 
 
 def test_a_link_of_corosync_that_migrations_share_is_told_with_what_helps(stage: Callable[..., Stage], run: Run) -> None:

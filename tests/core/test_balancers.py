@@ -41,7 +41,7 @@ def test_four_migrations_of_one_user_within_an_hour_are_a_balancers() -> None:
     (one,) = found(*FOUR)
     assert (one.user, one.moves, one.last_at) == (LB, 4, NOW - 600)
     assert one.moved == ((101, NOW - 2400), (102, NOW - 1800), (103, NOW - 1200), (104, NOW - 600))
-    assert stepped_back([one], NOW)[104] == "root@pam!proxlb moved it 10 minutes ago, and others beside it"
+    assert stepped_back([one], NOW)[104] == "root@pam!proxlb moved it 10 min ago, and others beside it"
     assert balancer_words(one) == "root@pam!proxlb has migrated 4 guests in the last hour (101, 102, 103, 104)"
 
 

@@ -39,14 +39,14 @@ def test_a_guest_cools_after_a_move_that_came_to_pass(state: MigrationState, coo
 
 def test_the_cooldown_ends_when_it_is_over() -> None:
     done = of(record(ago_s=3600 + 11))
-    assert memory.cooling(done, None, NOW - 1, 3600) == {101: "moved 60 minutes ago, may move again in 0"}
+    assert memory.cooling(done, None, NOW - 1, 3600) == {101: "moved 60 min ago, may move again in 0 min"}
     assert memory.cooling(done, None, NOW, 3600) == {}
 
 
 def test_a_guest_that_was_seen_to_have_moved_cools_though_no_task_tells_of_it() -> None:
     seen = memory.with_foreign_moves(of(record(102, target="pve3"), record(103, S.RUNNING)), {101: "pve2", 102: "pve3", 103: "pve2"}, NOW)
     assert [(moved.vmid, moved.node) for moved in seen.foreign_moves] == [(101, "pve2")], "the others are the agent's own moves"
-    assert memory.cooling(seen, None, NOW + 60, 3600) == {101: "moved 1 minutes ago, may move again in 59"} | memory.cooling(
+    assert memory.cooling(seen, None, NOW + 60, 3600) == {101: "moved 1 min ago, may move again in 59 min"} | memory.cooling(
         of(record(102), record(103, S.RUNNING)), None, NOW + 60, 3600
     )
     again = memory.with_foreign_moves(seen, {101: "pve3"}, NOW + 50)
