@@ -34,6 +34,7 @@ LOCK_FOLDER = "priv/lock"
 LOCK = f"{LOCK_FOLDER}/proxlb-agent"
 MAX_WRITE_BYTES = 100 * 1024  # pmxcfs hands over 128 KiB at a time: what is larger can be read half old, half new
 READ_BYTES = 16 << 20  # in one read; files end at 1 MiB, but `.rrd` has 200 bytes for each guest and may be larger
+SMALL_BYTES = 64 << 10  # tried first: into a larger buffer the kernel maps and clears 33 pages at each call, which takes most of its time
 WRITABLE = ("proxlb", "priv/proxlb")
 REMOVABLE = ("proxlb",)
 ATTRIBUTES_LAST_S = 1.1  # the kernel answers stat from memory for 1 s
@@ -267,19 +268,27 @@ def _place(path: str, below: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _read(root: int, path: str) -> str | None:
+    content = _read_once(root, path, SMALL_BYTES)
+    if content is not None and len(content) == SMALL_BYTES:  # there may be more: never the rest alone, it could be of another version
+        content = _read_once(root, path, READ_BYTES)
+    if content is None:
+        return None
+    if len(content) == READ_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return content.decode("utf-8", "replace")
+
+
+def _read_once(root: int, path: str, most: int) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        content = os.read(fd, READ_BYTES)
+        return os.read(fd, most)
     except IsADirectoryError:  # somebody's, among the flags or the relay files: it must not hide the others
         return None
     finally:
         os.close(fd)
-    if len(content) == READ_BYTES:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    return content.decode("utf-8", "replace")
 
 
 def _names(root: int, path: str) -> list[str]:

@@ -33,6 +33,14 @@ def test_what_is_written_is_read_on_every_node(pmxcfs: PmxcfsStage) -> None:
     assert eventually(pmxcfs, lambda: mine.read("proxlb/inbox/pve1.json") == "ä" * 1000)
 
 
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 100 * 1024])
+def test_a_file_of_any_size_that_is_written_is_read_whole(pmxcfs: PmxcfsStage, size: int) -> None:
+    text = ("0123456789" * (size // 10 + 1))[: size - 1] + "$"
+    pmxcfs.files("pve1").write("proxlb/history.json", text)
+    assert pmxcfs.files("pve1").read("proxlb/history.json") == text
+    assert eventually(pmxcfs, lambda: pmxcfs.files("pve2").read("proxlb/history.json") == text)
+
+
 def test_the_tokens_folder_can_be_written(pmxcfs: PmxcfsStage) -> None:
     pmxcfs.files("pve1").write("priv/proxlb/token", "secret")
     assert pmxcfs.files("pve2").read("priv/proxlb/token") == "secret"
