@@ -30,7 +30,8 @@ from agent.core.documents import DocumentError, HistoryFile, LoadsFile, parse
 from agent.core.journal import Level, MessageId, Record
 from agent.core.json_types import Json
 from agent.core.leadership import LockTimes
-from agent.core.settings import File, Mode, Settings
+from agent.core.setting_specs import File
+from agent.core.settings import Mode, Settings
 from agent.daemon import inputs
 from agent.daemon.agent import Agent
 from agent.daemon.identity import Identity

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from agent import wiring
 from agent.commands.wrong_use import WrongUseError
 from agent.core.json_types import Json
-from agent.core.settings import File, PathSettings, Settings, as_document, rows
+from agent.core.setting_specs import File
+from agent.core.settings import PathSettings, Settings, as_document, rows
 from agent.core.settings_check import check, combine
 from agent.ports import OutsideError
 

@@ -7,16 +7,15 @@ The dataclasses are nested as the YAML is; a setting exists when it is a field h
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
-from types import MappingProxyType
 from typing import cast
 
 from agent.core.json_types import Json, JsonObject
 from agent.core.quiet_hours import QuietSpan
+from agent.core.setting_specs import File, Kind, Spec, allows, home_of, number, of_kind, one_of, whole
 
 DAY_S = 86400
 VMID_MIN, VMID_MAX = 100, 999_999_999  # PVE's pve-vmid
@@ -71,105 +70,32 @@ class LogLevel(StrEnum):
     DEBUG = "debug"
 
 
-class Kind(StrEnum):
-    """What a setting's value is, in words for people."""
-
-    SWITCH = "true or false"
-    WHOLE = "a whole number"
-    NUMBER = "a number"
-    CHOICE = "one word"
-    PATH = "an absolute path"
-    TOKEN_ID = "a token's id, as user@realm!name"  # noqa: S105  an id, no secret
-    HOSTS = "a list of hosts"
-    NODES = "a list of node names"
-    GUESTS = "a list of VMIDs and ranges of them"
-    POOLS = "a mapping of pools to their rules"
-    STORAGES = "a mapping of storages to storages"
-    SPANS = "a list of days with times"
-
-
-class File(StrEnum):
-    """Where a setting may stand."""
-
-    NODE = "/etc/proxlb-agent/config.yaml"
-    CLUSTER = "/etc/pve/proxlb/config.yaml"
-    ONE = "--config"
-
-
-NODE_SECTIONS = frozenset({"paths", "api", "log"})  # what differs between nodes, or is needed before /etc/pve is there
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What is allowed for one setting, and why it exists.
-
-    Units:   `low` and `high` are inclusive and in `unit`.
-    """
-
-    kind: Kind
-    meaning: str
-    unit: str = ""
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-    optional: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """The allowed values in words, `a number from 0 to 100 percent`."""
-        if self.kind is Kind.CHOICE:
-            return "one of " + ", ".join(self.choices) + (", or null" if self.optional else "")
-        words = str(self.kind)
-        if self.kind in (Kind.WHOLE, Kind.NUMBER):
-            words += f" from {self.low:.15g}" + ("" if self.high == math.inf else f" to {self.high:.15g}")
-        return words + (f" {self.unit}" if self.unit else "") + (", or null" if self.optional else "")
-
-
-def _of(spec: Spec) -> Mapping[str, Spec]:
-    return MappingProxyType({"spec": spec})
-
-
-def _number(unit: str, low: float, high: float, meaning: str) -> Mapping[str, Spec]:
-    return _of(Spec(Kind.NUMBER, meaning, unit, low, high))
-
-
-def _whole(unit: str, low: int, high: float, meaning: str, *, optional: bool = False) -> Mapping[str, Spec]:
-    return _of(Spec(Kind.WHOLE, meaning, unit, low, high, optional=optional))
-
-
-def _one_of(choices: type[StrEnum], meaning: str) -> Mapping[str, Spec]:
-    return _of(Spec(Kind.CHOICE, meaning, choices=tuple(choice.value for choice in choices)))
-
-
-def _is(kind: Kind, meaning: str) -> Mapping[str, Spec]:
-    return _of(Spec(kind, meaning))
-
-
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
     """How this node's agent reaches PVE's API."""
 
     hosts: tuple[str, ...] = field(
-        default=("localhost",), metadata=_is(Kind.HOSTS, "where PVE's API is asked, in this order; on a node its own server is the nearest")
+        default=("localhost",),
+        metadata=of_kind(Kind.HOSTS, "where PVE's API is asked, in this order; on a node its own server is the nearest"),
     )
     token_id: str = field(
         default="proxlb@pve!agent",
-        metadata=_is(Kind.TOKEN_ID, "the API token the agent acts as; what it may see and do is what PVE grants it"),
+        metadata=of_kind(Kind.TOKEN_ID, "the API token the agent acts as; what it may see and do is what PVE grants it"),
     )
     token_file: str = field(
         default="/etc/pve/priv/proxlb/token",
-        metadata=_is(Kind.PATH, "file with the token's secret alone; below /etc/pve/priv every node has it and only root reads it"),
+        metadata=of_kind(Kind.PATH, "file with the token's secret alone; below /etc/pve/priv every node has it and only root reads it"),
     )
     ca_file: str = field(
         default="/etc/pve/pve-root-ca.pem",
-        metadata=_is(Kind.PATH, "certificate authority that the API's certificate is checked against; PVE makes this one itself"),
+        metadata=of_kind(Kind.PATH, "certificate authority that the API's certificate is checked against; PVE makes this one itself"),
     )
     verify_tls: bool = field(
-        default=True, metadata=_is(Kind.SWITCH, "check the API's certificate; without it anybody on the way can read the token")
+        default=True, metadata=of_kind(Kind.SWITCH, "check the API's certificate; without it anybody on the way can read the token")
     )
     timeout_s: float = field(
         default=30.0,
-        metadata=_number(
+        metadata=number(
             "s", 1, 30, "how long one request may take; at most 30, as a new leader waits lease + 30 s for requests of the last one"
         ),
     )
@@ -180,19 +106,19 @@ class TriggerSettings:
     """When the leader looks and decides."""
 
     settle_s: float = field(
-        default=5.0, metadata=_number("s", 0, 300, "quiet after an event before it is answered, so that a burst is answered once")
+        default=5.0, metadata=number("s", 0, 300, "quiet after an event before it is answered, so that a burst is answered once")
     )
     settle_max_s: float = field(
         default=60.0,
-        metadata=_number("s", 0, 3600, "longest wait after the first event of a burst, so that events that never stop are answered, too"),
+        metadata=number("s", 0, 3600, "longest wait after the first event of a burst, so that events that never stop are answered, too"),
     )
     reconcile_s: float = field(
         default=300.0,
-        metadata=_number("s", 30, DAY_S, "time between two looks at everything that nothing triggered; the net under missed events"),
+        metadata=number("s", 30, DAY_S, "time between two looks at everything that nothing triggered; the net under missed events"),
     )
     warmup_s: float = field(
         default=300.0,
-        metadata=_number(
+        metadata=number(
             "s",
             0,
             DAY_S,
@@ -201,7 +127,7 @@ class TriggerSettings:
     )
     first_observe_s: float = field(
         default=600.0,
-        metadata=_number(
+        metadata=number(
             "s", 0, 30 * DAY_S, "a cluster is only observed for so long after the very first install, so that the plan can be read first"
         ),
     )
@@ -215,7 +141,7 @@ class MeasureSettings:
     """How one resource of the nodes counts."""
 
     threshold_percent: float = field(
-        metadata=_number(
+        metadata=number(
             "percent",
             0,
             MOST_ASSIGNED_PERCENT,
@@ -223,14 +149,14 @@ class MeasureSettings:
         )
     )
     weight: float = field(
-        metadata=_number("", 0, 100, "how much the resource counts against the other one when nodes are compared; 0 leaves it out")
+        metadata=number("", 0, 100, "how much the resource counts against the other one when nodes are compared; 0 leaves it out")
     )
     hold_s: float = field(
-        metadata=_number("s", 0, DAY_S, "how long a measured load must stay over the threshold, so that a peak moves nobody")
+        metadata=number("s", 0, DAY_S, "how long a measured load must stay over the threshold, so that a peak moves nobody")
     )
     measure: Measure = field(
         default=Measure.USED,
-        metadata=_one_of(Measure, "what guests count with: what they use, or what they may use at most; room is always judged by use"),
+        metadata=one_of(Measure, "what guests count with: what they use, or what they may use at most; room is always judged by use"),
     )
 
 
@@ -240,9 +166,7 @@ class StorageSettings:
 
     threshold_percent: float = field(
         default=90.0,
-        metadata=_number(
-            "percent", 0, 100, "used share from which on a storage is reported, once, and nobody moved; 0 and 100 turn it off"
-        ),
+        metadata=number("percent", 0, 100, "used share from which on a storage is reported, once, and nobody moved; 0 and 100 turn it off"),
     )
 
 
@@ -252,11 +176,11 @@ class PressureSettings:
 
     threshold_percent: float = field(
         default=0.0,
-        metadata=_number("percent", 0, 100, "share of the time with something waiting from which on a node is overloaded; 0 and 100: off"),
+        metadata=number("percent", 0, 100, "share of the time with something waiting from which on a node is overloaded; 0 and 100: off"),
     )
     weight: float = field(
         default=0.0,
-        metadata=_number("", 0, 100, "how much pressure counts against cpu and memory when nodes are compared; 0 leaves it out"),
+        metadata=number("", 0, 100, "how much pressure counts against cpu and memory when nodes are compared; 0 leaves it out"),
     )
 
 
@@ -265,10 +189,10 @@ class ReserveSettings:
     """Memory of each node that no plan fills: the larger of the two."""
 
     memory_percent: float = field(
-        default=5.0, metadata=_number("percent", 0, 90, "share of a node's memory that stays free for the system and for peaks")
+        default=5.0, metadata=number("percent", 0, 90, "share of a node's memory that stays free for the system and for peaks")
     )
     memory_gib: float = field(
-        default=4.0, metadata=_number("GiB", 0, 65536, "memory of a node that stays free, for small nodes, where a share is too little")
+        default=4.0, metadata=number("GiB", 0, 65536, "memory of a node that stays free, for small nodes, where a share is too little")
     )
 
 
@@ -282,20 +206,18 @@ class BalanceSettings:
     pressure: PressureSettings = PressureSettings()
     spread_percent: float = field(
         default=20.0,
-        metadata=_number(
+        metadata=number(
             "percent", 0, 100, "points between the fullest and the emptiest node from which on load is balanced; 0: only thresholds count"
         ),
     )
     min_gain_percent: float = field(
         default=1.0,
-        metadata=_number(
-            "percent", 0, 100, "points of imbalance that a whole plan must take off, so that nobody moves for next to nothing"
-        ),
+        metadata=number("percent", 0, 100, "points of imbalance that a whole plan must take off, so that nobody moves for next to nothing"),
     )
     node_reserve: ReserveSettings = ReserveSettings()
     assigned_memory_cap_percent: float = field(
         default=0.0,
-        metadata=_number(
+        metadata=number(
             "percent",
             0,
             MOST_ASSIGNED_PERCENT,
@@ -304,18 +226,18 @@ class BalanceSettings:
     )
     guest_cooldown_s: float = field(
         default=3600.0,
-        metadata=_number(
+        metadata=number(
             "s", 0, 30 * DAY_S, "a guest that moved stays for so long before load moves it again, so that nobody is sent to and fro"
         ),
     )
     max_moves_per_pass: int = field(
         default=4,
-        metadata=_whole(
+        metadata=whole(
             "moves", 1, 1000, "moves for load that are carried out before the cluster is looked at again, as loads change on the way"
         ),
     )
     max_moves_per_hour: int = field(
-        default=20, metadata=_whole("moves", 1, 10000, "moves for load in any hour, the brake when all else is wrong")
+        default=20, metadata=whole("moves", 1, 10000, "moves for load in any hour, the brake when all else is wrong")
     )
 
 
@@ -325,7 +247,7 @@ class RuleSettings:
 
     tags: TagTrust = field(
         default=TagTrust.ALL,
-        metadata=_one_of(
+        metadata=one_of(
             TagTrust,
             "whether plb_ tags of guests are rules; whoever may edit a guest may set its tags, but those that PVE's option registered-tags"
             " keeps for admins",
@@ -346,22 +268,22 @@ class GuestSettings:
 
     containers: ContainerPolicy = field(
         default=ContainerPolicy.MAINTENANCE,
-        metadata=_one_of(ContainerPolicy, "when running containers may move, as PVE can only restart them elsewhere"),
+        metadata=one_of(ContainerPolicy, "when running containers may move, as PVE can only restart them elsewhere"),
     )
     local_disks: bool = field(
         default=False,
-        metadata=_is(Kind.SWITCH, "let VMs take disks on storage of their node along; copying them takes as long as they are large"),
+        metadata=of_kind(Kind.SWITCH, "let VMs take disks on storage of their node along; copying them takes as long as they are large"),
     )
     storage_map: tuple[tuple[str, str], ...] = field(
         default=(),
-        metadata=_is(
+        metadata=of_kind(
             Kind.STORAGES,
             "the storage that takes such disks on the target, by the one they are on; without an entry the one of the same name",
         ),
     )
     ignore: tuple[int | str, ...] = field(
         default=(),
-        metadata=_is(Kind.GUESTS, 'guests that stay where they are, as VMIDs and ranges of them ("200-299"); they count as load'),
+        metadata=of_kind(Kind.GUESTS, 'guests that stay where they are, as VMIDs and ranges of them ("200-299"); they count as load'),
     )
 
     def is_ignored(self, vmid: int) -> bool:
@@ -375,10 +297,10 @@ class NodeSettings:
     """Which nodes take part."""
 
     ignore: tuple[str, ...] = field(
-        default=(), metadata=_is(Kind.NODES, "nodes that are neither source nor target, as if they were not there")
+        default=(), metadata=of_kind(Kind.NODES, "nodes that are neither source nor target, as if they were not there")
     )
     maintenance: tuple[str, ...] = field(
-        default=(), metadata=_is(Kind.NODES, "nodes that are emptied and kept empty; a flag does the same for a while")
+        default=(), metadata=of_kind(Kind.NODES, "nodes that are emptied and kept empty; a flag does the same for a while")
     )
 
 
@@ -388,17 +310,17 @@ class MigrationSettings:
 
     parallel_per_node: int = field(
         default=1,
-        metadata=_whole("migrations", 1, 64, "migrations at a time that a node takes part in, as source or target; they share its network"),
+        metadata=whole("migrations", 1, 64, "migrations at a time that a node takes part in, as source or target; they share its network"),
     )
     parallel_total: int = field(
-        default=2, metadata=_whole("migrations", 1, 256, "migrations at a time in the cluster; they share the switch and the storage")
+        default=2, metadata=whole("migrations", 1, 256, "migrations at a time in the cluster; they share the switch and the storage")
     )
     bandwidth_limit_kib_s: int | None = field(
-        default=None, metadata=_whole("KiB/s", 1, 2**40, "limit of one migration; null leaves PVE's own limits alone", optional=True)
+        default=None, metadata=whole("KiB/s", 1, 2**40, "limit of one migration; null leaves PVE's own limits alone", optional=True)
     )
     timeout_s: float = field(
         default=7200.0,
-        metadata=_number(
+        metadata=number(
             "s", 60, 30 * DAY_S, "a migration that runs for longer is reported; it goes on, keeps its slot, and is never cancelled"
         ),
     )
@@ -410,21 +332,21 @@ class DrainSettings:
 
     parallel_per_node: int = field(
         default=2,
-        metadata=_whole(
+        metadata=whole(
             "migrations", 1, 64, "as migration.parallel_per_node, for maintenance: somebody waits for it, so more than for load"
         ),
     )
-    parallel_total: int = field(default=4, metadata=_whole("migrations", 1, 256, "as migration.parallel_total, for maintenance"))
+    parallel_total: int = field(default=4, metadata=whole("migrations", 1, 256, "as migration.parallel_total, for maintenance"))
     stopped: bool = field(
         default=False,
-        metadata=_is(Kind.SWITCH, "move guests that do not run away, too, so that they can be started while the node is down"),
+        metadata=of_kind(Kind.SWITCH, "move guests that do not run away, too, so that they can be started while the node is down"),
     )
     return_home: bool = field(
-        default=True, metadata=_is(Kind.SWITCH, "bring home what left when the maintenance ends; otherwise load alone decides")
+        default=True, metadata=of_kind(Kind.SWITCH, "bring home what left when the maintenance ends; otherwise load alone decides")
     )
     shutdown_limit_s: float = field(
         default=600,
-        metadata=_number(
+        metadata=number(
             "s", 30, 1200, "for so long at most a shutdown waits for the node to be emptied, where proxlb-agent-drain is enabled"
         ),
     )
@@ -437,7 +359,7 @@ class PoolSettings:
     name: str
     rule: PoolRule | None = field(
         default=None,
-        metadata=_of(
+        metadata=allows(
             Spec(
                 Kind.CHOICE,
                 "affinity: the pool's guests share a node; anti-affinity: each has a node of its own; null: neither",
@@ -446,10 +368,10 @@ class PoolSettings:
             )
         ),
     )
-    pin: tuple[str, ...] = field(default=(), metadata=_is(Kind.NODES, "nodes that the pool's guests are kept to; none: all"))
+    pin: tuple[str, ...] = field(default=(), metadata=of_kind(Kind.NODES, "nodes that the pool's guests are kept to; none: all"))
     strict: bool = field(
         default=True,
-        metadata=_is(Kind.SWITCH, "keep to pin even when none of its nodes is available; false: any other node will do until one is"),
+        metadata=of_kind(Kind.SWITCH, "keep to pin even when none of its nodes is available; false: any other node will do until one is"),
     )
 
 
@@ -458,7 +380,7 @@ class LogSettings:
     """What is written to the journal."""
 
     level: LogLevel = field(
-        default=LogLevel.INFO, metadata=_one_of(LogLevel, "the least urgent messages that are written; info says every decision")
+        default=LogLevel.INFO, metadata=one_of(LogLevel, "the least urgent messages that are written; info says every decision")
     )
 
 
@@ -466,11 +388,11 @@ class LogSettings:
 class PathSettings:
     """Where things are; other values are for trying the agent out."""
 
-    pmxcfs: str = field(default="/etc/pve", metadata=_is(Kind.PATH, "where pmxcfs, the cluster's filesystem, is mounted"))
+    pmxcfs: str = field(default="/etc/pve", metadata=of_kind(Kind.PATH, "where pmxcfs, the cluster's filesystem, is mounted"))
     run: str = field(
-        default="/run/proxlb-agent", metadata=_is(Kind.PATH, "this node's inbox and status; gone after a reboot, as they should be")
+        default="/run/proxlb-agent", metadata=of_kind(Kind.PATH, "this node's inbox and status; gone after a reboot, as they should be")
     )
-    state: str = field(default="/var/lib/proxlb-agent", metadata=_is(Kind.PATH, "this node's decision journal and learned loads"))
+    state: str = field(default="/var/lib/proxlb-agent", metadata=of_kind(Kind.PATH, "this node's decision journal and learned loads"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,7 +404,7 @@ class Settings:
 
     mode: Mode = field(
         default=Mode.FULL,
-        metadata=_one_of(Mode, "off: nothing; observe: plans and says; rules: maintenance and rules; full: load, too"),
+        metadata=one_of(Mode, "off: nothing; observe: plans and says; rules: maintenance and rules; full: load, too"),
     )
     api: ApiSettings = ApiSettings()
     triggers: TriggerSettings = TriggerSettings()
@@ -494,14 +416,14 @@ class Settings:
     drain: DrainSettings = DrainSettings()
     quiet_hours: tuple[QuietSpan, ...] = field(
         default=(),
-        metadata=_is(
+        metadata=of_kind(
             Kind.SPANS,
             "hours of the nodes' local time without load balancing, for backups and batch jobs; maintenance and rules go on",
         ),
     )
     pools: tuple[PoolSettings, ...] = field(
         default=(),
-        metadata=_is(Kind.POOLS, "rules for all guests of a pool, by its name; only who may administer a pool puts guests into it"),
+        metadata=of_kind(Kind.POOLS, "rules for all guests of a pool, by its name; only who may administer a pool puts guests into it"),
     )
     log: LogSettings = LogSettings()
     paths: PathSettings = PathSettings()
@@ -531,26 +453,6 @@ def as_document(settings: Settings) -> JsonObject:
     `check` of the result gives the same settings.
     """
     return _section_document(settings)
-
-
-_PORT = "(?::[0-9]{1,5})?"
-PATTERNS = {  # full matches; plain enough that JSON schema reads them the same way
-    Kind.PATH: r"/[^\x00-\x1f\x7f]*",
-    Kind.TOKEN_ID: r"[^\s:/]{1,64}@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+",  # PVE's user, realm and token name
-    Kind.HOSTS: (
-        rf"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?{_PORT}|\[[0-9A-Fa-f:.]+\]{_PORT}"
-        "|[0-9A-Fa-f:]*::[0-9A-Fa-f:.]*|(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}"
-    ),
-    Kind.NODES: "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?",  # PVE's pve-node, a host name's length
-    Kind.GUESTS: "([1-9][0-9]{2,8})-([1-9][0-9]{2,8})",
-    Kind.STORAGES: "[A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]",  # PVE's pve-storage-id
-    Kind.SPANS: "(?:[01]?[0-9]|2[0-3]):[0-5][0-9]",
-    Kind.POOLS: "[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){0,2}",  # PVE's pve-poolid: pools nest, three deep
-}
-
-
-def home_of(section: str) -> File:
-    return File.NODE if section in NODE_SECTIONS else File.CLUSTER
 
 
 def parts_of(section: object) -> Iterator[tuple[str, Spec | None, object]]:

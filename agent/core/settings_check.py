@@ -16,21 +16,17 @@ from typing import Protocol, cast
 from agent.core.calendar_events import DAYS
 from agent.core.json_types import Json, JsonObject
 from agent.core.quiet_hours import QuietSpan, seconds_of
+from agent.core.setting_specs import PATTERNS, File, Kind, Spec, home_of
 from agent.core.settings import (
     DEFAULTS,
     FIELDS,
-    PATTERNS,
     POOL_SPECS,
     VMID_MAX,
     VMID_MIN,
-    File,
-    Kind,
     Measure,
     PoolRule,
     PoolSettings,
     Settings,
-    Spec,
-    home_of,
     parts_of,
 )
 

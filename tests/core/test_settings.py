@@ -18,13 +18,11 @@ from agent.core.calendar_events import DAYS
 from agent.core.journal import Level
 from agent.core.json_types import Json, JsonObject
 from agent.core.quiet_hours import QuietSpan
+from agent.core.setting_specs import PATTERNS, File, Kind
 from agent.core.settings import (
-    PATTERNS,
     POOL_SPECS,
     ContainerPolicy,
-    File,
     GuestSettings,
-    Kind,
     LogLevel,
     Measure,
     Mode,
