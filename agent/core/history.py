@@ -251,6 +251,11 @@ def landed(history: HistoryFile, now: float) -> frozenset[int]:
     )
 
 
+def finally_answered(history: HistoryFile) -> frozenset[str]:
+    """The requests of which nothing more follows; what a leader began and did not finish is not among them."""
+    return frozenset(answer.request for answer in history.answers if answer.final)
+
+
 def with_answer(history: HistoryFile, answer: Answer) -> HistoryFile:
     """The history with what came of a command's request."""
     others = tuple(other for other in history.answers if other.request != answer.request)

@@ -9,6 +9,7 @@ from agent.core import history as memory
 from agent.core.documents import DocumentError, HistoryFile, parse
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.ha_maintenance import ours as ours_of
+from agent.core.history import finally_answered
 from agent.core.journal import Level, MessageId, Record
 from agent.core.json_types import JsonObject
 from agent.core.settings import Settings
@@ -121,7 +122,7 @@ class Leading:
             return list(said)
         self._said_signs = ""
         history = self._history if self.work is None else self.work.history
-        answered = frozenset(answer.request for answer in history.answers) if history is not None else frozenset()
+        answered = frozenset() if history is None else finally_answered(history)
         ours = ours_of(self._history.ha_asks) if self._history is not None else frozenset()
         if self.work is not None:
             ours = self.work.ha.ours
@@ -171,8 +172,10 @@ class Leading:
         drained = [maintenance.node for maintenance in self.senses.maintenance()]
         detail = f"{', '.join(drained)} {'are' if drained[1:] else 'is'} to be empty" if drained else ""
         said += self.work.on_event(Event(EventKind.TOOK_LEAD, EventSource.AGENT, now.boot_s, detail=detail), self.senses, now)
-        events, self._events = self._events, []
-        said += self.on_events(events, now)
+        answered = finally_answered(self._history)
+        requests = [event for event in self._events if event.request not in answered]  # the signs may have been read before the history
+        said += self.on_events(requests, now)
+        self.work.close_requests({event.request for event in requests}, now)
         said += self.work.on_flags(self.senses)
         said.append(outputs.MakeFlagFolder())
         taken = self.under_way

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from enum import Enum, auto
 
@@ -158,6 +159,13 @@ class Work:
         if self.current is None or not self._has_moved or event.kind not in (EventKind.OVERLOAD, EventKind.SPREAD):
             return False
         return event.node is not None and self.current.scope.covers_node(event.node)
+
+    def close_requests(self, heard: AbstractSet[str | None], now: Now) -> None:
+        """Tell commands that still wait for what a former leader began that nothing follows, but for those that were heard again."""
+        for answer in self.history.answers:
+            if not answer.final and answer.request not in heard:
+                text = "the leader has changed: what is under way goes on, ask again for the rest"
+                self._chronicle.answer(replace(answer, at=now.wall_s, text=text, final=True, failed=True))
 
     def on_flags(self, senses: Senses) -> list[Output]:
         """Say which maintenance flags are for nobody."""
