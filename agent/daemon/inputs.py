@@ -119,10 +119,11 @@ class FactsSeen:
 
 @dataclass(frozen=True, slots=True)
 class OwnInboxSeen:
-    """This node's relay file as a former incarnation left it; None when there is none."""
+    """This node's relay file as it is, None when there is none, and of how many nodes the cluster is (0: not known)."""
 
     text: str | None
     error: str = ""
+    nodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

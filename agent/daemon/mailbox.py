@@ -21,6 +21,7 @@ CLOCK_STEP_S = 30.0
 KEPT_EVENTS = 300  # newest; what a burst of more drops, the leader counts by their numbers, and looks at everything
 MOST_USER = 100  # letters of who asks: the relay file stays far below what pmxcfs hands over in one piece
 LEAST_WRITE_S = 2.0
+OWN_EVERY_S = 300.0  # somebody may have removed or changed the relay file, and a new leader takes the node for one without an agent
 FACTS_EVERY_S = 60.0
 CACHE_STEP_FRACTION = 0.05  # of the node's memory: a ZFS cache that moved by less is told along with something else
 CACHE_WRITE_S = 300.0  # and one that moves all the time, so often
@@ -85,6 +86,8 @@ class Mailbox:
         self._knows_own_file = False
         self._asked_own_s = -1e9
         self._dirty = True
+        self._written: str | None = None
+        self._text = ""
         self._writing: int | None = None
         self._serial = 0
         self._wrote_s = -1e9
@@ -125,18 +128,18 @@ class Mailbox:
         if not self._reading_facts and now.boot_s - self._facts_s >= self._facts_every_s:
             self._reading_facts, self._facts_s = True, now.boot_s
             outputs.append(ReadFacts())
-        if not self._knows_own_file:
-            if now.boot_s - self._asked_own_s >= CLAIM_EVERY_S and can_write:
-                self._asked_own_s = now.boot_s
-                outputs.append(ReadOwnInbox(self._file.node))
-        elif self._may_write() and now.boot_s >= self._next_write_s():
+        if can_write and now.boot_s - self._asked_own_s >= (OWN_EVERY_S if self._knows_own_file else CLAIM_EVERY_S):
+            self._asked_own_s = now.boot_s
+            outputs.append(ReadOwnInbox(self._file.node))
+        if self._knows_own_file and self._may_write() and now.boot_s >= self._next_write_s():
             self._serial += 1
             self._writing, self._dirty, self._wrote_s = self._serial, False, now.boot_s
             if self._file.facts.zfs_cache_bytes != self._cache_bytes:
                 self._wrote_cache_s = now.boot_s
             self._file = replace(self._file, written_at=now.wall_s, facts=replace(self._file.facts, zfs_cache_bytes=self._cache_bytes))
             path = f"proxlb/inbox/{self._file.node}.json"
-            outputs.append(WriteShared(Written.INBOX, path, render(self._file), self._serial))
+            self._text = render(self._file)
+            outputs.append(WriteShared(Written.INBOX, path, self._text, self._serial))
         return outputs
 
     def next_wakeup_s(self) -> float:
@@ -153,8 +156,13 @@ class Mailbox:
         return self._wrote_s + max(LEAST_WRITE_S, float(self.nodes))
 
     def on_own_file(self, seen: OwnInboxSeen) -> None:
-        """Go on counting where the former incarnation stopped, so that no leader takes a new event for an old one."""
+        """Go on counting where the former incarnation stopped, so that no leader takes a new event for an old one; later on, put back
+        what is not this agent's."""
         if seen.error:
+            return
+        self.nodes = seen.nodes or self.nodes
+        if self._knows_own_file:
+            self._dirty = self._dirty or (self._written is not None and seen.text != self._written)
             return
         self._knows_own_file = True
         if seen.text is not None:
@@ -224,6 +232,7 @@ class Mailbox:
         if answer.serial == self._writing:
             self._writing = None
             self._dirty = self._dirty or bool(answer.error)
+            self._written = None if answer.error else self._text
         return []
 
 

@@ -58,7 +58,7 @@ class ReadHistory:
 
 @dataclass(frozen=True, slots=True)
 class ReadOwnInbox:
-    """Read this node's relay file, once after the start."""
+    """Read this node's relay file: after the start, and then to see that it is still as this agent wrote it."""
 
     lane: ClassVar[Lane] = Lane.FILES
     node: str

@@ -23,6 +23,7 @@ from agent.ports import (
 
 LEADER_PATH = "proxlb/leader.json"
 HISTORY_PATH = "proxlb/history.json"
+NODES_FOLDER = "nodes"
 INBOX_FOLDER = "proxlb/inbox"
 FLAG_FOLDER = "proxlb/maintenance"
 PAUSE_PATH = "proxlb/paused"

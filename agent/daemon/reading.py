@@ -10,6 +10,7 @@ from agent.daemon.outside import (
     FLAG_FOLDER,
     HISTORY_PATH,
     INBOX_FOLDER,
+    NODES_FOLDER,
     PAUSE_PATH,
     Ports,
     text_of,
@@ -32,7 +33,7 @@ class Reading:
             case outputs.ReadHistory():
                 return inputs.HistorySeen(*text_of(self._ports.files, HISTORY_PATH))
             case outputs.ReadOwnInbox():
-                return inputs.OwnInboxSeen(*text_of(self._ports.files, f"{INBOX_FOLDER}/{asked.node}.json"))
+                return self._own_inbox(asked.node)
             case outputs.ReadSettings():
                 return self._settings(asked)
             case outputs.ReadLoads():
@@ -49,6 +50,14 @@ class Reading:
                 from agent.daemon.asking import answer_of_api  # a follower asks the API nothing
 
                 return answer_of_api(asked, self._ports)
+
+    def _own_inbox(self, node: str) -> inputs.OwnInboxSeen:
+        try:
+            nodes = len(self._ports.files.list(NODES_FOLDER))
+        except OutsideError as error:
+            return inputs.OwnInboxSeen(None, words_of(error))
+        text, error_words = text_of(self._ports.files, f"{INBOX_FOLDER}/{node}.json")
+        return inputs.OwnInboxSeen(text, error_words, nodes)
 
     def _settings(self, asked: outputs.ReadSettings) -> inputs.SettingsSeen:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A cluster log that is broken in every way that pmxcfs has: the leader answers what it tells, once, and looks everywhere when some is lost."""
+"""A cluster log, broken in every way that pmxcfs has: what it tells is heard once, and where some is lost, everything is looked at."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ K = EventKind
 
 
 def entry(uid: int, node: str, at_s: int, text: str) -> str:
-    return f'{{"uid": {uid}, "time": {1_767_000_000 + at_s}, "pri": 6, "tag": "pvedaemon", "pid": 7, "node": "{node}", "user": "root@pam", "msg": "{text}"}}'
+    head = f'"uid": {uid}, "time": {1_767_000_000 + at_s}, "pri": 6, "tag": "pvedaemon", "pid": 7, "node": "{node}"'
+    return f'{{{head}, "user": "root@pam", "msg": "{text}"}}'
 
 
 def start(uid: int, node: str = "pve2", at_s: int = 0, vmid: int | None = None, kind: str = "qmstart", status: str = "OK") -> str:
@@ -37,8 +38,10 @@ def log(*oldest_first: str) -> str:
 
 def heard(*texts: str) -> list[list[Event]]:
     """What each reading after the first brings."""
-    senses = Senses("pve1")
-    found = [senses.on_signs(SignsSeen(log=text), Now(NOW.boot_s + 2 * n, NOW.wall_s + 2 * n), settings(), lambda _: False) for n, text in enumerate(texts)]  # fmt: skip
+    senses, found = Senses("pve1"), []
+    for number, text in enumerate(texts):
+        now = Now(NOW.boot_s + 2 * number, NOW.wall_s + 2 * number)
+        found.append(senses.on_signs(SignsSeen(log=text), now, settings(), lambda _: False))
     return found[1:]
 
 
@@ -47,6 +50,7 @@ def vmids(events: list[Event]) -> list[int | None]:
 
 
 FIRST = [start(1), start(2), start(3)]
+ANEW = start(1, at_s=60, vmid=1500)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +59,11 @@ FIRST = [start(1), start(2), start(3)]
         ([log(*FIRST), log(*FIRST), log(*FIRST, start(4)), log(*FIRST, start(4))], [[], [1004], []]),
         ([log(*FIRST), log(*FIRST, start(4), start(4), start(4))], [[1004]]),
         ([log(*FIRST), log(start(3), start(1), start(2)), log(start(2), start(4), start(3), start(1))], [[], [1004]]),
-        ([log(*FIRST), log(*FIRST, start(1, at_s=60, vmid=1500)), log(*FIRST, start(1, at_s=60, vmid=1500), start(2, at_s=61))], [[1500], [1002]]),
+        ([log(*FIRST), log(*FIRST, ANEW), log(*FIRST, ANEW, start(2, at_s=61))], [[1500], [1002]]),
         ([log(*FIRST), log(*FIRST, start(1, node="pve3", vmid=1500))], [[1500]]),
-        ([log(*FIRST), log(*FIRST, start(4))[:-60], log(*FIRST, start(4))], [[], [1004]]),
+        ([log(*FIRST), log(*FIRST, start(4))[:80], log(*FIRST, start(4))], [[], [1004]]),
         ([log(*FIRST), "", "\0\0", log(*FIRST, start(4))], [[], [], [1004]]),
-        ([log(*FIRST), log(*FIRST, entry(4, "pve2", 0, "a \\ and a \" in it"), start(5))], [[1005]]),
+        ([log(*FIRST), log(*FIRST, entry(4, "pve2", 0, 'a \\ and a " in it'), start(5))], [[1005]]),
         ([log(*FIRST), log(*FIRST, start(4)[:50], start(5))], [[1005]]),
         ([log(*FIRST), log(*FIRST, start(4, vmid=99999999999999999999), start(5))], [[99999999999999999999, 1005]]),
         ([log(*FIRST), log(*FIRST, start(4, status="start failed: exit code 1"), start(5, status="WARNINGS: 1"))], [[1005]]),
@@ -67,8 +71,9 @@ FIRST = [start(1), start(2), start(3)]
         ([log(*FIRST), log(start(9, at_s=-500), *FIRST)], [[1009]]),
     ],
     ids=[
-        "new ones once", "repeated", "reordered", "uid begins anew", "the same uid of another node", "cut off and read again", "empty and zeroes",
-        "no JSON", "a broken line", "no VMID of PVE", "a start that failed", "no UPID", "an older one that a merge brings",
+        "new ones once", "repeated", "reordered", "uid begins anew", "the same uid of another node", "cut off and read again",
+        "empty and zeroes", "no JSON", "a broken line", "no VMID of PVE", "a start that failed",
+        "no UPID", "an older one that a merge brings",
     ],
 )  # fmt: skip
 def test_each_start_is_heard_once_whatever_the_log_looks_like(texts: list[str], told: list[list[int]]) -> None:
@@ -120,7 +125,7 @@ def answered(made: Simulation, vmid: int) -> int:
     ids=["lost", "reversed", "repeated", "broken"],
 )
 def test_a_start_is_answered_once_whatever_becomes_of_the_log(change: Callable[[list[str]], list[str]]) -> None:
-    """Within the ten seconds of the statistics at the latest."""
+    """Within two rounds of statistics at the latest: pvestatd's, and the leader's."""
     made = simulation(20)
     world = made.world
     world.stop_guest(1005)
@@ -132,4 +137,4 @@ def test_a_start_is_answered_once_whatever_becomes_of_the_log(change: Callable[[
     made.run(200)
     assert (answered(made, 1005), answered(made, 1006)) == (1, 1)
     times = [line.at_s for line in world.journal if "started on pve3, seen by" in line.record.text]
-    assert times[0] <= 82 and times[1] <= 107
+    assert times[0] <= 92 and times[1] <= 117

@@ -80,6 +80,23 @@ def test_a_burst_costs_few_writes_below_etc_pve_and_few_requests() -> None:
     assert sum(made.world.api_requests.values()) - asked <= 6 * 4
 
 
+def test_a_burst_on_all_nodes_of_a_larger_cluster_costs_no_more() -> None:
+    """Followers, too, write once in as many seconds as there are nodes."""
+    names = tuple(f"pve{number:02}" for number in range(1, 17))
+    world = World([SimNode(name, 32, 128 * GIB) for name in names])
+    world.put_file(LEADER_PATH, render(RELEASED))
+    made = Simulation(world, settings())
+    made.run(120)
+    before = Counter(world.pmxcfs.writes)
+    for second in range(60):
+        for name in names:
+            made.at(120 + second, lambda name=name, second=second: world.leave_event(name, f"{100 + second}.post-start"))  # type: ignore[misc]
+    made.run(180)
+    written = Counter(world.pmxcfs.writes) - before
+    assert max(count for path, count in written.items() if path.startswith("proxlb/inbox/")) <= 2 + 60 / 16
+    assert sum(written.values()) - written["lock renew"] <= len(names) + 60, "what is promised"
+
+
 def test_a_burst_on_the_leaders_own_node_needs_no_file_and_has_no_gap() -> None:
     made = simulation(1000, "pve1")
     made.at(60, lambda: burst(made, "pve1", 1000))

@@ -58,7 +58,9 @@ def told(world: World) -> Counter[tuple[str, int]]:
     return Counter(
         (line.node, line.record.vmid)
         for line in world.journal
-        if line.record.message_id is MessageId.EVENT and line.record.vmid is not None and f"guest {line.record.vmid} started on" in line.record.text
+        if line.record.message_id is MessageId.EVENT
+        and line.record.vmid is not None
+        and f"guest {line.record.vmid} started on" in line.record.text
     )
 
 

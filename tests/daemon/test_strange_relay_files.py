@@ -111,3 +111,23 @@ def test_a_forged_report_of_ten_to_the_thirty_events_is_one_gap_and_no_more() ->
     )
     assert len(said(made, "did not get here, seen by")) == 1
     assert len(said(made, "guest 130 started on pve3, seen by inbox")) == 1
+
+
+# the own file
+
+
+def test_a_relay_file_that_somebody_removed_or_changed_is_put_back_within_minutes() -> None:
+    """Else a new leader takes the node for one without an agent, and sends nobody there, until something happens on it."""
+    made = simulation()
+    path = "proxlb/inbox/pve3.json"
+    for at_s, act in ((60, lambda: made.world.drop_file(path)), (700, lambda: made.world.put_file(path, "{}"))):
+        made.run(at_s - 1)
+        whole, writes = made.world.main.files[path], made.world.pmxcfs.writes[path]
+        made.at(at_s, act)
+        made.run(at_s + 400)
+        assert json.loads(made.world.main.files[path])["node"] == "pve3"
+        assert json.loads(made.world.main.files[path])["seq"] == json.loads(whole)["seq"]
+        assert made.world.pmxcfs.writes[path] <= writes + 2
+    writes = made.world.pmxcfs.writes[path]
+    made.run(5000)
+    assert made.world.pmxcfs.writes[path] == writes, "nobody writes what is there already"
