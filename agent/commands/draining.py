@@ -57,17 +57,29 @@ class _Emptying:
         self._before: frozenset[int] | None = None
         self._changed_s = time.monotonic()
         self._hopeless = 0
-        self._said = ""
+        self._said = self._failure = ""
 
     def wait(self) -> None:
         """Return when the node is empty. Raises as `wait_until_empty`."""
         while True:
-            snapshot = _look(self._settings, self._told)
+            snapshot = self._look()
             if snapshot is not None and self._is_empty(snapshot):
                 return
             if time.monotonic() - self._changed_s >= STALL_S:
                 self._give_up(f"nothing has moved for {STALL_S / 60:.0f} minutes; does an agent lead? See: proxlb-agent status")
             self._told.wait(LOOK_EVERY_S)
+
+    def _look(self) -> Snapshot | None:
+        """The cluster now; None when it cannot be looked at just now, as the node that answers may be the one that reboots."""
+        try:
+            snapshot = wiring.look(self._settings)
+        except TemporaryError as error:
+            if str(error) != self._failure:
+                self._told.say(f"cannot look now: {error}")
+            self._failure = str(error)
+            return None
+        self._failure = ""
+        return snapshot
 
     def _is_empty(self, snapshot: Snapshot) -> bool:
         known = remembered(self._settings)
@@ -213,15 +225,6 @@ def will_pass(refusal: Refusal, snapshot: Snapshot) -> bool:
         resource = snapshot.ha.resource(refusal.vmid)
         return resource is not None and not snapshot.ha.disarmed and resource.target is not None
     return refusal.reason in _PASSES or (refusal.reason is RefusalReason.LOCKED and refusal.detail == "migrate")
-
-
-def _look(settings: Settings, told: Teller) -> Snapshot | None:
-    """The cluster now; None when it cannot be looked at just now, as the node that answers may be the one that reboots."""
-    try:
-        return wiring.look(settings)
-    except TemporaryError as error:
-        told.say(f"cannot look now: {error}")
-        return None
 
 
 def _migrates(snapshot: Snapshot, vmids: Collection[int]) -> bool:

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
+from agent import wiring
 from agent.cli import main
 from agent.commands.draining import will_pass
 from agent.core.cluster import HaResource, HighAvailability, Snapshot
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason
+from agent.core.settings import Settings
+from agent.ports import TemporaryError
 from agent.sim.migrations import FailureKind
 from tests.commands.rig import Run, Stage, entry
 
@@ -68,6 +71,22 @@ class TestWhatPasses:
 
 
 class TestWhoStays:
+    def test_an_api_that_is_away_for_a_while_is_told_once_and_waited_for(
+        self, stage: Callable[..., Stage], run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        on = stage(entry(guests=[ONE]), CALM)
+        look, back_s = wiring.look, on.world.now_s + 60
+
+        def away(settings: Settings) -> Snapshot:
+            if on.world.now_s < back_s:
+                raise TemporaryError("no answer")
+            return look(settings)
+
+        monkeypatch.setattr(wiring, "look", away)
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert (ran.status, ran.out.splitlines()[-1]) == (0, "pve1 is empty"), ran.err
+        assert ran.err.count("cannot look now: no answer") == 1
+
     def test_each_is_named_with_why_and_what_helps(self, stage: Callable[..., Stage], run: Run) -> None:
         guests = [
             ONE,
