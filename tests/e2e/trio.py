@@ -19,16 +19,14 @@ from tests.pmxcfs.client import Pmxcfs
 from tests.pve_server.client import PveServer
 
 SHARED = "/opt/pve"
-# A container has a boot id of its own, but a unit with ProtectKernelTunables= looks past it at this machine's, which stays.
-BOOT_ID = "/run/boot-id"
-OWN_BOOT_ID = f"[Service]\nBindReadOnlyPaths={BOOT_ID}:/proc/sys/kernel/random/boot_id\n"
+# A container has a boot id of its own, but a unit with this protection sees past it that of this machine, which stays.
+OWN_BOOT_ID = "[Service]\nProtectKernelTunables=no\n"
 PVE_CLUSTER = f"""
 [Unit]
 Description=The stand-in for the Proxmox VE cluster filesystem
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/cp /proc/sys/kernel/random/boot_id {BOOT_ID}
 ExecStart=/bin/mount --bind {SHARED} /etc/pve
 ExecStop=/bin/umount -l /etc/pve
 [Install]
