@@ -46,11 +46,13 @@ def wait_until_empty(settings: Settings, node: str) -> int:
 
 
 class _Emptying:
-    """The wait for the leader to empty the node. `here` are those that should leave, `stays` why some of them do not, by VMID."""
+    """The wait for the leader to empty the node. `here` are those that should leave, `refused` why some of them do not, by VMID, of
+    which `stays` are those for whom waiting does not help."""
 
     def __init__(self, settings: Settings, node: str, told: Teller) -> None:
         self._settings, self._node, self._told = settings, node, told
         self._here: tuple[Guest, ...] = ()
+        self._refused: dict[int, Refusal] = {}
         self._stays: dict[int, Refusal] = {}
         self._sizes: dict[int, int] = {}
         self._verdicts: dict[int, Verdict] = {}
@@ -91,7 +93,7 @@ class _Emptying:
         vmids = frozenset(guest.vmid for guest in here)
         moves = bool(leaving) or _migrates(snapshot, vmids)
         plan = self._planned(snapshot, known, ask=not moves)
-        refused = {refusal.vmid: refusal for refusal in plan.refused if refusal.vmid in vmids - leaving}
+        self._refused = refused = {refusal.vmid: refusal for refusal in plan.refused if refusal.vmid in vmids - leaving}
         soon = passing(history, snapshot.taken_at) if history is not None else frozenset()
         self._stays = {vmid: refusal for vmid, refusal in refused.items() if vmid not in soon and not will_pass(refusal, snapshot)}
         self._show(snapshot, history, plan, leaving)
@@ -148,7 +150,7 @@ class _Emptying:
     def _give_up(self, why: str) -> NoReturn:
         for guest in self._here:
             name = f"{guest.label} {guest.name}".rstrip()
-            refusal = self._stays.get(guest.vmid)
+            refusal = self._refused.get(guest.vmid)
             if refusal is None:
                 self._told.answer(f"{name} has not left yet; nothing is known to keep it")
             else:

@@ -117,6 +117,17 @@ class TestWhoStays:
         ran = run("maintenance", "enter", "pve1", "--wait")
         assert (ran.status, ran.out.splitlines()[-1]) == (0, "pve1 is empty"), ran.err
 
+    def test_who_waits_for_an_ha_manager_that_does_nothing_is_told_so_in_the_end(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(entry(guests=[HA]), CALM)
+        on.world.request_ha_maintenance("pve1")
+        on.world.ha.hang()
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert ran.status == 1
+        assert ran.out.splitlines()[-2:] == [
+            "vm:101 web1 stays: the HA manager empties the node, and takes the guest along by itself",
+            "  what helps: nothing but to wait for the HA manager; `ha-manager status` tells how it stands",
+        ]
+
     def test_a_mode_in_which_nobody_is_moved_ends_it_at_once(self, stage: Callable[..., Stage], run: Run) -> None:
         on = stage(entry(guests=[ONE]), CALM | {"mode": "observe"})
         slept = len(on.slept_s)
