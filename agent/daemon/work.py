@@ -60,6 +60,7 @@ from agent.daemon.settling import Settling, start_failed
 from agent.daemon.telling import Telling
 from agent.daemon.verdicts import PATIENCE, Verdicts
 
+LONG_WRITE_S = 10.0  # of history.json: what was to be begun is looked at anew after that, as people may have thought better of it
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
 HELD_S = 30.0  # between looks, at the least, while a lock keeps a guest on a node that is to be empty
 STARTING_S = 30.0  # between looks while guests wait for a node that has just booted
@@ -113,7 +114,7 @@ class Work:
         self._rounds = 0
         self._took_lead_s = now.boot_s
         self._held_since_s: float | None = None
-        self._looked_s = -1e9
+        self._looked_s = self._intended_s = -1e9
 
     @property
     def history(self) -> HistoryFile:
@@ -478,7 +479,7 @@ class Work:
             self._opened_by = self.plan.gate
         for request in requests:
             self._chronicle.answer(Answer(request, now.wall_s, text, final=False))
-        self._phase = Phase.WRITING
+        self._phase, self._intended_s = Phase.WRITING, now.boot_s
         return [*outputs, self._chronicle.write(now)]
 
     def on_written(self, answer: WriteAnswer, lead: Leadership, senses: Senses, settings: Settings, now: Now) -> list[Output]:
@@ -511,6 +512,8 @@ class Work:
             return f"history.json was not written: {error}"
         if not lead.may_act(now.boot_s):
             return "the lease is too short"
+        if now.boot_s - self._intended_s > LONG_WRITE_S:
+            return f"writing it down took {now.boot_s - self._intended_s:.0f} s, and flags could not be read meanwhile"
         if self.snapshot is None or self.current is None:
             return None
         allowed = self._permission(settings, now)

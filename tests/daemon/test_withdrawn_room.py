@@ -52,7 +52,7 @@ def test_room_is_made_only_while_somebody_wants_the_node_empty(is_flagged: bool)
     made.plan = Plan(NOW, "flag", Gate.CLOSED, moves, (), (), Balance(0.0, ()), Balance(0.0, ()))
     made.current = joined(None, Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, 5000.0, node="pve1"))
     made._acting._to_start = [bystander]
-    made._phase = Phase.WRITING
+    made._phase, made._intended_s = Phase.WRITING, now.boot_s
     answer = WriteAnswer(Written.HISTORY, made._chronicle.write(now).serial, "")
     outputs = work.on_written(answer, cast(Leadership, _Leads()), senses, CALM, now)
     assert [output.order.vmid for output in outputs if isinstance(output, StartMigration)] == ([201] if is_flagged else [])
