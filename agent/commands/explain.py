@@ -18,6 +18,7 @@ from agent.core.documents import HistoryFile
 from agent.core.explain import Explanation, TargetView, explain
 from agent.core.goal_table import GoalRow
 from agent.core.json_types import Json, JsonObject
+from agent.core.load import GuestLoad
 from agent.core.migrations import Migration
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
@@ -118,6 +119,7 @@ def explain_document(
             }
             for record in moves
         ],
+        "after_last_move": _taken_document(question.ledger.taken.get(guest.vmid)),
         "others_moves": [
             {"at": iso(task.started_at), "node": task.node, "user": task.user, "status": task.status} for task in others_moves
         ],
@@ -163,6 +165,7 @@ def explain_text(
         for words in (
             _said("moved lately", question.cooling.get(guest.vmid)),
             _said("set aside", question.set_aside.get(guest.vmid)),
+            _said("after its last move it took", _taken_words(question.ledger.taken.get(guest.vmid))),
             _said("left for a maintenance, goes home to", question.homes.get(guest.vmid)),
         )
         if words
@@ -181,6 +184,19 @@ def explain_text(
     if notes:
         parts.append("\n".join(f"note: {note}" for note in notes))
     return "\n\n".join(parts)
+
+
+def _taken_document(taken: GuestLoad | None) -> JsonObject | None:
+    return None if taken is None else {"cpu_cores": round(taken.cpu_cores, 4), "memory_bytes": int(taken.memory_bytes)}
+
+
+def _taken_words(taken: GuestLoad | None) -> str | None:
+    """`2.0 cores and 20.0 GiB; where it must fit, the larger of that and of what it takes now counts`."""
+    if taken is None:
+        return None
+    return (
+        f"{taken.cpu_cores:.1f} cores and {gib(taken.memory_bytes)}; where it must fit, the larger of that and of what it takes now counts"
+    )
 
 
 def targets_text(

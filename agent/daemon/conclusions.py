@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from agent.core.backups import kept_off_words
 from agent.core.cluster import Snapshot
+from agent.core.documents import Home
 from agent.core.imbalance import Weights
 from agent.core.journal import Level
 from agent.core.plan_types import Plan
@@ -14,12 +17,20 @@ from agent.daemon.permission import Permission
 
 
 def conclusion(
-    plan: Plan, snapshot: Snapshot, settings: Settings, permission: Permission, *, has_moved: bool, has_failed: bool, is_settled: bool
+    plan: Plan,
+    snapshot: Snapshot,
+    settings: Settings,
+    permission: Permission,
+    homes: Iterable[Home],
+    *,
+    has_moved: bool,
+    has_failed: bool,
+    is_settled: bool,
 ) -> tuple[str, Level]:
     """Return why nothing (more) is moved, and how loud that is.
 
     Shape:   `has_moved` and `has_failed` are about this trigger; `is_settled`: loads show every guest where it is, and before that
-             who has arrived is counted to be on the safe side.
+             who has arrived is counted to be on the safe side. `homes` are of those who left for a maintenance.
     """
     weights = Weights.of(settings)
     away = {*(maintenance.node for maintenance in snapshot.maintenance), *snapshot.no_target}
@@ -37,7 +48,20 @@ def conclusion(
     kept_off = kept_off_words(snapshot)
     if kept_off is not None and permission.load and not has_moved:
         text += f"; {kept_off}"
+    if (wait := _home_later(homes, snapshot, settings)) is not None:
+        text += f"; {wait}"
     return text, Level.INFO
+
+
+def _home_later(homes: Iterable[Home], snapshot: Snapshot, settings: Settings) -> str | None:
+    """Who does not come home although that node is open again, as nobody does while another one is in maintenance."""
+    away = {maintenance.node for maintenance in snapshot.maintenance}
+    away |= {node.name for node in snapshot.nodes if node.name.lower() in {name.lower() for name in settings.nodes.maintenance}}
+    count = sum(home.home not in away for home in homes) if settings.drain.return_home and away else 0
+    if not count:
+        return None
+    who = "1 guest comes" if count == 1 else f"{count} guests come"
+    return f"{who} home when {' and '.join(sorted(away))} {'is' if len(away) == 1 else 'are'} not in maintenance any more"
 
 
 def _waiting(plan: Plan, permission: Permission) -> str:

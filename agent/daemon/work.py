@@ -389,6 +389,7 @@ class Work:
             self.snapshot,
             settings,
             self.permission,
+            self.history.homes,
             has_moved=self._has_moved,
             has_failed=self._settling.has_failed,
             is_settled=now.boot_s >= self._agenda.settled_at_s,

@@ -15,12 +15,13 @@ from pytest_mock import MockerFixture
 from agent import wiring
 from agent.commands import draining
 from agent.commands.status import STALE_S
-from agent.core.cluster import Snapshot, Task
-from agent.core.documents import LOADS_SCHEMA, LearnedLoad, LoadsFile, render
+from agent.core.cluster import GIB, Snapshot, Task
+from agent.core.documents import LOADS_SCHEMA, Calibration, Footprint, HistoryFile, LearnedLoad, LoadsFile, parse, render
 from agent.core.settings import Settings
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import SimLocalFiles
 from tests.commands.rig import Run, Stage, entry
+from tests.commands.test_schemas import must_keep
 
 OBSERVE = {"mode": "observe"}
 
@@ -382,3 +383,18 @@ def test_a_plan_takes_twice_as_long_where_migrations_share_a_link_of_corosync(st
     conf = "nodelist {\n  node {\n    name: pve1\n    ring0_addr: 192.0.2.1\n  }\n}\n"
     on.world.put_file("corosync.conf", conf)
     assert json.loads(run("plan", "--json").out)["expected_s"] == pytest.approx(2 * before)
+
+
+def test_explain_tells_what_a_guest_took_after_its_last_move_and_that_it_counts(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(quiet(), settings=OBSERVE)
+    on.live(10)
+    assert json.loads(run("explain", "101", "--json").out)["after_last_move"] is None
+    history = parse(HistoryFile, on.world.main.files["proxlb/history.json"])
+    took = [Footprint(cores, gib * GIB, None, None, None, None) for cores, gib in ((0.5, 3), (1.5, 3.9))]
+    now = 1767225600.0 + on.world.now_s
+    measured = Calibration("1-1", 101, "pve2", "pve1", now - 600, took[0], took[1], now - 300)
+    on.world.put_file("proxlb/history.json", render(replace(history, calibrations=(measured,))))
+    told = must_keep("explain", run("explain", "101", "--json").out)["after_last_move"]
+    assert told == {"cpu_cores": 1.5, "memory_bytes": int(3.9 * GIB)}
+    words = "after its last move it took: 1.5 cores and 3.9 GiB; where it must fit, the larger of that and of what it takes now counts"
+    assert words in run("explain", "101").out
