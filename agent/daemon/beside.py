@@ -27,7 +27,8 @@ class Beside:
 
     def on_log(self, tasks: Iterable[LogTask], now: Now) -> None:
         """Take note of what the cluster log tells of tasks: between two looks, the cluster's task list may have let go of some."""
-        self._seen = with_tasks(self._seen, (_task_of(task, now.wall_s) for task in tasks), now.wall_s)
+        if told := [_task_of(task, now.wall_s) for task in tasks]:
+            self._seen = with_tasks(self._seen, told, now.wall_s)
 
     def on_look(self, snapshot: Snapshot, history: HistoryFile, settings: Settings, now: Now) -> list[Output]:
         """Take the look; what has changed is said."""
