@@ -17,6 +17,7 @@ from agent.commands.wrong_use import own_node_or_refuse, settings_of
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.flags import Flag, flag_text, flag_words, read_flag
 from agent.core.settings import Mode, Settings
+from agent.core.shutdown import parse_flag
 from agent.core.statistics import parse_members
 from agent.daemon.outside import FLAG_FOLDER, INBOX_FOLDER
 from agent.ports import ClusterFiles, OutsideError, PermanentError
@@ -123,7 +124,10 @@ def _list(settings: Settings, files: ClusterFiles) -> int:
 def _enter(settings: Settings, files: ClusterFiles, nodes: Mapping[str, bool], name: str, flag: Flag) -> None:
     before = files.read(f"{FLAG_FOLDER}/{name}")
     if before is not None and flag == Flag():
-        words = flag_words(read_flag(before))
+        asked = read_flag(before)
+        if parse_flag(before) is None:  # that of a node that shuts down is its own
+            files.write(f"{FLAG_FOLDER}/{name}", flag_text(replace(asked, again=wiring.wall_s())))
+        words = flag_words(asked)
         print(f"{name} is in maintenance already" + (f": {words}" if words else ""))
         return
     out = {cause.node.lower() for cause in causes(settings, files)} | {other.lower() for other in settings.nodes.ignore}

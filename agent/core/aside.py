@@ -164,12 +164,16 @@ def without_success(history: HistoryFile, vmid: int) -> HistoryFile:
     return history if kept == history.set_aside else replace(history, set_aside=kept)
 
 
-def asked_again(history: HistoryFile, vmids: frozenset[int] | None = None) -> HistoryFile:
-    """The history after somebody has asked anew for these guests (None: all) to move: what a person cancelled is tried again."""
+def asked_again(history: HistoryFile, vmids: frozenset[int] | None = None, *, wholly: bool = False) -> HistoryFile:
+    """The history after somebody has asked anew for these guests (None: all) to move: what a person cancelled is tried again.
+
+    `wholly`: so is all else that failed, as whoever asks a second time has put it right; but for a lock, which everybody sees.
+    """
     kept = tuple(
         entry
         for entry in history.set_aside
-        if entry.failure is not FailureClass.CANCELLED or (vmids is not None and entry.vmid not in vmids)
+        if (vmids is not None and entry.vmid not in vmids)
+        or (entry.failure is not FailureClass.CANCELLED and not (wholly and entry.until is not None))
     )
     return history if kept == history.set_aside else replace(history, set_aside=kept)
 

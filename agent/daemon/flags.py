@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agent.core.cluster import Maintenance
 from agent.core.events import Event, EventKind, EventSource
-from agent.core.flags import Flag, flag_words, read_flag
+from agent.core.flags import ASKED_AGAIN, Flag, flag_words, read_flag
 from agent.core.shutdown import ShutdownFlag, flags_of_nodes, why_guests_stay
 from agent.daemon.inputs import Now
 from agent.daemon.outside import FLAG_FOLDER, PAUSE_PATH
@@ -94,6 +94,9 @@ class Flags:
         for node in sorted((found.keys() - self.going_down.keys()) - (before.keys() - going_before.keys())):
             detail = "it shuts down" if node in self.shutdowns else flag_words(found[node])[:100]
             events.append(Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, now.boot_s, node=node, detail=detail))
+        for node in sorted(found.keys() & before.keys() - self.shutdowns.keys()):
+            if found[node].again not in (None, before[node].again):  # by somebody who has removed what kept a guest there
+                events.append(Event(EventKind.MAINTENANCE_BEGAN, EventSource.FLAG, now.boot_s, node=node, detail=ASKED_AGAIN))
         for node in sorted(self.going_down.keys() - going_before.keys()):
             detail = f"its guests stay: {self.going_down[node]}"[:100]
             events.append(Event(EventKind.NODE_SHUTS_DOWN, EventSource.FLAG, now.boot_s, node=node, detail=detail))

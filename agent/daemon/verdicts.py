@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.core.needs import GuestNeeds
@@ -49,6 +50,12 @@ class Verdicts:
     def forget(self, vmid: int) -> None:
         """What was said of the guest does not hold any more."""
         self._known.pop(vmid, None)
+
+    def ask_anew(self, vmids: Iterable[int]) -> None:
+        """Somebody may have put right what PVE refused, or why it was silent."""
+        for vmid in vmids:
+            self._known.pop(vmid, None)
+            self._silent.pop(vmid, None)
 
     def is_fresh(self, vmid: int, now: Now) -> bool:
         """True while the guest may move by what was said of it."""

@@ -14,7 +14,7 @@ from agent.core.backups import not_understood
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.documents import Answer, HistoryFile, LeaderFile
 from agent.core.events import Event, EventKind, EventSource
-from agent.core.flags import Flag
+from agent.core.flags import ASKED_AGAIN, Flag
 from agent.core.ha_maintenance import closing
 from agent.core.ha_moves import with_partners
 from agent.core.journal import Level, MessageId, Record
@@ -141,7 +141,9 @@ class Work:
     def on_event(self, event: Event, senses: Senses, now: Now) -> list[Output]:
         """Take a hint, unless it only repeats a migration."""
         if (vmids := self._asked_again(event)) is not None:
-            self._chronicle.history = aside.asked_again(self.history, vmids)
+            wholly = event.kind is EventKind.MAINTENANCE_BEGAN and event.detail == ASKED_AGAIN
+            self._chronicle.history = aside.asked_again(self.history, vmids, wholly=wholly)
+            self._verdicts.ask_anew(vmids)
         if self._is_answered_already(event):
             return []
         return self._hearing.on_event(event, self.history.migrations, senses.migrating, now)

@@ -18,6 +18,7 @@ from agent.commands.status import STALE_S
 from agent.core.cluster import GIB, Snapshot, Task
 from agent.core.documents import LOADS_SCHEMA, Calibration, Footprint, HistoryFile, LearnedLoad, LoadsFile, parse, render
 from agent.core.settings import Settings
+from agent.core.shutdown import ShutdownFlag
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import SimLocalFiles
 from tests.commands.rig import Run, Stage, entry
@@ -318,6 +319,24 @@ class TestMaintenance:
         assert ran.status == 1
         assert "nothing has moved for 5 minutes" in ran.err.splitlines()[-1]
         assert on.world.now_s < 30 + draining.STALL_S + 60
+
+    def test_asked_for_again_who_stayed_is_looked_at_anew(self, stage: Callable[..., Stage], run: Run) -> None:
+        """By an admin who has removed what kept the guest, where nothing else tells the agent."""
+        document = quiet()
+        document["guests"] = [{"vmid": 101, "node": "pve1", "used_memory_gib": 3, "local_devices": ["hostpci0"]}]
+        on = stage(document)
+        assert run("maintenance", "enter", "pve1", "--wait").status == 1
+        on.world.guests[101] = replace(on.world.guests[101], local_devices=())
+        began_s = on.world.now_s
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert (ran.status, ran.out.splitlines()) == (0, ["pve1 is in maintenance already: asked for by root", "pve1 is empty"])
+        assert on.world.now_s - began_s < 60
+
+    def test_the_flag_of_a_node_that_shuts_down_is_its_own(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(quiet())
+        on.world.set_flag("pve2", ShutdownFlag("pve2-boot-1").text)
+        assert run("maintenance", "enter", "pve2").out.startswith("pve2 is in maintenance already: shuts down")
+        assert on.world.main.files["proxlb/maintenance/pve2"] == ShutdownFlag("pve2-boot-1").text
 
     def test_twice_is_once(self, stage: Callable[..., Stage], run: Run) -> None:
         stage(quiet())

@@ -97,6 +97,12 @@ def test_asking_anew_ends_what_a_person_cancelled_and_nothing_else() -> None:
     assert sorted(aside.set_aside(aside.asked_again(history, frozenset({101})), NOW)) == [102]
 
 
+def test_asking_a_second_time_ends_whatever_else_failed_but_for_a_lock() -> None:
+    history = aside.with_left_lock(failed(failed(failure=F.UNKNOWN), 102, F.LOCAL_DEVICE), vm(103, "pve1"))
+    assert sorted(aside.set_aside(aside.asked_again(history, frozenset({101, 102, 103}), wholly=True), NOW)) == [103]
+    assert sorted(aside.set_aside(aside.asked_again(history, frozenset({101}), wholly=True), NOW)) == [102, 103]
+
+
 def test_a_changed_configuration_ends_it_and_the_first_one_seen_is_what_counts() -> None:
     history, released = aside.reconsidered(failed(), THREE, {101: "a"})
     assert (released, history.set_aside[0].config) == ({}, "a")

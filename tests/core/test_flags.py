@@ -16,13 +16,16 @@ def test_what_was_written_is_read_again() -> None:
     assert flag_text(Flag("a new kernel", END)) == "a new kernel\nuntil 2026-01-01T12:00:00Z\n"
     assert read_flag("a new kernel\nuntil 2026-01-01T12:00:00Z\n") == Flag("a new kernel", END)
     assert read_flag(flag_text(Flag("a new kernel"))) == Flag("a new kernel")
+    again = Flag("a new kernel", END, END - 60)
+    assert flag_text(again).splitlines() == ["a new kernel", "until 2026-01-01T12:00:00Z", "again 2026-01-01T11:59:00Z"]
+    assert read_flag(flag_text(again)) == again
 
 
 @given(st.text(), st.none() | st.integers(0, 4_000_000_000))
 def test_any_reason_survives_but_for_its_white_space(reason: str, until: int | None) -> None:
     flag = read_flag(flag_text(Flag(reason, until)))
     words = " ".join(" ".join(reason.split())[:MOST_REASON].split())
-    if not words.startswith("until "):  # who calls the reason an end gets an end
+    if not words.startswith(("until ", "again ")):  # who calls the reason an end gets an end
         assert flag == Flag(words, until)
 
 
