@@ -20,15 +20,23 @@ from agent.daemon.perform import Performer
 from agent.ports import Clock, ServiceNotifier
 
 LANES = (Lane.LOCK, Lane.FILES, Lane.API, Lane.HA, Lane.LOCAL)
+FIRST_TIDY_S = 20.0  # from the start: all is imported, and the first lead has begun, if there is to be one
+TIDY_EVERY_S = 300.0
 ALIVE_FRACTION = 3.0  # systemd hears from the agent so often within its watchdog's time
 
 
 class Service:
     """Runs an agent until it exits. The lanes' threads are daemons: a call into /etc/pve that hangs for minutes holds up its
-    own lane, and keeps the process neither from working nor from ending."""
+    own lane, and keeps the process neither from working nor from ending. `tidy` is called from time to time."""
 
     def __init__(
-        self, agent: Agent, clock: Clock, notifier: ServiceNotifier, watchdog_s: float | None, on_settings: Callable[[Settings], None]
+        self,
+        agent: Agent,
+        clock: Clock,
+        notifier: ServiceNotifier,
+        watchdog_s: float | None,
+        on_settings: Callable[[Settings], None],
+        tidy: Callable[[], None],
     ) -> None:
         self._agent = agent
         self._clock = clock
@@ -39,6 +47,8 @@ class Service:
         self._first: list[inputs.Input] = []
         self._lanes: dict[Lane, queue.SimpleQueue[outputs.Output]] = {lane: queue.SimpleQueue() for lane in LANES}
         self._on_settings = on_settings
+        self._tidy = tidy
+        self._tidy_at_s = clock.boottime_s() + FIRST_TIDY_S
 
     def put(self, one: inputs.Input) -> None:
         """Hand the agent an input; may be called from any thread and from signal handlers."""
@@ -67,6 +77,9 @@ class Service:
                 settings = self._agent.settings
                 self._on_settings(settings)
             self._tell_alive(now)
+            if now.boot_s >= self._tidy_at_s:
+                self._tidy_at_s = now.boot_s + TIDY_EVERY_S
+                self._tidy()
             self._wait(wake_s - now.boot_s)
 
     def _taken(self) -> list[inputs.Input]:

@@ -18,6 +18,7 @@ from agent.adapters.inbox import InboxBell, InboxFolder
 from agent.adapters.inbox import leave_request as leave_in_inbox
 from agent.adapters.instance_lock import InstanceLock
 from agent.adapters.journal import sink
+from agent.adapters.memory import tidy
 from agent.adapters.node_facts import ThisNode
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
 from agent.adapters.system_clock import SystemClock
@@ -391,7 +392,7 @@ def run_agent(config: str | None = None) -> int:
         journal.level = Level[settings.log.level.name]
         keep_last_good(settings)
 
-    service = Service(agent, clock, notifier, watchdog_s(os.environ), on_settings=taken)
+    service = Service(agent, clock, notifier, watchdog_s(os.environ), on_settings=taken, tidy=tidy)
     bell = InboxBell(lambda: service.put(inputs.BellRang()), inbox)
     ports = Ports(
         clock=clock,
