@@ -9,6 +9,7 @@ import json
 from agent.core.cluster import Guest, Node, Snapshot
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.json_types import Json
+from agent.core.load import FRESH_S
 from agent.core.statistics import Members, Statistics, VmEntry
 
 
@@ -63,16 +64,23 @@ def differences(before: Snapshot, after: Snapshot, at_s: float) -> list[Event]:
     """What happened between two looks, as events: the net under hooks and cluster log."""
     events: list[Event] = []
     old = {guest.vmid: guest for guest in before.guests}
+    ages_s = {node.name: min(node.sample_age_s or 0.0, FRESH_S) for node in after.nodes}
+
+    def seen(kind: EventKind, guest: Guest) -> Event:
+        """It was so when the node's numbers were taken: a start that others told of since is not undone by it."""
+        age_s = ages_s.get(guest.node, 0.0)
+        return Event(kind, EventSource.STATISTICS, at_s, node=guest.node, vmid=guest.vmid, age_s=age_s)
+
     for guest in after.guests:
         was = old.get(guest.vmid)
         if guest.status == "unknown" or (was is not None and was.status == "unknown"):
             continue  # statistics come later than configurations, and vanish with a node: neither is a start or a stop
         if guest.is_running and (was is None or not was.is_running or _restarted(was, guest)):
-            events.append(Event(EventKind.GUEST_STARTED, EventSource.STATISTICS, at_s, node=guest.node, vmid=guest.vmid))
+            events.append(seen(EventKind.GUEST_STARTED, guest))
         elif was is not None and was.is_running and not guest.is_running:
-            events.append(Event(EventKind.GUEST_STOPPED, EventSource.STATISTICS, at_s, node=guest.node, vmid=guest.vmid))
+            events.append(seen(EventKind.GUEST_STOPPED, guest))
         elif was is not None and was.node != guest.node:
-            events.append(Event(EventKind.GUEST_CHANGED, EventSource.STATISTICS, at_s, node=guest.node, vmid=guest.vmid))
+            events.append(seen(EventKind.GUEST_CHANGED, guest))
     nodes = {node.name: node.online for node in before.nodes}
     for node in after.nodes:
         was_online = nodes.get(node.name)

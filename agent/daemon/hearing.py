@@ -18,6 +18,7 @@ from agent.daemon.telling import of_event
 TOLD_SINGLY = 3  # starts and stops of one trigger that have a line each; of a storm the rest is told in one
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 
+_OPPOSITE = {EventKind.GUEST_STARTED: EventKind.GUEST_STOPPED, EventKind.GUEST_STOPPED: EventKind.GUEST_STARTED}
 _GUEST_EVENTS = frozenset({EventKind.GUEST_STARTED, EventKind.GUEST_STOPPED, EventKind.GUEST_CHANGED})
 
 
@@ -53,13 +54,18 @@ class Hearing:
         return [_heard(event, level)]
 
     def _is_told_again(self, event: Event) -> bool:
-        """True when another source told the same a moment ago: hook, cluster log and statistics all see one start."""
+        """True when another source told the same a moment ago, as hook, cluster log and statistics all see one start; or told since
+        that it is otherwise."""
         if event.kind not in _GUEST_EVENTS:
             return False
         if event.at_s != self._told_cleared_s:  # not for each event of a burst
             self._told_cleared_s = event.at_s
             self._told = {known: told for known, told in self._told.items() if event.at_s - told[1] < SAME_S + KEPT_S}
         key = (event.kind, event.vmid, event.node)
+        if event.source is EventSource.STATISTICS and event.kind in _OPPOSITE:
+            since = self._told.get((_OPPOSITE[event.kind], event.vmid, event.node))
+            if since is not None and since[1] > event.happened_s:
+                return True  # the numbers were taken before that
         source, told_s = self._told.get(key, (event.source, 0.0))
         if source is not event.source and event.happened_s - SAME_S < told_s < event.at_s + SAME_S:
             return True

@@ -49,6 +49,13 @@ class _GuestFor:
 
 
 @dataclass(frozen=True, slots=True)
+class _Backup:
+    vmid: int
+    for_s: float
+    stops: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _GuestStatus:
     vmid: int
     status: str
@@ -252,7 +259,7 @@ VERBS: dict[str, Binder] = {
     "set-ha": _verb(_GuestHa, lambda world, a: world.set_ha(a.vmid, a.state)),
     "hide-guest": _verb(_Guest, lambda world, a: world.hide_guest(a.vmid)),
     "show-guest": _verb(_Guest, lambda world, a: world.hide_guest(a.vmid, hidden=False)),
-    "back-up": _verb(_GuestFor, lambda world, a: world.back_up(a.vmid, a.for_s)),
+    "back-up": _verb(_Backup, lambda world, a: world.back_up(a.vmid, a.for_s, stops=a.stops)),
     "recover-guest": _verb(_GuestTo, lambda world, a: world.move_by_recovery(a.vmid, a.target)),
     # migrations
     "migrate-by-person": _verb(_MigrateBy, _migrate),

@@ -178,17 +178,36 @@ class World(Standing):
         """As `set_guest_lock`, by VMID."""
         self.set_guest_lock(self._guest(vmid), lock)
 
-    def back_up(self, vmid: int, duration_s: float) -> None:
-        """A vzdump task of the guest runs so long, with PVE's lock on it."""
+    def back_up(self, vmid: int, duration_s: float, *, stops: bool = False) -> None:
+        """A vzdump task of the guest runs so long, with PVE's lock on it; in mode stop a VM is started again at once, a container in
+        the end, and only hookscripts tell."""
         guest = self._guest(vmid)
         node = self.nodes[guest.node]
         task = self.tasks.begin(node, "vzdump", str(vmid))
         self.set_guest_lock(guest, "backup")
+        is_stopped = stops and guest.has_process
+        if is_stopped:
+            self.settle(node.name)
+            self.hook(guest, node.name, "pre-stop")
+            guest.status = "stopped"
+            self.hook(guest, node.name, "post-stop")
+
+        def start() -> None:
+            self.settle(node.name)
+            self.hook(guest, node.name, "pre-start")
+            guest.status = "running"
+            guest.since_s = guest.seen_since_s = self.now_s
+            self.hook(guest, node.name, "post-start")
 
         def done() -> None:
+            if is_stopped and guest.type is GuestType.LXC:
+                start()
             if guest.lock == "backup":
                 self.set_guest_lock(guest, None)
             self.tasks.end(node, task, "OK")
+
+        if is_stopped and guest.type is GuestType.QEMU:
+            self.timeline.after(GUEST_START_S, start)
 
         self.timeline.after(duration_s, done)
 

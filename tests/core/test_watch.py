@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from agent.core.cluster import Guest, GuestType, Snapshot
-from agent.core.events import EventKind
+from agent.core.events import Event, EventKind, EventSource
 from agent.core.statistics import GuestSample, Members, NodeSample, Statistics, VmEntry
+from agent.core.triggers import joined, with_starts
 from agent.core.watch import asked_of_ha, differences, loads_snapshot
 from tests.core.clusters import changed, cluster, node, stopped, vm
 
@@ -112,3 +113,14 @@ def test_a_node_that_was_down_for_so_long_that_its_statistics_are_gone_comes_bac
 )
 def test_only_what_an_admin_asked_of_the_ha_manager_is_maintenance(text: str | None, nodes: tuple[str, ...]) -> None:
     assert asked_of_ha(text) == nodes
+
+
+def test_what_statistics_tell_is_as_old_as_they_are() -> None:
+    """A guest was started after its node's numbers were taken: that they show it stopped comes before the start, not after."""
+    aged = (replace(TWO[0], sample_age_s=8.0), replace(TWO[1], sample_age_s=4000.0))
+    before = cluster(*TWO, vm(101, "pve1"), vm(102, "pve2"))
+    events = differences(before, cluster(*aged, stopped(vm(101, "pve1")), stopped(vm(102, "pve2"))), 100.0)
+    assert [(event.vmid, event.at_s, event.happened_s) for event in events] == [(101, 100.0, 92.0), (102, 100.0, 75.0)]
+    started = Event(K.GUEST_STARTED, EventSource.HOOK, 96.0, node="pve1", vmid=101)
+    trigger = joined(joined(None, started), events[0])
+    assert with_starts(cluster(*TWO, stopped(vm(101, "pve1"))), trigger, 101.0).guests[0].is_running

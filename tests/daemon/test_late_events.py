@@ -144,3 +144,12 @@ def test_what_lay_there_while_no_agent_ran_is_left_out_and_said_but_no_request_i
     assert [event.vmid for event in events] == [103, None]
     assert said == ["2 events of before the agent ran: what they tell was seen since"]
     assert box._file.seq == 2
+
+
+def test_numbers_of_before_a_start_do_not_tell_that_the_guest_has_stopped() -> None:
+    def stop(age_s: float) -> Event:
+        return Event(EventKind.GUEST_STOPPED, EventSource.STATISTICS, 1008.0, node="pve2", vmid=101, age_s=age_s)
+
+    hook = EventSource.HOOK
+    assert told(start(1004.0, hook), stop(6.0)) == 1
+    assert told(start(1004.0, hook), stop(2.0)) == 2
