@@ -107,7 +107,8 @@ class Smoothing:
         for index, node in enumerate(nodes):
             own = self.nodes.get(node.name)
             if own is not None and node.cpu_used_cores is not None:
-                nodes[index] = replace(node, cpu_used_cores=max(0.0, own.mean + smoothed.get(node.name, 0.0)))
+                # Below 0 after a guest has come whose place was told before its time was among the node's: that is no room.
+                nodes[index] = replace(node, cpu_used_cores=max(0.0, own.mean) + smoothed.get(node.name, 0.0))
             if (pressure := self.pressures.get(node.name)) is not None:
                 nodes[index] = replace(nodes[index], pressure_fraction=pressure.mean)
         return replace(snapshot, guests=tuple(guests), nodes=tuple(nodes))

@@ -95,7 +95,7 @@ class Day:
         self.touches: dict[int, list[float]] = defaultdict(list)  # when somebody started, stopped or changed the guest
         self.unsettled: dict[str, float] = defaultdict(lambda: -1e9)  # when what a node has to bear changed last
         self.tagged: dict[int, float] = {}
-        self.clocks_set_s = -1e9
+        self.clocks_set: list[float] = []
         self.forced_s = -1e9  # when somebody asked to balance past cooldowns
         self.tasks_lost_s = -1e9
         self.epochs = 0
@@ -171,10 +171,9 @@ class Day:
         self.machine.settings.error = None
         self.heal_network()
         world.hang_ha_manager(hanging=False)
-        for name in (*world.nodes, "pve77"):
-            world.clear_flag(name)
+        world.clear_flag("pve77")
         for name, node in world.nodes.items():
-            self.clear_flags(name)
+            self._clear_flags(name)
             world.power_on_node(name)
             self.start_agent(name)
             world.cut_api(name, cut=False)
@@ -291,10 +290,13 @@ class Day:
         self.later(for_s, lambda: self.clear_flags(name))
 
     def clear_flags(self, name: str) -> None:
-        """The node is wanted full again."""
+        """The node is wanted full again; in the calm that is over already, and the flag another."""
+        if not self.is_calm:
+            self._clear_flags(name)
+
+    def _clear_flags(self, name: str) -> None:
         self.flagged.pop(name, None)
-        if not self.is_calm or self.world.nodes[name].local_flag is not None or name in self.world.ha_requests:
-            self.world.clear_flag(name)
+        self.world.clear_flag(name)
         self.world.clear_local_flag(name)
         self.world.request_ha_maintenance(name, wanted=False)
 
@@ -335,7 +337,7 @@ class Day:
 
     def set_clock(self, name: str, by_s: float) -> None:
         """Somebody sets the node's clock."""
-        self.clocks_set_s = self.world.now_s
+        self.clocks_set.append(self.world.now_s)
         self.world.step_wall_clock(name, by_s)
 
     def remove_lock(self) -> bool:

@@ -4,6 +4,7 @@ a load, a tag or a clock that somebody changed a moment before."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -65,7 +66,7 @@ class DayWitness(Witness):
         yield from super()._breaks_a_rule(post)
 
     def _is_too_soon(self, post: Post) -> Iterator[str]:
-        if self._world.now_s - max(self._day.clocks_set_s, self._day.forced_s) < self._settings.balance.guest_cooldown_s:
+        if self._world.now_s - max(-math.inf, *self._day.clocks_set[-1:], self._day.forced_s) < self._settings.balance.guest_cooldown_s:
             return
         if any(node.wall_offset_s for node in self._world.nodes.values()):
             return
@@ -126,6 +127,8 @@ class DayWitness(Witness):
                     or not sent.at_s < line.at_s < sent.at_s + lasted_s + ECHO_S
                 ):
                     continue
+                if any(sent.at_s <= at_s <= line.at_s for at_s in day.clocks_set):
+                    continue  # nobody can tell how long ago it was
                 if not day.was_touched(sent.order.vmid, sent.at_s - ECHO_S, line.at_s) and sent.order.type is GuestType.QEMU:
                     yield f"{line.at_s:.1f} s: {line.node} takes its migration of {sent.at_s:.1f} s for news: {line.record.text}"
 

@@ -66,6 +66,18 @@ def test_a_guest_takes_its_history_along() -> None:
     assert cpu_of(smoothed, "pve2") == pytest.approx(8.5)
 
 
+def test_guest_whose_place_is_told_before_its_load_makes_no_room_on_its_node() -> None:
+    """A guest's sample is from its former node until its new one's pvestatd has looked; its node is told at once."""
+    here, there = vm(101, "pve1", 4, 6.0), vm(102, "pve2", 4, 6.0)
+    before = cluster(*TWO, here, there)
+    told = before.nodes[0]
+    between = replace(before, guests=(here, replace(there, node="pve1")))
+    assert between.nodes[0] == told, "pve1's own sample is from before"
+    after_it = cluster(*TWO, here, replace(there, node="pve1"))
+    smoothed = after(before, between, after_it).applied(after_it)
+    assert cpu_of(smoothed, "pve1") >= (here.cpu_used_cores or 0.0) + (there.cpu_used_cores or 0.0)
+
+
 def test_a_fresh_guest_has_no_history_yet() -> None:
     snapshot = cluster(*TWO, started(vm(101, "pve1", 4, 8.0)))
     smoothing = after(*[snapshot] * 3)
