@@ -186,8 +186,11 @@ def make_api(settings: Settings) -> ClusterApi:
 
     Raises:  PermanentError when there is no token yet, with what to run.
     """
-    from agent.adapters.pve.api import PveApi
-    from agent.adapters.pve.trust import ApiAccess
+    from agent.adapters.pve.without_chardet import without_chardet
+
+    with without_chardet():
+        from agent.adapters.pve.api import PveApi
+        from agent.adapters.pve.trust import ApiAccess
 
     api, files = settings.api, make_files(settings)
     is_on_node = files.state() is not FilesystemState.NOT_MOUNTED
