@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A thousand events of hookscripts in a second, on a real process that leads, and on one that does not."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pve_server.client import GIB, vm
+from tests.service.rig import HERE, Rig
+
+NODE: dict[str, Any] = {"cores": 16, "memory_bytes": 64 * GIB, "overhead_bytes": 2 * GIB}
+NODES = {HERE: NODE, "pve2": NODE, "pve3": NODE}
+EVENTS = 1000
+MESSAGES_A_FILE = 3  # of pmxcfs, to replace one: create, write, rename
+ROOM_MIB = 8.0  # what a burst may add to the memory of the process
+
+
+def resident_mib(rig: Rig) -> float:
+    assert rig.process is not None
+    status = Path(f"/proc/{rig.process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+
+
+def messages(rig: Rig) -> int:
+    """What was written below /etc/pve but renewals of the lock."""
+    return rig.pmxcfs.writes() - rig.pmxcfs.writes("priv/lock")
+
+
+def burst(rig: Rig) -> float:
+    """Leave the events, and return how many seconds have gone by when all of them are claimed."""
+    begun = time.monotonic()
+    for number in range(EVENTS):
+        rig.hook(f"{100_000 + number}.post-start")
+        time.sleep(max(0.0, begun + number / EVENTS - time.monotonic()))
+    rig.wait(lambda: not any((rig.folder / "run/inbox").iterdir()), "the inbox is empty")
+    time.sleep(4.0)
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["the leader", "a follower"])
+def test_a_thousand_events_in_a_second_cost_little_and_none_is_lost(leads: bool) -> None:
+    with Rig(NODES, [vm(101, HERE), vm(201, "pve2")]) as rig:
+        if leads:
+            rig.release_lead()
+        rig.start()
+        relay = rig.mount / f"proxlb/inbox/{HERE}.json"
+        rig.wait(relay.exists, "the node reports")
+        if leads:
+            rig.wait_for("took the lead: ")
+        time.sleep(3.0)  # the first report is not the burst's
+        before, written, lines = resident_mib(rig), messages(rig), rig.log.count("\n")
+        took_s = burst(rig)
+        assert messages(rig) - written <= MESSAGES_A_FILE * (len(NODES) + took_s)
+        rig.wait(lambda: json.loads(relay.read_text())["seq"] == EVENTS, "each has its number in the relay file")
+        assert len(json.loads(relay.read_text())["events"]) <= 300
+        assert resident_mib(rig) - before < ROOM_MIB
+        assert rig.log.count("\n") - lines <= 8, rig.log
+        if leads:
+            rig.wait_for("more guests started on")
