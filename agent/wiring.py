@@ -81,6 +81,8 @@ class ConfigFiles:
 
     def __init__(self, config: str | None = None) -> None:
         self._config = config or os.environ.get("PROXLB_AGENT_CONFIG") or None
+        self._file = yaml_files.YamlFile(self._config or NODE_CONFIG, missing_ok=self._config is None)
+        self._own: tuple[Json, Settings | tuple[settings_check.Problem, ...]] | None = None
         self._seen: tuple[Json, str | None] | None = None
         self._result: Settings | tuple[settings_check.Problem, ...] | None = None
 
@@ -93,15 +95,16 @@ class ConfigFiles:
 
     def node_settings(self) -> Settings:
         """What this node's file alone says. Raises PermanentError that names every problem."""
-        if self._config is not None:
-            return self._checked(settings_check.check(yaml_files.read(self._config)))
-        return self._checked(settings_check.check(yaml_files.read(NODE_CONFIG, missing_ok=True), File.NODE))
+        document = self._file.read()
+        if self._own is None or self._own[0] is not document:
+            self._own = (document, settings_check.check(document, File.NODE if self._config is None else File.ONE))
+        return self._checked(self._own[1])
 
     def read(self) -> Settings:
         """See `agent.ports.SettingsSource`."""
         if self._config is not None:
             return self.node_settings()
-        node = yaml_files.read(NODE_CONFIG, missing_ok=True)
+        node = self._file.read()
         files = PmxcfsFiles(self.node_settings().paths.pmxcfs)
         text = files.read(CLUSTER_CONFIG)
         if self._result is None or self._seen != (node, text):

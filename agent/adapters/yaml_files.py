@@ -28,6 +28,29 @@ def read(path: str, *, missing_ok: bool = False) -> Json:
     Raises:  PermanentError with path, line and column for a file that is not YAML, unreadable, or too large; TemporaryError
              when the filesystem fails.
     """
+    text = _text(path, missing_ok=missing_ok)
+    return None if text is None else parse(text, path)
+
+
+class YamlFile:
+    """A file that is read again and again. It is parsed when its text has changed: until then the same value is given."""
+
+    def __init__(self, path: str, *, missing_ok: bool = False) -> None:
+        self.path = path
+        self._missing_ok = missing_ok
+        self._parsed: tuple[str, Json] | None = None
+
+    def read(self) -> Json:
+        """As the function `read`."""
+        text = _text(self.path, missing_ok=self._missing_ok)
+        if text is None:
+            return None
+        if self._parsed is None or self._parsed[0] != text:
+            self._parsed = (text, parse(text, self.path))
+        return self._parsed[1]
+
+
+def _text(path: str, *, missing_ok: bool) -> str | None:
     try:
         content = _content(path)
     except FileNotFoundError:
@@ -39,11 +62,10 @@ def read(path: str, *, missing_ok: bool = False) -> Json:
     except OSError as error:
         raise TemporaryError(f"{path}: cannot be read now: {error.strerror}") from None
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise PermanentError(f"{path}: line {line}: not UTF-8", "save the file with UTF-8 encoding") from None
-    return parse(text, path)
 
 
 def parse(text: str, name: str) -> Json:

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.adapters.yaml_files import MAX_BYTES, parse, read
+from agent.adapters.yaml_files import MAX_BYTES, YamlFile, parse, read
 from agent.core.json_types import Json
 from agent.core.settings import Mode, Settings, as_document
 from agent.core.settings_check import check
@@ -186,3 +186,20 @@ def test_settings_survive_being_written_as_yaml() -> None:
     assert isinstance(settings, Settings)
     assert settings.mode is Mode.OFF
     assert check(parse(yaml.safe_dump(as_document(settings)), "f.yaml")) == settings
+
+
+def test_a_file_that_is_read_again_is_parsed_when_its_text_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    file = YamlFile(str(path), missing_ok=True)
+    assert file.read() is None
+    path.write_text("a: [1]\n")
+    first = file.read()
+    assert first == {"a": [1]} and file.read() is first
+    path.write_text("a: [2]\n")
+    assert file.read() == {"a": [2]}
+    path.write_text("a: [\n")
+    for _ in range(2):
+        with pytest.raises(PermanentError, match="line"):
+            file.read()
+    path.unlink()
+    assert file.read() is None
