@@ -102,6 +102,27 @@ class Guest:
         """True when PVE says the guest runs."""
         return self.status == "running"
 
+    def with_cpu_used(self, cores: float) -> Guest:
+        """The guest with another cpu load: what `replace` gives, in a third of its time, which thousands of guests need every 10 s."""
+        return Guest(
+            self.vmid,
+            self.type,
+            self.name,
+            self.node,
+            self.status,
+            self.cpu_cores,
+            self.memory_bytes,
+            cores,
+            self.memory_used_bytes,
+            self.memory_host_bytes,
+            self.uptime_s,
+            self.tags,
+            self.pool,
+            self.lock,
+            self.ha,
+            self.template,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -101,7 +101,7 @@ class Smoothing:
             cpu, average = load.cpu_cores, self.guests.get(guest.vmid)
             if average is not None and not is_fresh(guest):
                 cpu = average.mean
-                guests[index] = replace(guest, cpu_used_cores=cpu)
+                guests[index] = guest.with_cpu_used(cpu)
             smoothed[guest.node] = smoothed.get(guest.node, 0.0) + cpu
         nodes = list(snapshot.nodes)
         for index, node in enumerate(nodes):

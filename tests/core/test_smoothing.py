@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -147,3 +148,9 @@ def test_pressure_begins_anew_when_a_guest_stops_and_not_when_one_starts() -> No
 
 def test_an_unknown_pressure_stays_unknown() -> None:
     assert pressures(after(pressed(0.2, None), pressed(None, 7.0))) == {}
+
+
+def test_another_cpu_load_leaves_all_else_as_it_is() -> None:
+    values: dict[str, Any] = {entry.name: f"its {entry.name}" for entry in fields(Guest)}
+    guest = Guest(**values)
+    assert guest.with_cpu_used(1.5) == replace(guest, cpu_used_cores=1.5)
