@@ -360,6 +360,12 @@ class Work:
         if ready and now.boot_s - self._looked_s > OLD_LOOK_S:
             self._agenda.wish_look(now.boot_s)  # PVE took long to answer: what was seen before may not hold any more
             return outputs
+        is_settling = now.boot_s < self._agenda.settled_at_s and (self.current.scope.nodes != frozenset() or bool(self.plan.refused))
+        if not ready and not open_records and not is_held_up and is_settling:
+            self._agenda.wish_look(
+                self._agenda.settled_at_s
+            )  # who has just arrived counts on both nodes: what it stands in the way of may go
+            return outputs
         outputs += self._telling.refusals(self.plan) + self._telling.conflicts(self.plan)
         if ready:
             return outputs + self._intend(ready, lead, now)
@@ -369,9 +375,6 @@ class Work:
         if is_held_up:
             self._agenda.wish_look(now.boot_s + FOREIGN_S)
             return outputs + self._wait_for_others(foreign, now)
-        if now.boot_s < self._agenda.settled_at_s and (self.current.scope.nodes != frozenset() or self.plan.refused):
-            self._agenda.wish_look(self._agenda.settled_at_s)
-            return outputs
         return outputs + self._end_cycle(settings, now)
 
     def _wait_for_others(self, foreign: tuple[Foreign, ...], now: Now) -> list[Output]:
@@ -391,7 +394,7 @@ class Work:
             self.snapshot,
             settings,
             self.permission,
-            self.history.homes,
+            self.history.homes if any(event.kind is EventKind.MAINTENANCE_ENDED for event in self.current.events) else (),
             has_moved=self._has_moved,
             has_failed=self._settling.has_failed,
             is_settled=now.boot_s >= self._agenda.settled_at_s,
