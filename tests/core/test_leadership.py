@@ -640,19 +640,22 @@ def trouble(seed: int, *, drops: bool) -> Watch:
     return watch
 
 
-@pytest.mark.parametrize("drops", [False, True], ids=["as it should be", "with a lock removed by hand"])
-def test_never_do_two_nodes_act_in_turns_or_at_once(drops: bool) -> None:
-    seen: Counter[int] = Counter()
+WITH_OR_WITHOUT_A_DROP = pytest.mark.parametrize("drops", [False, True], ids=["as it should be", "with a lock removed by hand"])
 
-    @profile(max_examples=40)
-    @given(st.integers(0, 2**40))
-    def each(seed: int) -> None:
-        watch = trouble(seed, drops=drops)
-        seen[len({(name, epoch) for _, name, epoch in watch.acts})] += 1
 
-    each()
-    assert seen[0] < seen.total() / 2, "most runs see somebody lead"
-    assert sum(count for leads, count in seen.items() if leads > 1) > seen.total() / 3, "many runs see a change of who leads"
+@WITH_OR_WITHOUT_A_DROP
+@profile(max_examples=40)
+@given(st.integers(0, 2**40))
+def test_never_do_two_nodes_act_in_turns_or_at_once(drops: bool, seed: int) -> None:
+    trouble(seed, drops=drops)
+
+
+@WITH_OR_WITHOUT_A_DROP
+def test_in_that_trouble_there_are_leads_and_changes_of_who_leads(drops: bool) -> None:
+    """Of seeds of its own: those that hypothesis draws depend on its release, and on which modules are loaded."""
+    seen = Counter(len({(name, epoch) for _, name, epoch in trouble(seed, drops=drops).acts}) for seed in range(60))
+    assert seen[0] < seen.total() / 4, "few runs see nobody lead"
+    assert sum(count for leads, count in seen.items() if leads > 1) > seen.total() / 2, "most runs see a change of who leads"
 
 
 @pytest.mark.parametrize("what", ["killed", "killed and started again", "stopped"])
