@@ -58,11 +58,8 @@ class Expected:
     rests_on: int
 
 
-def timing_of(record: Migration, tasks: Iterable[Task]) -> Timing | None:
-    """What a migration that has brought its guest took, by PVE's own task; None when its task is not in the list.
-
-    The task's times are of one clock and to the second; the agent's own are when it noticed.
-    """
+def ended_task(record: Migration, tasks: Iterable[Task]) -> Task | None:
+    """PVE's task of the attempt, once it has ended; None when it is not in the list, as that of a node that is lost."""
     own = [
         task
         for task in tasks
@@ -70,12 +67,19 @@ def timing_of(record: Migration, tasks: Iterable[Task]) -> Timing | None:
         and task.kind in _OWN_TASKS
         and task.node == record.source
         and task.ended_at is not None
-        and is_success(task.status)
         and task.started_at >= record.planned_at - CLOCK_S
     ]
-    if not own:
+    return max(own, key=lambda task: (task.started_at, task.upid), default=None)
+
+
+def timing_of(record: Migration, tasks: Iterable[Task]) -> Timing | None:
+    """What a migration that has brought its guest took, by PVE's own task; None when its task is not in the list.
+
+    The task's times are of one clock and to the second; the agent's own are when it noticed.
+    """
+    last = ended_task(record, tasks)
+    if last is None or not is_success(last.status):
         return None
-    last = max(own, key=lambda task: (task.started_at, task.upid))
     took_s = (last.ended_at or 0.0) - last.started_at
     if took_s < 0:
         return None

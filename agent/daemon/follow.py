@@ -14,7 +14,7 @@ from agent.core.migrations import OPEN, Migration, MigrationState, advanced
 from agent.core.settings import Settings
 from agent.daemon.ha_looks import HA_LOOK_S, RUNS_AGAIN_S, HaLooks
 from agent.daemon.inputs import MigrationAnswer, Now, PostOutcome, SearchAnswer, TaskAnswer
-from agent.daemon.outcomes import CLOCK_MARGIN_S, alarm_of, blamed, has_stopped, judged, not_running, said_of, was_stopped
+from agent.daemon.outcomes import CLOCK_MARGIN_S, alarm_of, blamed, ended_unseen, has_stopped, judged, not_running, said_of, was_stopped
 from agent.daemon.outputs import AskTask, Output, SearchMigration
 
 POLL_S = 5.0
@@ -259,7 +259,8 @@ class Follow:
                     self._wish_look(now.boot_s + POLL_S)
                     continue
                 outputs.append(alarm_of(record, not_running(record, guest)))
-            records, said = self._closed(record, state, text, now, why.failure)
+            ended_at = ended_unseen(record, snapshot, now.wall_s) if record.intent in self._adopted else None
+            records, said = self._closed(record, state, text, now, why.failure, ended_at)
             changed += records
             outputs += said
         if self._ha.is_watching(now) or any(_is_followed_by_looks(record) for record in self.records):
@@ -285,15 +286,22 @@ class Follow:
         return True
 
     def _closed(
-        self, record: Migration, state: MigrationState, text: str, now: Now, failure: FailureClass | None = None
+        self,
+        record: Migration,
+        state: MigrationState,
+        text: str,
+        now: Now,
+        failure: FailureClass | None = None,
+        ended_at: float | None = None,
     ) -> tuple[list[Migration], list[Output]]:
-        """The attempt is over, and what is said of it."""
-        took_s = now.wall_s - (record.asked_at or record.planned_at)
+        """The attempt is over, and what is said of it; `ended_at` None: now."""
+        ended_at = now.wall_s if ended_at is None else ended_at
+        took_s = ended_at - (record.asked_at or record.planned_at)
         done = state is MigrationState.DONE
         how = "done" if done else "failed"
         if took_s >= 0:  # else the clock was set back meanwhile
             how += f" {'in' if done else 'after'} {took_s:.0f} s"
-        closed = advanced(replace(record, text=""), state, now.wall_s, text=text)
+        closed = advanced(replace(record, text=""), state, ended_at, text=text)
         if state is MigrationState.FAILED:
             closed = replace(closed, failure=failure or understood(text).failure)
         return self._put(closed, now), [said_of(record, done, how + (f": {text}" if text else ""))]

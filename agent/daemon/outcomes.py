@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from agent.core.cluster import Guest, Snapshot
+from agent.core.durations import ended_task
 from agent.core.failures import Failure, FailureClass
 from agent.core.history import is_success
 from agent.core.journal import Level, MessageId, Record
@@ -34,6 +35,14 @@ def blamed(why: Failure, target: str, snapshot: Snapshot) -> Failure:
         return why
     offline = f"{target} is offline"
     return Failure(FailureClass.NETWORK, f"{why.text}, {offline}" if why.text else offline)
+
+
+def ended_unseen(record: Migration, snapshot: Snapshot, now: float) -> float | None:
+    """When the attempt of a former leader ended, by PVE's task of it; None when that is not in the list. All in Unix seconds."""
+    task = ended_task(record, snapshot.tasks)
+    if task is None or task.ended_at is None:
+        return None
+    return min(now, max(record.asked_at or record.planned_at, task.ended_at))
 
 
 def _said(status: str, why: Failure) -> str:
