@@ -22,6 +22,8 @@ from typing import Any
 
 from agent.core.cluster import Snapshot
 from agent.sim.generator import generate
+from tests.pve_server.client import GIB, vm
+from tests.service.pair import DRAINED, NODE, OTHER, Pair
 from tests.service.rig import HERE, Rig
 
 BURST, BURST_S = 1000, 60.0
@@ -105,6 +107,31 @@ def in_a_burst(rig: Rig, what: str) -> Iterator[tuple[str, str]]:
     name = f"{BURST} hook events in {took_s:.1f} s on a node that {what}, until {BURST_S:.0f} s later: "
     name += "messages of pmxcfs (three for a file that is written) less renewals, API requests, lines of the journal; resident MiB"
     yield name, f"{written}, {asked}, {lines}; {resident_mib:.1f} -> {memory_mib(rig.process.pid)[0]:.1f}"
+
+
+def from_another_node(starts: int) -> Iterator[tuple[str, str]]:
+    """Two real agents: a hook on the node that does not lead, and the plan of the one that leads."""
+    guests = [vm(100 + number, HERE, maxcpu=1, maxmem_bytes=GIB, mem_bytes=GIB // 2, cpu_cores=0.1) for number in range(FEWEST)]
+    quiet = {"spread_percent": 99, "cpu": {"threshold_percent": 99}, "memory": {"threshold_percent": 99}}
+    with Pair(dict.fromkeys((HERE, OTHER, DRAINED), NODE), guests, mode="observe", balance=quiet) as rig:
+        rig.release_lead()
+        with rig.other_agent():
+            rig.wait_for_other("took the lead: ")
+            rig.start()
+            rig.wait_for(f"follows {OTHER}")
+            time.sleep(10)
+            times = []
+            for number in range(starts):
+                time.sleep(2.0 + 0.37 * (number % 6))  # the relay file is written once in three seconds
+                words = f"guest {100 + number % FEWEST} started on {HERE}: "
+                before, begun = rig.other_log.read_text().count(words), time.monotonic()
+                rig.hook(f"{100 + number % FEWEST}.post-start")
+                rig.wait(lambda words=words, before=before: rig.other_log.read_text().count(words) > before, words, 120)  # type: ignore[misc]
+                times.append(time.monotonic() - begun - 1.0)
+    yield (
+        f"event to plan, hook on a node that does not lead, two real agents, less settle_s: median / worst of {starts}, s",
+        f"{statistics.median(times):.2f} / {max(times):.2f}",
+    )
 
 
 def rows(idle_s: float, starts: int) -> Iterator[tuple[str, str]]:
@@ -201,7 +228,7 @@ def main() -> None:
     parser.add_argument("--idle-s", type=float, default=60)
     parser.add_argument("--starts", type=int, default=10)
     arguments = parser.parse_args()
-    for name, figure in rows(arguments.idle_s, arguments.starts):
+    for name, figure in itertools.chain(rows(arguments.idle_s, arguments.starts), from_another_node(arguments.starts)):
         print(f"| {name} | {figure} |", flush=True)
 
 
