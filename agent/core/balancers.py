@@ -14,7 +14,7 @@ from agent.core.history import HOUR_S, is_success
 MANY = 4  # migrations within an hour: an admin who sees to a few guests by hand starts fewer
 KEPT_S = 2 * HOUR_S  # the first of them may be an hour older than the last, which counts for an hour
 MOST_KEPT = 1000  # tasks, of some hundred bytes each: that many in two hours are one each seven seconds
-BULK_MIGRATIONS = frozenset({"migrateall", "bulk-migrate"})  # of a node, and, with PVE 9, of the cluster; a subset of BULK_KINDS
+BULK_MIGRATIONS = frozenset({"migrateall", "bulk-migrate"})  # of BULK_KINDS: of a node, and, with PVE 9, of the cluster
 CLOCK_S = 5.0  # a bulk action's node, and that of a guest it migrates, may differ by that
 HA_USER = "root@pam"  # as which the HA manager migrates its guests
 MOST_NAMED = 5

@@ -154,9 +154,9 @@ class Task:
 
 
 MIGRATE_KINDS = frozenset({"qmigrate", "vzmigrate", "hamigrate"})
-BULK_KINDS = frozenset(
-    {"startall", "stopall", "suspendall", "migrateall", "bulk-start", "bulk-shutdown", "bulk-suspend", "bulk-migrate"}
-)  # of a node, and, with PVE 9, of the cluster
+CLUSTER_BULK_KINDS = frozenset({"bulk-start", "bulk-shutdown", "bulk-suspend", "bulk-migrate"})  # PVE 9's, of guests on any node
+NODE_BULK_KINDS = frozenset({"startall", "stopall", "suspendall", "migrateall"})  # of the guests of the node whose task it is
+BULK_KINDS = NODE_BULK_KINDS | CLUSTER_BULK_KINDS
 
 
 ASKED_OF_HA = "ha-manager"  # the cause of a maintenance that stands in the HA manager's own requests

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 
 from agent.core.backups import backup_nodes, due_backups
-from agent.core.cluster import BULK_KINDS, MIGRATE_KINDS, NODE_SETTLED_S, Guest, Node, Snapshot
+from agent.core.cluster import BULK_KINDS, CLUSTER_BULK_KINDS, MIGRATE_KINDS, NODE_BULK_KINDS, NODE_SETTLED_S, Guest, Node, Snapshot
 from agent.core.load import measured_load, memory_limit_bytes, why_not_measured
 from agent.core.local_disks import may_take_along, why_too_long
 from agent.core.plan_types import Refusal, Verdict
@@ -51,6 +51,9 @@ class Conditions:
         self._suitability = Suitability(snapshot, settings)
         self._ha_resources = {resource.vmid: resource for resource in snapshot.ha.resources}
         self._busy = self._busy_guests()
+        running = [task for task in snapshot.tasks if task.is_running]
+        self._bulk_of_nodes = {task.node: f"{task.kind} is running on {task.node}" for task in running if task.kind in NODE_BULK_KINDS}
+        self._bulk_of_all = next((f"{task.kind} is running" for task in running if task.kind in CLUSTER_BULK_KINDS), None)
         self._starting_all = {task.node for task in snapshot.tasks if task.is_running and task.kind == _STARTS_ALL}
         self._due = due_backups(snapshot)
         self._backup_nodes = backup_nodes(snapshot, self._due)
@@ -99,6 +102,8 @@ class Conditions:
             return refuse(RefusalReason.LOCKED, guest.lock)
         if vmid in self._busy:
             return refuse(RefusalReason.BUSY, self._busy[vmid])
+        if (bulk := self._why_bulk(guest, purpose)) is not None:
+            return refuse(RefusalReason.BUSY, bulk)
         if guest.type == "lxc" and guest.is_running and not self._containers_may(purpose):
             return refuse(RefusalReason.CONTAINER, f"guests.containers is {settings.guests.containers.value}")
         if vmid in self.rules.contradicted:
@@ -122,6 +127,11 @@ class Conditions:
             if measured_load(guest) is None:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
+
+    def _why_bulk(self, guest: Guest, purpose: Purpose) -> str | None:
+        """Which of PVE's bulk actions may have the guest next: one that finds it elsewhere fails for it. One of the whole cluster may be
+        of anybody: it holds up no drain, for which somebody waits."""
+        return self._bulk_of_nodes.get(guest.node) or (None if purpose is Purpose.DRAIN else self._bulk_of_all)
 
     def _why_starting(self, node: Node) -> str | None:
         """Why the node's guests are not left to themselves yet: it has just booted, or is still starting them."""

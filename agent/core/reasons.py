@@ -95,7 +95,7 @@ MEANING: dict[RefusalReason, str] = {
     RefusalReason.NOT_RUNNING: "the guest does not run",
     RefusalReason.STATE: "the guest is paused, suspended, in prelaunch or in an I/O error",
     RefusalReason.LOCKED: "PVE holds a lock on the guest",
-    RefusalReason.BUSY: "a task of the guest is running",
+    RefusalReason.BUSY: "a task of the guest, or a bulk action that may take it in, is running",
     RefusalReason.CONTAINER: "containers restart when they move, and the setting guests.containers forbids it here",
     RefusalReason.COOLDOWN: "the guest moved less than balance.guest_cooldown_s ago",
     RefusalReason.OTHER_BALANCER: "another balancer moves the guest, and has moved it within the last hour",

@@ -380,7 +380,9 @@ class _Check:
         self.usable = {node.name for node in snapshot.nodes if self._why_not_usable(node) is None}
         self.backups = {task.node for task in snapshot.tasks if task.ended_at is None and task.kind == "vzdump"}
         self.busy = {
-            task.target_id for task in snapshot.tasks if task.ended_at is None and task.kind not in ("startall", "stopall", "migrateall")
+            task.target_id
+            for task in snapshot.tasks
+            if task.ended_at is None and task.kind not in ("startall", "stopall", "suspendall", "migrateall")
         }
 
     def findings(self) -> Iterator[str]:
@@ -492,7 +494,7 @@ class _Check:
             "running": guest.status != "running"
             and not (self.facts.stopped_leave and guest.status == "stopped" and reason in DRAIN | HOME),
             "lock": bool(guest.lock),
-            "busy": str(vmid) in self.busy or vmid in self.flying,
+            "busy": str(vmid) in self.busy or vmid in self.flying or self._is_part_of_bulk(guest, reason),
             "containers": guest.type.value == "lxc"
             and guest.status == "running"
             and (self.facts.containers == "never" or (self.facts.containers == "maintenance" and reason not in DRAIN | HOME)),
@@ -528,6 +530,12 @@ class _Check:
         if node.reports is False:
             return "silent"
         return None if _memory_limit(node, self.facts) > 0 else "witness"
+
+    def _is_part_of_bulk(self, guest: Guest, reason: str) -> bool:
+        """Whether a bulk action runs on the guest's node, or, unless it leaves for a drain or comes home, one of the whole cluster."""
+        kinds = [(task.kind, task.node) for task in self.snapshot.tasks if task.ended_at is None]
+        of_node = any(kind in ("startall", "stopall", "suspendall", "migrateall") and node == guest.node for kind, node in kinds)
+        return of_node or (reason not in DRAIN | HOME and any(kind.startswith("bulk-") for kind, _ in kinds))
 
     def _starts_its_guests(self, node: Node) -> bool:
         """Whether the node has just booted, or PVE still starts there what is to run."""

@@ -884,8 +884,22 @@ def test_a_guest_of_the_ha_manager_moves_like_others(scene: Scene) -> None:
     assert moves_of(drained) == [(101, "pve2", "maintenance")]
 
 
-def test_a_task_of_a_whole_node_makes_no_guest_busy() -> None:
-    assert planned(cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2"), task("stopall", "pve1", 101))).moves
+def test_a_bulk_action_of_another_node_makes_no_guest_busy() -> None:
+    assert planned(cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2"), task("stopall", "pve3", 101))).moves
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "is_drained", "stays"),
+    [
+        *((kind, "pve1", is_drained, True) for kind in ("stopall", "suspendall", "migrateall") for is_drained in (False, True)),
+        *((kind, "pve3", False, True) for kind in ("bulk-shutdown", "bulk-migrate")),
+        ("bulk-migrate", "pve3", True, False),
+    ],
+)
+def test_nobody_is_moved_whom_a_bulk_action_may_have_next(kind: str, where: str, is_drained: bool, stays: bool) -> None:
+    snapshot = cluster(*THREE, vm(101, "pve1", 4, 0.5, "plb_pin_pve2"), task(kind, where), drain=["pve1"] if is_drained else [])
+    result = planned(snapshot)
+    assert (reason_of(result, 101), bool(result.moves)) == (("busy", False) if stays else (None, True))
 
 
 @pytest.mark.parametrize("is_drained", [False, True])
