@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A played cluster of three nodes, and adapters that ask it as on pve1."""
+"""A played cluster of three nodes and adapters that ask it as on pve1; a node's inbox."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agent.adapters.inbox import InboxFolder
 from agent.adapters.pve.api import PveApi
 from agent.adapters.pve.trust import ApiAccess
 from tests.pve_server.client import TOKEN_ID, TOKEN_SECRET, PveServer, cluster
@@ -45,3 +46,22 @@ def make(pmxcfs: Path) -> Iterator[Make]:
     yield build
     for api in made:
         api.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An inbox as tmpfiles.d makes it."""
+    made = tmp_path / "inbox"
+    made.mkdir(mode=0o700)
+    return made
+
+
+@pytest.fixture
+def flag(tmp_path: Path) -> Path:
+    """Where the node's own maintenance flag may be."""
+    return tmp_path / "maintenance"
+
+
+@pytest.fixture
+def inbox(folder: Path, flag: Path) -> InboxFolder:
+    return InboxFolder(str(folder), str(flag))

@@ -23,23 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTHING = InboxSight((), (), None)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "inbox"
-    made.mkdir(mode=0o700)
-    return made
-
-
-@pytest.fixture
-def flag(tmp_path: Path) -> Path:
-    return tmp_path / "maintenance"
-
-
-@pytest.fixture
-def inbox(folder: Path, flag: Path) -> InboxFolder:
-    return InboxFolder(str(folder), str(flag))
-
-
 def put(folder: Path, name: str, text: str = "", *, age_s: float = 0.0) -> Path:
     file = folder / name
     file.write_text(text)

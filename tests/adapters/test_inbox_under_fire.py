@@ -15,18 +15,6 @@ from agent.core.events import Event
 from agent.daemon.mailbox import events_of_sight
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "inbox"
-    made.mkdir(mode=0o700)
-    return made
-
-
-@pytest.fixture
-def inbox(folder: Path, tmp_path: Path) -> InboxFolder:
-    return InboxFolder(str(folder), str(tmp_path / "maintenance"))
-
-
 def leave(folder: Path, names: list[str], ago_s: float = 10.0) -> None:
     """Files as hooks leave them, one after the other, since so long ago."""
     first_ns = time.time_ns() - int(ago_s * 1e9)

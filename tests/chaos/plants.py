@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 from agent.core import triggers
-from agent.core.leadership import LockAct
 from agent.daemon import hearing, inputs, outputs, senses, work
 from agent.daemon.perform import Performer
 from tests.chaos.day import DAY_S
-
-Patches = Callable[[contextlib.ExitStack], None]
+from tests.planted import Put, late_rmdir, no_renewal
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,7 @@ class Plant:
     """A bug, how it is planted, what is said of it, and the first seed whose day shows it."""
 
     words: str
-    plant: Patches
+    plant: Callable[[Put], None]
     says: str
     seed: int
     until_s: float = DAY_S
@@ -35,49 +33,33 @@ class Plant:
     def planted(self) -> Iterator[None]:
         """The agents have the bug while this lasts."""
         with contextlib.ExitStack() as stack:
-            self.plant(stack)
+            self.plant(lambda target, name, value: stack.enter_context(patch.object(target, name, value)))
             yield
 
 
-def _no_renewal(stack: contextlib.ExitStack) -> None:
-    def why_not(self: Performer, leader: Any, lease_until_s: float, called_s: float) -> str | None:
-        return None if called_s < lease_until_s else "the lease ran out"
-
-    stack.enter_context(patch.object(Performer, "_why_not_leading", why_not))
-
-
-def _late_rmdir(stack: contextlib.ExitStack) -> None:
-    lock = Performer._lock
-
-    def without_end(self: Performer, asked: outputs.DoLock) -> inputs.LockAnswer:
-        return lock(self, replace(asked, until_s=float("inf")) if asked.act is LockAct.RELEASE else asked)
-
-    stack.enter_context(patch.object(Performer, "_lock", without_end))
-
-
-def _no_echo_filter(stack: contextlib.ExitStack) -> None:
+def _no_echo_filter(put: Put) -> None:
     taken = work.Work.on_event
 
     def on_event(self: work.Work, event: Any, seen: senses.Senses, now: inputs.Now) -> list[outputs.Output]:
         seen.migrating.clear()
         return taken(self, event, seen, now)
 
-    stack.enter_context(patch.object(work.Work, "on_event", on_event))
+    put(work.Work, "on_event", on_event)
     for module in (hearing, triggers):
-        stack.enter_context(patch.object(module, "why_echo", lambda event, seen, now: None))
+        put(module, "why_echo", lambda event, seen, now: None)
 
 
-def _blind_retry(stack: contextlib.ExitStack) -> None:
+def _blind_retry(put: Put) -> None:
     start = Performer._start
 
     def twice(self: Performer, asked: outputs.StartMigration) -> inputs.MigrationAnswer:
         answer = start(self, asked)
         return start(self, asked) if answer.outcome is inputs.PostOutcome.IN_DOUBT else answer
 
-    stack.enter_context(patch.object(Performer, "_start", twice))
+    put(Performer, "_start", twice)
 
 
-def _forgotten_sequence(stack: contextlib.ExitStack) -> None:
+def _forgotten_sequence(put: Put) -> None:
     from_inboxes = senses.Senses._from_inboxes
 
     def forgets(self: senses.Senses, *given: Any) -> Any:
@@ -85,12 +67,12 @@ def _forgotten_sequence(stack: contextlib.ExitStack) -> None:
             self._seqs = dict.fromkeys(self._seqs, 0)
         return from_inboxes(self, *given)
 
-    stack.enter_context(patch.object(senses.Senses, "_from_inboxes", forgets))
+    put(senses.Senses, "_from_inboxes", forgets)
 
 
 PLANTS = (
-    Plant("no renewal before the POST", _no_renewal, "sends", 1, 1800.0),
-    Plant("rmdir after the lease", _late_rmdir, "removes the lock of", 1, 7600.0),
+    Plant("no renewal before the POST", no_renewal, "sends", 1, 1800.0),
+    Plant("rmdir after the lease", late_rmdir, "removes the lock of", 1, 7600.0),
     Plant("no echo filter", _no_echo_filter, "for news", 1, 400.0),
     Plant("blind retry of a POST", _blind_retry, "sends", 1),
     Plant("an inbox sequence forgotten", _forgotten_sequence, "times what happened", 2, 78000.0),

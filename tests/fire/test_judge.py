@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 
@@ -21,8 +20,7 @@ from tests.fire.blaze import CHECK, LOCK_REMOVED, POST, WIRE, Fault, Point, both
 from tests.fire.clusters import drain, leader_text
 from tests.fire.judge import LATEST_S
 from tests.fire.test_points import BATCH_S, STOP_S, is_beyond_all, points, run
-
-Patch = Callable[[pytest.MonkeyPatch], None]
+from tests.planted import Put, late_rmdir, no_renewal
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ class Plant:
     """A bug, the fault that brings it to light, and what the judge says then."""
 
     words: str
-    patch: Patch
+    plant: Callable[[Put], None]
     fault: Fault
     says: str
     stop_s: float | None = None
@@ -39,44 +37,28 @@ class Plant:
         return self.words
 
 
-def _no_renewal(patch: pytest.MonkeyPatch) -> None:
-    def why_not(self: Performer, leader: Any, lease_until_s: float, called_s: float) -> str | None:
-        return None if called_s < lease_until_s else "the lease ran out"
-
-    patch.setattr(Performer, "_why_not_leading", why_not)
+def _no_look_at_the_file(put: Put) -> None:
+    put(Performer, "_why_not_leader", lambda self, leader, *, same_since=True: None)
 
 
-def _no_look_at_the_file(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Performer, "_why_not_leader", lambda self, leader, *, same_since=True: None)
+def _no_time_limit(put: Put) -> None:
+    put(Performer, "_send_until_s", lambda self, renewed_s: float("inf"))
 
 
-def _no_time_limit(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Performer, "_send_until_s", lambda self, renewed_s: float("inf"))
+def _no_caution(put: Put) -> None:
+    put(leadership, "why_not_act_yet", lambda state, now_s: None)
 
 
-def _late_rmdir(patch: pytest.MonkeyPatch) -> None:
-    lock = Performer._lock
-
-    def without_end(self: Performer, asked: outputs.DoLock) -> LockAnswer:
-        return lock(self, replace(asked, until_s=float("inf")))
-
-    patch.setattr(Performer, "_lock", without_end)
-
-
-def _no_caution(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(leadership, "why_not_act_yet", lambda state, now_s: None)
-
-
-def _released_too_early(patch: pytest.MonkeyPatch) -> None:
+def _released_too_early(put: Put) -> None:
     give_up = leadership.give_up
 
     def always_released(state: Leadership, now_s: float, *, stops: bool, is_asking: bool = False) -> Leadership:
         return give_up(state, now_s, stops=stops, is_asking=False)
 
-    patch.setattr(leadership, "give_up", always_released)
+    put(leadership, "give_up", always_released)
 
 
-def _rests_on_the_lease_alone(patch: pytest.MonkeyPatch) -> None:
+def _rests_on_the_lease_alone(put: Put) -> None:
     """A renewal that failed is taken for one that succeeded."""
     lock = Performer._lock
 
@@ -84,16 +66,16 @@ def _rests_on_the_lease_alone(patch: pytest.MonkeyPatch) -> None:
         answer = lock(self, asked)
         return replace(answer, outcome=LockOutcome.DONE) if answer.act.value == "renew" else answer
 
-    patch.setattr(Performer, "_lock", believes)
-    _no_renewal(patch)
+    put(Performer, "_lock", believes)
+    no_renewal(put)
 
 
 ANOTHER = leader_file("leader.json names another", lambda text: leader_text("pve2", 9, "leading"))
 PLANTS = (
-    Plant("no renewal before the POST", _no_renewal, LOCK_REMOVED, "while None has the lock"),
+    Plant("no renewal before the POST", no_renewal, LOCK_REMOVED, "while None has the lock"),
     Plant("leader.json is not read before the POST", _no_look_at_the_file, ANOTHER, "while leader.json names pve2"),
     Plant("no limit from the check to the request", _no_time_limit, frozen(200), "while pve2 has the lock"),
-    Plant("rmdir after the lease", _late_rmdir, frozen(200), "pve1 removes the lock of pve2", STOP_S),
+    Plant("rmdir after the lease", late_rmdir, frozen(200), "pve1 removes the lock of pve2", STOP_S),
     Plant("the next leader acts at once", _no_caution, both(LOCK_REMOVED, hangs(29)), "while a request of pve"),
     Plant("released while a request is open", _released_too_early, hangs(29), "while a request of pve1 is under way", 21.0),
     Plant("a failed renewal is believed in", _rests_on_the_lease_alone, cut_off(200), "while None has the lock"),
@@ -113,7 +95,7 @@ def _found(fault: Fault, stop_s: float | None, says: str) -> str | None:
 
 @pytest.mark.parametrize("plant", PLANTS, ids=str)
 def test_planted(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant.patch(monkeypatch)
+    plant.plant(monkeypatch.setattr)
     found = _found(plant.fault, plant.stop_s, plant.says)
     print(found)
     assert found is not None
