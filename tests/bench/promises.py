@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What design promises of a running agent, measured: latencies, requests, memory, idle cpu, and a whole plan at 16/500.
+"""What design promises of a running agent, measured: latencies, requests, a leader's memory and idle cpu, and a whole plan at 16/500.
 
 Run as root, from the project's root:  .cache/tools/bin/python -m tests.bench.promises [--idle-s 60] [--starts 10]
 The agent is a real process between the mounted stand-in for /etc/pve and the played API, on one machine: the two
-servers take their share of it, so times are upper bounds. Prints a table; judges nothing.
+servers take their share of it, so times are upper bounds. It is started as the package does: with compiled code, and in the
+environment of its unit. Prints a table; judges nothing. An agent at rest, a follower, too, is measured by `tests.bench.sizes`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from agent.core.cluster import Snapshot
 from agent.sim.generator import generate
 from tests.pve_server.client import GIB, vm
 from tests.service.pair import DRAINED, NODE, OTHER, Pair
-from tests.service.rig import HERE, Rig
+from tests.service.rig import HERE, ROOT, Rig
 
 BURST, BURST_S = 1000, 60.0
 FEWEST = 16  # guests of a node: with two seconds for each, none is told again within the 30 s in which that is no news
+UNIT = ROOT / "packaging/proxlb-agent.service"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,6 +62,15 @@ def specs(snapshot: Snapshot) -> tuple[dict[str, dict[str, Any]], list[dict[str,
         if not guest.template
     ]  # fmt: skip
     return nodes, guests
+
+
+def as_installed(folder: Path) -> dict[str, str]:
+    """The environment of an agent from the package: that of its unit, and where its compiled code is; compiles it there."""
+    compiled = {"PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", "agent"], cwd=ROOT, env=os.environ | compiled, check=True)
+    lines = UNIT.read_text(encoding="utf-8").splitlines()
+    words = [word for line in lines if line.startswith("Environment=") for word in line.removeprefix("Environment=").split()]
+    return compiled | dict(word.split("=", 1) for word in words)
 
 
 def memory_mib(pid: int) -> tuple[float, float]:
@@ -142,16 +154,15 @@ def rows(idle_s: float, starts: int) -> Iterator[tuple[str, str]]:
     with Rig(nodes, guests, mode="off", triggers={"settle_s": settle_s, "settle_max_s": 5, "warmup_s": 0,
              "first_observe_s": 0, "reconcile_s": 86400}, balance={"spread_percent": 99, "cpu": {"threshold_percent": 99},
              "memory": {"threshold_percent": 99}}) as rig:  # fmt: skip
-        rig.start()
-        assert rig.process is not None
+        installed = as_installed(rig.folder)
+        rig.start(**installed)
         rig.wait_for("runs on")
         time.sleep(15)
-        yield "follower (has not led): resident / proportional memory, MiB", "{:.1f} / {:.1f}".format(*memory_mib(rig.process.pid))
         yield from in_a_burst(rig, "does not lead")
         rig.kill()
         rig.configure(mode="observe")
         rig.release_lead()
-        rig.start()
+        rig.start(**installed)
         assert rig.process is not None
         pid = rig.process.pid
         rig.wait_for("took the lead: ", 120)

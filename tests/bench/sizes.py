@@ -9,29 +9,16 @@ does: with compiled code, and in the environment of its unit. Prints a table; ju
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from agent.service import FIRST_TIDY_S
 from agent.sim.generator import generate
-from tests.bench.promises import cpu_s, memory_mib, specs
-from tests.service.rig import ROOT, Rig
+from tests.bench.promises import as_installed, cpu_s, memory_mib, specs
+from tests.service.rig import Rig
 
 AT_REST_S = FIRST_TIDY_S + 15.0
 QUIET = {"spread_percent": 99, "cpu": {"threshold_percent": 99}, "memory": {"threshold_percent": 99}}
-UNIT = ROOT / "packaging/proxlb-agent.service"
-
-
-def as_installed(folder: Path) -> dict[str, str]:
-    """The environment of an agent from the package: that of its unit, and where its compiled code is; compiles it there."""
-    compiled = {"PYTHONPYCACHEPREFIX": str(folder / "compiled")}
-    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", "agent"], cwd=ROOT, env=os.environ | compiled, check=True)
-    lines = UNIT.read_text(encoding="utf-8").splitlines()
-    words = [word for line in lines if line.startswith("Environment=") for word in line.removeprefix("Environment=").split()]
-    return compiled | dict(word.split("=", 1) for word in words)
 
 
 def at_rest(name: str, rig: Rig, idle_s: float) -> Iterator[tuple[str, str]]:
