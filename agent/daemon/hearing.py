@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from agent.core.events import Event, EventKind, EventSource
@@ -16,6 +17,7 @@ from agent.daemon.outputs import Output, Say
 from agent.daemon.telling import of_event
 
 TOLD_SINGLY = 3  # starts and stops of one trigger that have a line each; of a storm the rest is told in one
+MOST_TOLD = 20_000  # starts and stops that are remembered as told: of more guests than a cluster has, in five minutes
 SAME_S = 30.0  # hook, cluster log and statistics tell of one start within so long
 
 _OPPOSITE = {EventKind.GUEST_STARTED: EventKind.GUEST_STOPPED, EventKind.GUEST_STOPPED: EventKind.GUEST_STARTED}
@@ -69,7 +71,10 @@ class Hearing:
         source, told_s = self._told.get(key, (event.source, 0.0))
         if source is not event.source and event.happened_s - SAME_S < told_s < event.at_s + SAME_S:
             return True
+        self._told.pop(key, None)  # so that the oldest come first
         self._told[key] = (event.source, event.at_s)
+        if len(self._told) > MOST_TOLD:
+            self._told = dict(itertools.islice(self._told.items(), MOST_TOLD // 2, None))
         return False
 
     def due_s(self, settings: Settings, settled_at_s: float) -> float:

@@ -41,8 +41,8 @@ def event_of_name(name: str, node: str, at_s: float) -> Event | None:
 def events_of_sight(sight: InboxSight, node: str, at_s: float) -> tuple[list[Event], list[str], int]:
     """The events of one look into the inbox, the problems with what else was there, and how many events were too old.
 
-    What is older than `KEPT_S` was left there while no agent ran. Who led meanwhile has seen in the statistics what it tells, and
-    who leads from now on looks at everything first.
+    What is older than `KEPT_S` was left there while no agent ran, or none that could pass it on. Who led meanwhile has seen in the
+    statistics what it tells, and who leads from now on looks at everything first.
     """
     events, problems, old = [], [], 0
     for name, age_s in zip(sight.names, sight.ages_s or [0.0] * len(sight.names), strict=True):
@@ -188,7 +188,8 @@ class Mailbox:
         events, problems, old = events_of_sight(seen.sight, node, now.boot_s)
         outputs: list[Output] = [_say(Level.WARNING, problem) for problem in problems[:5]]
         if old:
-            what = "1 event of before the agent ran: what it tells" if old == 1 else f"{old} events of before the agent ran: what they tell"
+            what = "1 event has waited for more than 5 minutes: what it tells"
+            what = what if old == 1 else f"{old} events have waited for more than 5 minutes: what they tell"
             outputs.append(_say(Level.INFO, f"{what} was seen since"))
         if seen.sight.flag != self._file.flag:
             self._file = replace(self._file, flag=seen.sight.flag)

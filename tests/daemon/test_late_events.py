@@ -8,7 +8,7 @@ import pytest
 from agent.core.documents import INBOX_SCHEMA, Facts, InboxEvent, InboxFile, render
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.migrations import MigrationState
-from agent.daemon.hearing import Hearing
+from agent.daemon.hearing import MOST_TOLD, Hearing
 from agent.daemon.inputs import InboxSeen, Now, OwnInboxSeen, SignsSeen
 from agent.daemon.mailbox import KEPT_S, Mailbox, request_text
 from agent.daemon.outputs import Say
@@ -142,7 +142,7 @@ def test_how_long_an_event_lay_in_the_inbox_goes_with_it() -> None:
 def test_what_lay_there_while_no_agent_ran_is_left_out_and_said_but_no_request_is() -> None:
     events, said, box = claimed(("101.post-start", KEPT_S), ("102.post-stop", 1e6), ("103.post-stop", KEPT_S - 1))
     assert [event.vmid for event in events] == [103, None]
-    assert said == ["2 events of before the agent ran: what they tell was seen since"]
+    assert said == ["2 events have waited for more than 5 minutes: what they tell was seen since"]
     assert box._file.seq == 2
 
 
@@ -153,3 +153,12 @@ def test_numbers_of_before_a_start_do_not_tell_that_the_guest_has_stopped() -> N
     hook = EventSource.HOOK
     assert told(start(1004.0, hook), stop(6.0)) == 1
     assert told(start(1004.0, hook), stop(2.0)) == 2
+
+
+def test_memory_of_what_was_told_is_bounded_and_keeps_the_latest() -> None:
+    hearing = Hearing(now(1000.0))
+    for number in range(MOST_TOLD + 10):
+        hearing.on_event(Event(EventKind.GUEST_STARTED, EventSource.HOOK, 1000.0, node="pve2", vmid=1000 + number), (), {}, now(1000.0))
+    assert MOST_TOLD // 2 <= len(hearing._told) <= MOST_TOLD
+    again = Event(EventKind.GUEST_STARTED, EventSource.CLUSTER_LOG, 1001.0, node="pve2", vmid=1000 + MOST_TOLD + 9)
+    assert hearing.on_event(again, (), {}, now(1001.0)) == []
