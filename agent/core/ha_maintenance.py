@@ -119,11 +119,11 @@ def judged(ask: HaAsk, snapshot: Snapshot, requested: AbstractSet[str], wanted: 
     if ask.state is HaAskState.ASKED and sent_s is None:
         return Outcome(ask, True)
     if ask.state is HaAskState.ASKED and sent_s is not None and sent_s >= TAKES_UP_S:
-        return given_up(ask, f"has not taken it up for {TAKES_UP_S:.0f} s")
+        return given_up(ask, f"has not taken that up for {TAKES_UP_S:.0f} s")
     return Outcome(ask)
 
 
 def given_up(ask: HaAsk, why: str, *, is_lasting: bool = False) -> Outcome:
     """The outcome of a request that nothing came of; one that `is_lasting` was never handed over, so there is nothing to take back."""
-    text = f"the HA manager's maintenance of {ask.node} was asked for and {why}: its guests are moved one by one"
+    text = f"the HA manager was asked for its maintenance of {ask.node}, and {why}: its guests are moved one by one"
     return Outcome(replace(ask, state=HaAskState.WITHDRAWN if is_lasting else HaAskState.GIVEN_UP), None, text, is_warning=True)

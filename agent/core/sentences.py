@@ -15,6 +15,7 @@ from agent.core.imbalance import Weights
 from agent.core.migrations import Migration
 from agent.core.plan_types import Gate, Move, Plan, Refusal
 from agent.core.reasons import RefusalReason
+from agent.core.remedies import remedy_of
 from agent.core.settings import Settings
 
 
@@ -106,8 +107,16 @@ def stuck_words(plan: Plan, snapshot: Snapshot, settings: Settings) -> str | Non
         if here:
             shown = ", ".join(f"{refusal.vmid} ({refusal.reason.value})" for refusal in here[:5])
             more = f" and {len(here) - 5} more" if len(here) > 5 else ""
-            parts.append(f"{node} cannot be emptied: guest{'s' if len(here) > 1 else ''} {shown}{more} stay{'s' if len(here) == 1 else ''}")
+            stay = f"guest{'s' if len(here) > 1 else ''} {shown}{more} stay{'s' if len(here) == 1 else ''}"
+            parts.append(f"{node} cannot be emptied: {stay}; {_what_helps(here, snapshot)}")
     return "; ".join(parts) or None
+
+
+def _what_helps(here: Sequence[Refusal], snapshot: Snapshot) -> str:
+    """What an admin can do about who stays; where that is several things, the command that tells more of each."""
+    guests = (snapshot.guest(refusal.vmid) for refusal in here)
+    helps = {remedy_of(refusal, guest) for refusal, guest in zip(here, guests, strict=True) if guest is not None}
+    return f"what helps: {helps.pop()}" if len(helps) == 1 else "what keeps each: proxlb-agent explain VMID"
 
 
 def summary(plan: Plan) -> str:

@@ -14,7 +14,20 @@ from agent.core.migrations import OPEN, Migration, MigrationState, advanced
 from agent.core.settings import Settings
 from agent.daemon.ha_looks import HA_LOOK_S, RUNS_AGAIN_S, HaLooks
 from agent.daemon.inputs import MigrationAnswer, Now, PostOutcome, SearchAnswer, TaskAnswer
-from agent.daemon.outcomes import CLOCK_MARGIN_S, alarm_of, blamed, ended_unseen, has_stopped, judged, not_running, said_of, was_stopped
+from agent.daemon.outcomes import (
+    CLOCK_MARGIN_S,
+    FORGOTTEN,
+    NO_TASK,
+    SILENT,
+    alarm_of,
+    blamed,
+    ended_unseen,
+    has_stopped,
+    judged,
+    not_running,
+    said_of,
+    was_stopped,
+)
 from agent.daemon.outputs import AskTask, Output, SearchMigration
 
 POLL_S = 5.0
@@ -176,7 +189,7 @@ class Follow:
             return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now), [said_of(record, None, text)]
         if record.intent in self._adopted:
             self._unsent.add(record.intent)
-        self._end(record, "there is no task of it", now)
+        self._end(record, NO_TASK, now)
         return [], []
 
     def _on_task(self, record: Migration, answer: TaskAnswer, settings: Settings, now: Now) -> tuple[list[Migration], list[Output]]:
@@ -188,7 +201,7 @@ class Follow:
             return [], []
         self._silent_since_s.pop(record.intent, None)
         if not answer.is_known:
-            self._end(record, "its node does not know the task any more", now)
+            self._end(record, FORGOTTEN, now)
         elif answer.exit_status is not None:
             self._end(record, answer.exit_status, now, answer.log)
         elif record.asked_at is not None and now.wall_s - record.asked_at > settings.migration.timeout_s and not record.text:
@@ -213,7 +226,7 @@ class Follow:
     def _silence(self, record: Migration, now: Now) -> str | None:
         """Why no answer about the attempt is waited for any more, None while one is."""
         silent_s = now.boot_s - self._silent_since_s.setdefault(record.intent, now.boot_s)
-        return f"its node has not answered for {silent_s:.0f} s" if silent_s >= SILENT_S else None
+        return f"{SILENT} {silent_s:.0f} s" if silent_s >= SILENT_S else None
 
     def _end(self, record: Migration, status: str, now: Now, log: tuple[str, ...] = ()) -> None:
         self._ended[record.intent] = status

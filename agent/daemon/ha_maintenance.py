@@ -137,7 +137,7 @@ class HaMaintenance:
         self._tries[node] = self._tries.get(node, 0) + 1
         self.look_at_s = now.boot_s + AGAIN_S
         if answer.wanted and (answer.is_lasting or self._tries[node] >= MOST_TRIES):
-            return self._put(node, given_up(ask, f"failed ({answer.error})", is_lasting=answer.is_lasting), now)
+            return self._put(node, given_up(ask, f"that failed ({answer.error})", is_lasting=answer.is_lasting), now)
         is_known = self._said.get(node) == answer.error
         self._said[node] = answer.error
         act = "be asked for" if answer.wanted else "be taken back"

@@ -13,6 +13,9 @@ from agent.core.sentences import migration_words
 from agent.daemon.outputs import Say
 
 CLOCK_MARGIN_S = 5.0  # between the clocks of two nodes
+NO_TASK = "there is no task of it"
+FORGOTTEN = "its node does not know the task any more"
+SILENT = "its node has not answered for"
 
 _STOPS = frozenset({"vzstop", "vzshutdown"})
 
@@ -22,10 +25,10 @@ def judged(record: Migration, guest: Guest | None, status: str, why: Failure) ->
     if guest is None:
         return MigrationState.LOST, "the guest is gone"
     if guest.node == record.target:
-        return MigrationState.DONE, "" if is_success(status) else f"the guest is there, but its task says: {_said(status, why)}"
+        return MigrationState.DONE, "" if is_success(status) else f"the guest is there, but {_said(status, why)}"
     if guest.node != record.source:
         return MigrationState.FAILED, f"the guest is on {guest.node} now"
-    return MigrationState.FAILED, f"the guest stayed where it was, its task says: {_said(status, why)}"
+    return MigrationState.FAILED, f"the guest stayed where it was, {_said(status, why)}"
 
 
 def blamed(why: Failure, target: str, snapshot: Snapshot) -> Failure:
@@ -46,8 +49,10 @@ def ended_unseen(record: Migration, snapshot: Snapshot, now: float) -> float | N
 
 
 def _said(status: str, why: Failure) -> str:
-    """PVE's words, with those of its log that say why; what the status says already is not said again."""
-    return why.text if status in why.text else (f"{status}, {why.text}" if why.text else status)
+    """PVE's words, with those of its log that say why; what the status says already is not said again. Of no task PVE says nothing."""
+    if status.startswith((NO_TASK, FORGOTTEN, SILENT)):
+        return status
+    return "its task says: " + (why.text if status in why.text else (f"{status}, {why.text}" if why.text else status))
 
 
 def has_stopped(record: Migration, guest: Guest) -> bool:

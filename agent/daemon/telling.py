@@ -72,7 +72,8 @@ class Telling:
         """The beginning and the end of an alarm."""
         before, self._alarm = self._alarm, alarm
         if alarm is not None and before is None:
-            return [Say(Record(Level.ERROR, MessageId.ALARM, f"load balancing stops, maintenance and rules go on: {alarm}"))]
+            text = f"load balancing stops, maintenance and rules go on: {alarm}; it goes on by itself when that is past"
+            return [Say(Record(Level.ERROR, MessageId.ALARM, text))]
         if alarm is None and before is not None:
             return [Say(Record(Level.NOTICE, MessageId.ALARM, "load balancing goes on"))]
         return []
