@@ -42,6 +42,7 @@ class Senses:
         self._cursor = ClusterLogCursor()
         self._seqs: dict[str, int] | None = None
         self._texts: dict[str, str] = {}
+        self._torn: set[str] = set()  # whose files could not be read at the first look: what stands there when they can is history
         self._ways: dict[str, tuple[float, ...]] = {}
         self._log = ""
         self.flags = Flags()
@@ -77,19 +78,22 @@ class Senses:
 
     def _from_inboxes(self, seen: SignsSeen, now: Now, is_answered: Callable[[str], bool]) -> list[Event]:
         events: list[Event] = []
-        is_first = self._seqs is None
+        is_first_look = self._seqs is None
         seqs = {} if self._seqs is None else self._seqs
         for node, text in seen.inboxes or ():
             if self._texts.get(node) == text:
-                continue  # read and taken before
+                continue  # read before
+            self._texts[node] = text
             try:
                 inbox = parse(InboxFile, text)
             except DocumentError:
-                continue  # torn or of another version: read again in two seconds
-            self._texts[node] = text
+                self._torn |= {node} if is_first_look else set()
+                continue  # torn or of another version: what comes in its place is read
             if inbox.node != node:
                 continue  # a file put there by hand speaks for nobody
             self.inboxes[node] = inbox
+            is_first = is_first_look or node in self._torn
+            self._torn.discard(node)
             late_s = self._late_s(inbox, now) if not is_first else 0.0
             last = seqs.get(node, 0)
             if inbox.seq < last:

@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.documents import parse
 from agent.core.events import Event, EventKind
 from agent.core.journal import MessageId
 from agent.core.triggers import described, joined
@@ -57,6 +59,23 @@ def test_torn_files_and_other_texts_are_no_events(text: str, length: int) -> Non
     if length < len(whole) - 2:
         assert heard(senses, ("pve3", whole[:length])) == []
     assert [event.vmid for event in heard(senses, ("pve3", whole))] == [102]
+
+
+def test_a_file_that_is_torn_at_a_leaders_first_look_is_history_when_it_is_whole() -> None:
+    senses = Senses("pve1")
+    whole = inbox(500, 499, 500)
+    assert heard(senses, ("pve3", whole[:-30])) == []
+    assert heard(senses, ("pve3", whole)) == [], "neither a gap nor news: the first look covers it"
+    assert [event.vmid for event in heard(senses, ("pve3", inbox(501, 501)))] == [601]
+
+
+def test_what_cannot_be_read_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large it is, and however long it stays."""
+    senses, parsed = Senses("pve1"), []
+    monkeypatch.setattr("agent.daemon.senses.parse", lambda kind, text: parsed.append(text) or parse(kind, text))
+    for _ in range(5):
+        heard(senses, ("pve3", "x" * 10**6))
+    assert len(parsed) == 1
 
 
 def test_only_an_agent_reports_and_only_what_agents_report() -> None:

@@ -62,3 +62,31 @@ def test_a_thousand_events_in_a_second_cost_little_and_none_is_lost(leads: bool)
         assert rig.log.count("\n") - lines <= 8, rig.log
         if leads:
             rig.wait_for("more guests started on")
+
+
+def test_whatever_lies_among_the_relay_files_the_leader_goes_on() -> None:
+    """On the stand-in for /etc/pve: a folder and a file of another kind in a report's place, bytes that are no text, a file as large as
+    pmxcfs takes, and names that no node has."""
+    with Rig(NODES, [vm(101, HERE), vm(201, "pve2")]) as rig:
+        rig.release_lead()
+        rig.start()
+        rig.wait_for("took the lead: ")
+        inbox = rig.mount / "proxlb/inbox"
+        (inbox / "pve2.json").write_bytes(b"\xff\xfe\0{" * 1000)
+        (inbox / "pve3.json").unlink()
+        (inbox / "pve3.json").mkdir()
+        (inbox / "huge.json").write_bytes(b'{"schema": "proxlb-agent/inbox/1", "events": [' + b"1," * 250_000)
+        (inbox / "-rf\n.json").write_text("{}")
+        (inbox / "pve2.json.bak").write_text("{}")
+        (rig.mount / "proxlb/maintenance").mkdir(exist_ok=True)
+        (rig.mount / "proxlb/maintenance/a folder").mkdir()
+        (rig.mount / "proxlb/maintenance/no\nnode").write_text("nobody\nreads\nthis")
+        time.sleep(3.0)
+        rig.hook("101.post-start")
+        rig.wait_for(f"guest 101 started on {HERE}: ")
+        assert "bug" not in rig.log
+        assert "cannot be read" not in rig.log
+        assert rig.log.count("changes nothing: the cluster has no node of that name") == 1
+        before = resident_mib(rig)
+        time.sleep(6.0)
+        assert resident_mib(rig) - before < ROOM_MIB
