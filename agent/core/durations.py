@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from agent.core.cluster import MIB, GuestType, Task
 from agent.core.documents import Timing, Way
@@ -120,12 +119,12 @@ class Pace:
             for two in known[number + 1 :]
             if max(one.memory_bytes, two.memory_bytes) >= UNLIKE * min(one.memory_bytes, two.memory_bytes)
         ]
-        slope = median(slopes) if slopes else 0.0
+        slope = _median(slopes) if slopes else 0.0
         if slope <= 0:
             fixed_s = min(ASSUMED_FIXED_S, *(one.took_s / 2 for one in known))
-            slope = median((one.took_s - fixed_s) / one.memory_bytes for one in known)
+            slope = _median((one.took_s - fixed_s) / one.memory_bytes for one in known)
         else:
-            fixed_s = max(0.0, median(one.took_s - slope * one.memory_bytes for one in known))
+            fixed_s = max(0.0, _median(one.took_s - slope * one.memory_bytes for one in known))
         rate = 1 / slope if slope > 0 else ASSUMED_BYTES_S
         is_alike = all(one.limit_kib_s == self._limit_kib_s for one in known)
         return fixed_s, max(SLOWEST_BYTES_S, rate if is_alike else self._limited(rate))
@@ -140,7 +139,7 @@ class Pace:
             fixed_s, bytes_s = self._lines[way]
             return Expected(fixed_s + max(0.0, memory_bytes) / bytes_s, len(known))
         if known:
-            return Expected(median(one.took_s for one in known), len(known))
+            return Expected(_median(one.took_s for one in known), len(known))
         return Expected(ASSUMED_RESTART_S if way is Way.RESTART else ASSUMED_OFFLINE_S, 0)
 
     def of_move(self, move: Move) -> Expected:
@@ -236,3 +235,10 @@ def words(seconds: float) -> str:
     if seconds < 90:
         return f"{max(5.0, 5 * round(seconds / 5)):.0f} s" if seconds >= 5 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _median(values: Iterable[float]) -> float:
+    """As `statistics.median`, which brings decimal and fractions along, half a MiB."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from agent.core import durations
 from agent.core.cluster import GIB, MIB, GuestType, Task
 from agent.core.documents import Timing, Way
-from agent.core.durations import NOTICED_S, Pace, foretold, remaining, timing_of
+from agent.core.durations import NOTICED_S, Pace, _median, foretold, remaining, timing_of
 from agent.core.migrations import MigrationState
 from agent.core.plan_types import Move
 from agent.core.reasons import MoveReason
@@ -201,3 +202,8 @@ class TestWhatIsLeft:
     def test_it_rests_on_nothing_where_one_of_the_kinds_was_never_measured(self) -> None:
         moves = [move(102, "pve1", "pve2"), replace(move(103, "pve1", "pve2"), type=GuestType.LXC)]
         assert remaining(moves, [], self.KNOWN, PLAIN, NOW).rests_on == 0
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 1.0], [5.0, 1.0, 3.0], [4.0, 1.0, 3.0, 2.0], [2.0, 2.0, 1.0, 2.0, 9.0]])
+def test_the_middle_is_that_of_the_library(values: list[float]) -> None:
+    assert _median(values) == statistics.median(values)
