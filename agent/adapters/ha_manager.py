@@ -14,6 +14,7 @@ from agent.ports import NoQuorumError, NotMountedError, OutsideError, PermanentE
 
 CALL_S: Final = 25.0  # it waits 10 s for the lock of the queue
 MOST_WORDS: Final = 300  # characters of its complaint, which goes into the journal
+_OF_PERL: Final = ("perl: warning", "BEGIN failed--", "Compilation failed in require")  # what comes with the reason and is none
 _BUSY = re.compile(r"lock request timeout|timed out|Device or resource busy")
 _NO_QUORUM = re.compile(r"no quorum|Permission denied")
 _NOT_MOUNTED = re.compile(r"ipcc_send_rec|not mounted|Connection refused|Transport endpoint")
@@ -49,7 +50,7 @@ class HaManagerCommand:
 
 
 def _refusal(complaint: str) -> OutsideError:
-    lines = [line.strip() for line in complaint.splitlines() if line.strip() and not line.startswith("perl: warning")]
+    lines = [line.strip() for line in complaint.splitlines() if line.strip() and not line.startswith(_OF_PERL)]
     words = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "failed without a word")
     said = f"ha-manager: {words[:MOST_WORDS]}"
     if _TOO_OLD.search(complaint):

@@ -94,6 +94,11 @@ def test_what_may_be_otherwise_later_is_tried_again(
         assert error.retry_after_s == retry_after_s
 
 
+def test_of_a_program_that_perl_cannot_compile_the_reason_is_told(cluster: Cluster) -> None:
+    cluster.set(complaint="Can't locate PVE/CLI/ha_manager.pm in @INC\nBEGIN failed--compilation aborted at /usr/sbin/ha-manager line 6.")
+    assert str(cluster.why_not()) == "ha-manager: Can't locate PVE/CLI/ha_manager.pm in @INC"
+
+
 def test_one_that_dies_without_a_word(cluster: Cluster) -> None:
     cluster.set(complaint="")
     error = cluster.why_not()
