@@ -57,9 +57,8 @@ def settings() -> Settings:
     return found
 
 
-def cluster(rng: random.Random) -> WatchedWorld:
-    """Three or four nodes, half full, with guests of all kinds."""
-    count = rng.choice((3, 3, 3, 4))
+def cluster(rng: random.Random, count: int) -> WatchedWorld:
+    """So many nodes, half full, with guests of all kinds."""
     nodes = [SimNode(f"pve{number}", float(NODE_CORES), NODE_GIB * GIB) for number in range(1, count + 1)]
     guests = []
     for vmid in range(101, 101 + 4 * count):
@@ -83,12 +82,14 @@ def cluster(rng: random.Random) -> WatchedWorld:
 
 
 class Day:
-    """One seed's day: `run` lives it, `problems` is what must not have been, `hits` how often each kind of thing befell it."""
+    """One seed's day, or a longer time: `run` lives it, `problems` is what must not have been, `hits` how often each kind of thing befell
+    it. Without a number of nodes there are three or four."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *, days: float = 1.0, nodes: int | None = None) -> None:
+        self.seed, self.length_s = seed, days * DAY_S
         self.rng = random.Random(seed)
-        self.world = cluster(self.rng)
+        count = self.rng.choice((3, 3, 3, 4))
+        self.world = cluster(self.rng, nodes or count)
         self.machine = Machine(self.world, settings(), times=TIMES, cadence=CADENCE, rng=self.rng)
         self.hits: Counter[str] = Counter()
         self.flagged: dict[str, float] = {}
@@ -105,13 +106,13 @@ class Day:
         self.witness = DayWitness(self)
         self._late: list[str] = []
 
-    def run(self, until_s: float = DAY_S) -> None:
+    def run(self, until_s: float | None = None) -> None:
         """Live until then; the calm is the day's last hour."""
         self._next(FAULT_EVERY_S, self._fault)
         self._next(LOAD_EVERY_S, self._load)
         self.later(UNLOCK_S, self._unlock)
-        self.machine.at(DAY_S - CALM_S, self._begin_calm)
-        self.machine.run(until_s, self._look)
+        self.machine.at(self.length_s - CALM_S, self._begin_calm)
+        self.machine.run(self.length_s if until_s is None else until_s, self._look)
 
     def problems(self) -> Iterator[str]:
         """What must not have been."""

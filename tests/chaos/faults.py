@@ -374,13 +374,15 @@ def _slow_api(day: Day) -> None:
     day.machine.slow[name] = Slowness(day.world.now_s + day.rng.uniform(60.0, 900.0), before_s, after_s)
 
 
-@_kind(FAULTS, "task lost", 1)
-def _lose_task(day: Day) -> None:
-    for vmid in list(day.world.migrations.under_way):
-        migration = day.world.migrations.under_way[vmid]
-        if migration.failure is None:
-            migration.failure = Failure(FailureKind.FORGOTTEN)
-            day.hit("task lost")
+def _lose_tasks(day: Day, name: str) -> bool:
+    """Of what is under way PVE's task list tells nothing any more."""
+    known = [migration for migration in day.world.migrations.under_way.values() if migration.failure is None]
+    for migration in known:
+        migration.failure = Failure(FailureKind.FORGOTTEN)
+    return bool(known)
+
+
+_kind(FAULTS, f"tasks lost {Point.POSTED}", 1)(_trap(Point.POSTED, "tasks lost", _lose_tasks))
 
 
 def _fail_migration(kind: FailureKind) -> Fault:

@@ -12,22 +12,29 @@ from unittest.mock import patch
 from agent.core import triggers
 from agent.daemon import hearing, inputs, outputs, senses, work
 from agent.daemon.perform import Performer
-from tests.chaos.day import DAY_S
+from tests.chaos.day import DAY_S, Day
 from tests.planted import Put, late_rmdir, no_renewal
 
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """A bug, how it is planted, what is said of it, and the first seed whose day shows it."""
+    """A bug, how it is planted, what is said of it, and from which seed on a day that is soon over is looked for that shows it."""
 
     words: str
     plant: Callable[[Put], None]
     says: str
     seed: int
-    until_s: float = DAY_S
+    until_s: float
 
     def __str__(self) -> str:
         return self.words
+
+    def found_by(self, seed: int, until_s: float = DAY_S) -> str | None:
+        """What that seed's day says of the bug, None when it does not find it."""
+        with self.planted():
+            day = Day(seed)
+            day.run(until_s)
+            return next((problem for problem in day.problems() if self.says in problem), None)
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -71,9 +78,9 @@ def _forgotten_sequence(put: Put) -> None:
 
 
 PLANTS = (
-    Plant("no renewal before the POST", no_renewal, "sends", 1, 1800.0),
-    Plant("rmdir after the lease", late_rmdir, "removes the lock of", 1, 7600.0),
-    Plant("no echo filter", _no_echo_filter, "for news", 1, 400.0),
-    Plant("blind retry of a POST", _blind_retry, "sends", 1),
-    Plant("an inbox sequence forgotten", _forgotten_sequence, "times what happened", 2, 78000.0),
+    Plant("no renewal before the POST", no_renewal, "has the lock", 1, 7200.0),
+    Plant("rmdir after the lease", late_rmdir, "removes the lock of", 11, 7200.0),
+    Plant("no echo filter", _no_echo_filter, "for news", 1, 7200.0),
+    Plant("blind retry of a POST", _blind_retry, "again, 0 s after", 7, 7200.0),
+    Plant("an inbox sequence forgotten", _forgotten_sequence, "times what happened", 6, 7200.0),
 )  # fmt: skip

@@ -5,7 +5,7 @@ a load, a tag or a clock that somebody changed a moment before."""
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agent.core.cluster import GuestType
 from agent.core.journal import Level, MessageId
 from agent.sim.inventory import AgentWish
-from agent.sim.world import Post
+from agent.sim.world import JournalLine, Post
 from tests.fire.judge import Sent
 from tests.scenarios.witness import Witness
 
@@ -117,15 +117,14 @@ class DayWitness(Witness):
             task = world.tasks.known(sent.answer) if sent.has_begun else None
             if task is not None and task.status == "OK" and task.ended_at is not None:
                 spans.append((sent, task.ended_at - task.started_at))
-        told = [line for line in self._of(MessageId.EVENT) if line.record.level <= Level.INFO and line.record.vmid is not None]
+        told: dict[int, list[JournalLine]] = defaultdict(list)
+        for line in self._of(MessageId.EVENT):
+            if line.record.level <= Level.INFO and line.record.vmid is not None:
+                told[line.record.vmid].append(line)
         for sent, lasted_s in spans:
             self.judged["echoes"] += 1
-            for line in told:
-                if (
-                    line.record.vmid != sent.order.vmid
-                    or line.node != sent.sender
-                    or not sent.at_s < line.at_s < sent.at_s + lasted_s + ECHO_S
-                ):
+            for line in told[sent.order.vmid]:
+                if line.node != sent.sender or not sent.at_s < line.at_s < sent.at_s + lasted_s + ECHO_S:
                     continue
                 if any(sent.at_s <= at_s <= line.at_s for at_s in day.clocks_set):
                     continue  # nobody can tell how long ago it was
