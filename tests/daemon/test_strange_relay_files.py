@@ -148,5 +148,5 @@ def test_a_relay_file_that_somebody_removed_or_changed_is_put_back_within_minute
         assert json.loads(made.world.main.files[path])["seq"] == json.loads(whole)["seq"]
         assert made.world.pmxcfs.writes[path] <= writes + 2
     writes = made.world.pmxcfs.writes[path]
-    made.run(5000)
+    made.run(2500)
     assert made.world.pmxcfs.writes[path] == writes, "nobody writes what is there already"
