@@ -41,11 +41,14 @@ def blamed(why: Failure, target: str, snapshot: Snapshot) -> Failure:
 
 
 def ended_unseen(record: Migration, snapshot: Snapshot, now: float) -> float | None:
-    """When the attempt of a former leader ended, by PVE's task of it; None when that is not in the list. All in Unix seconds."""
+    """When the attempt of a former leader ended, by what PVE's task of it took; None when that is not in the list. All in Unix seconds.
+
+    The task's times are of its node's clock, which may be another one than the leader's.
+    """
     task = ended_task(record, snapshot.tasks)
     if task is None or task.ended_at is None:
         return None
-    return min(now, max(record.asked_at or record.planned_at, task.ended_at))
+    return min(now, (record.asked_at or record.planned_at) + max(0.0, task.ended_at - task.started_at))
 
 
 def _said(status: str, why: Failure) -> str:
