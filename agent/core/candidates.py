@@ -49,12 +49,13 @@ class _Seen(NamedTuple):
 class Candidates:
     """Mutable as the draft is: every step goes through `take`, and `forget` follows what was done to the draft otherwise.
 
-    Shape:   nodes are known by their place in the goal's `names`. `may_move_on`: whoever has moved in this plan may move again. No step
-             costs less than `cheapest`.
+    Shape:   nodes are known by their place in the goal's `names`. `may_move_on`: whoever has moved in this plan may move again. `as_new`:
+             at the price of any other, as if the plan had been carried out. No step costs less than `cheapest`.
     """
 
-    def __init__(self, draft: Draft, sources: Sequence[str], reason: MoveReason, *, may_move_on: bool) -> None:
+    def __init__(self, draft: Draft, sources: Sequence[str], reason: MoveReason, *, may_move_on: bool, as_new: bool = False) -> None:
         self._draft, self._sketch, self._goal = draft, draft.sketch, draft.goal
+        self._as_new = as_new
         self._reason, self._may_move_on = reason, may_move_on
         self._source_names = frozenset(sources)
         self.sources = sorted(self._goal.index[name] for name in sources)
@@ -124,7 +125,7 @@ class Candidates:
 
     def _row(self, unit: tuple[int, ...]) -> Row:
         burden, cost = self._sketch.burden_of_unit(unit), self._draft.cost_of(unit)
-        step = self._draft.step_of(unit[0])
+        step = None if self._as_new else self._draft.step_of(unit[0])
         origin, refund = None, 0.0
         if step is not None:
             origin = self.origin(step, unit)

@@ -15,6 +15,7 @@ Ties go to the smallest VMID, then to the node's name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from itertools import combinations
 
 from agent.core.candidates import NOTHING_GAINED, TRIED_FIRST, Candidates, Row
@@ -32,10 +33,10 @@ MOST_SWEPT = 20_000  # pairs of steps times guests times nodes, for which one st
 class Descent:
     """One run of evening out, from the sources, for one reason."""
 
-    def __init__(self, draft: Draft, sources: Sequence[str], reason: MoveReason, *, may_move_on: bool) -> None:
+    def __init__(self, draft: Draft, sources: Sequence[str], reason: MoveReason, *, may_move_on: bool, as_new: bool = False) -> None:
         self._draft, self._sketch, self._goal = draft, draft.sketch, draft.goal
         self._may_move_on = may_move_on
-        self._candidates = Candidates(draft, sources, reason, may_move_on=may_move_on)
+        self._candidates = Candidates(draft, sources, reason, may_move_on=may_move_on, as_new=as_new)
         self._two = TwoSteps(draft, self._candidates)
 
     def run(self) -> None:
@@ -59,11 +60,14 @@ class Descent:
         self._candidates.forget()
 
     def _run(self) -> None:
-        while self.step() or (self._candidates.is_stale() and self.step()):
+        while self.step() or self._fewer():
             pass
 
     def step(self) -> bool:
-        """Take the best step, or pair of steps, or some pairs that are about as good; False when none gains."""
+        """Take the best step, or pair of steps, or some that are about as good; False when none gains, looked at anew."""
+        return self._step() or (self._candidates.is_stale() and self._step())
+
+    def _step(self) -> bool:
         if found := self._single():
             self._take_all(found[:1] if is_small(self._sketch) else found)
             return True
@@ -76,7 +80,20 @@ class Descent:
         if (made := self._two.room_made()) is not None:
             self._take(made)
             return True
-        return self._fewer()
+        return False
+
+    def step_at(self, nodes: AbstractSet[int]) -> bool:
+        """Take the best step, or exchanges, that one of these nodes has part in; False when none gains."""
+        everywhere, sources = range(len(self._goal.names)), self._candidates.sources
+        here = [node for node in sources if node in nodes]
+        found = self._best_steps(here, everywhere)[:1] + self._best_steps(sources, sorted(nodes))[:1]
+        best = max(found, key=lambda one: one.gain, default=None)
+        if best is not None:
+            self._take(best)
+            return True
+        exchanges = self._two.exchange(nodes)
+        self._take_all(exchanges)
+        return bool(exchanges)
 
     def _take(self, found: Found) -> None:
         for unit, target, until in found.steps:

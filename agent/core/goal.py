@@ -162,7 +162,8 @@ class Goal:
 
     Shape:   `value` is the goal, `imbalance` its first part, `excess` the sum over nodes of what stands above thresholds;
              nodes are known by their place in `names`, the usable nodes sorted by name; `prices[i]` is the gradient at node i,
-             for one core, one byte and one unit of pressure, `heat[i]` the same for the whole node's size.
+             for one core, one byte and one unit of pressure, `heat[i]` the same for the whole node's size. `thrift`: what a move must
+             bring, as a share of what it must as a rule.
     Mutable as the sketch is: call `changed` after each change of the sketch; it is read again when next something is asked.
     """
 
@@ -182,6 +183,7 @@ class Goal:
         self.n = len(self.names) or 1
         self.node_memory = (math.fsum(memory) / self.n) or 1.0
         self._least = LEAST_GAIN
+        self.thrift = 1.0
         self._prices: list[tuple[float, float, float]] = []
         self._heat: list[float] = []
         self._imbalance = self._excess = 0.0
@@ -285,4 +287,4 @@ class Goal:
 
     def cost(self, memory_bytes: float, containers: int) -> float:
         """What moving that much memory, and restarting that many containers, must bring at the least."""
-        return (self._least + COST_OF_A_NODE * memory_bytes / self.node_memory + RESTART_COST * containers) / self.n
+        return self.thrift * (self._least + COST_OF_A_NODE * memory_bytes / self.node_memory + RESTART_COST * containers) / self.n

@@ -12,6 +12,7 @@ from agent.core.conditions import Purpose
 from agent.core.crowding import crowded
 from agent.core.descent import Descent
 from agent.core.draft import Draft, Mark
+from agent.core.evenness import even_out_the_rest
 from agent.core.goal import Goal
 from agent.core.imbalance import balance_of, over_threshold, spread
 from agent.core.load import NO_PROCESS
@@ -135,10 +136,11 @@ class _Planner:
         for _ in range(MOST_MOVED_ON):
             before = draft.mark()
             if not descent.step():
-                return
+                break
             if into_batches(trial, draft.steps)[1]:
                 draft.back_to(before)
-                return
+                break
+        self._descend(gate, sources, may_move_on=False)  # what others may do now
 
     def _start(self) -> _Start:
         goal = self.draft.goal
@@ -169,13 +171,18 @@ class _Planner:
     def _balance(self, gate: Gate, sources: list[str], before: Mark, start: _Start) -> None:
         """Go down the goal as far as it goes; the gate has been passed. What gains too little since then is undone."""
         draft = self.draft
-        Descent(draft, sources, _REASONS[gate], may_move_on=self.freedom is Freedom.MOVED_ON).run()
+        self._descend(gate, sources, may_move_on=self.freedom is Freedom.MOVED_ON)
         if draft.steps != before.steps and not self._is_worth_it(gate, start):
             lowered = start.goal - draft.goal.value
             movers = {vmid for step in draft.steps for vmid in step.vmids} - {vmid for step in before.steps for vmid in step.vmids}
             draft.back_to(before)
             for vmid in sorted(movers):
                 draft.refuse(Refusal(vmid, RefusalReason.NO_GAIN, f"all moves together gain {100 * lowered:.2f} points"))
+
+    def _descend(self, gate: Gate, sources: list[str], *, may_move_on: bool) -> None:
+        Descent(self.draft, sources, _REASONS[gate], may_move_on=may_move_on).run()
+        if self.question.scope.nodes is None:
+            even_out_the_rest(self.draft, sources, _REASONS[gate], may_move_on=may_move_on)
 
     def _is_worth_it(self, gate: Gate, start: _Start) -> bool:
         """Whether all load moves together lower the goal, or what stands over thresholds, enough to begin or to go on with."""

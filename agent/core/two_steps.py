@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from agent.core.candidates import Candidates, Row
@@ -47,8 +48,10 @@ class TwoSteps:
 
     # two units change places
 
-    def exchange(self) -> list[Found]:
+    def exchange(self, focus: AbstractSet[int] | None = None) -> list[Found]:
         """The best two units that change places, among the most promising pairs of nodes, and others nearly as good between other nodes.
+
+        With a `focus` one of the two nodes is one of these.
 
         Each node ends under its thresholds, or no higher above one than it stands now. In between, the node that the first step
         goes to may stand above a threshold, though within its reserve and its cores, if the second step then is one that fits as
@@ -58,7 +61,8 @@ class TwoSteps:
         self._left, self._trials = MOST_WEIGHED, TRIALS
         found: list[tuple[float, int, int, Found]] = []
         best = floor = self._least
-        for most, source, target in candidates.pairs(candidates.sources, range(len(self._goal.names)), exchanged=True)[:EXCHANGED]:
+        pairs = candidates.pairs(candidates.sources, range(len(self._goal.names)), exchanged=True)
+        for most, source, target in [pair for pair in pairs if focus is None or not focus.isdisjoint(pair[1:])][:EXCHANGED]:
             if -most <= best or self._left <= 0:
                 break
             pair = self._exchanged(source, target, floor)
