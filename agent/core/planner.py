@@ -12,7 +12,7 @@ from agent.core.conditions import Purpose
 from agent.core.crowding import crowded
 from agent.core.descent import Descent
 from agent.core.draft import Draft, Mark
-from agent.core.evenness import even_out_the_rest
+from agent.core.evening_out import EveningOut
 from agent.core.goal import Goal
 from agent.core.imbalance import balance_of, over_threshold, spread
 from agent.core.load import NO_PROCESS
@@ -85,6 +85,7 @@ class _Planner:
         self.sketch: Placement = self.draft.sketch
         self.weights = self.sketch.weights
         self.stuck: list[Step] = []
+        self._trial: Placement | None = None
 
     def run(self) -> Plan:
         sketch, draft = self.sketch, self.draft
@@ -118,29 +119,34 @@ class _Planner:
         if gate is Gate.CLOSED:
             return
         before, start = self.draft.mark(), self._start()
+        evening_out = EveningOut(self.draft, sources, _REASONS[gate], self._can_be_ordered)
         for _ in range(MOST_ROUNDS):
-            self._balance(gate, sources, before, start)
+            self._balance(gate, evening_out, before, start)
             steps = self.draft.steps
             repairs.run()
             if self.draft.steps == steps:
                 break
             before, start = self.draft.mark(), self._start()
         if self.freedom is Freedom.ONCE:
-            self._move_on(gate, sources)
+            self._move_on(gate, sources, evening_out)
 
-    def _move_on(self, gate: Gate, sources: list[str]) -> None:
+    def _move_on(self, gate: Gate, sources: list[str], evening_out: EveningOut) -> None:
         """Let guests that have moved go on to better nodes after all, as far as the steps can still be carried out."""
         draft = self.draft
         descent = Descent(draft, sources, _REASONS[gate], may_move_on=True)
-        trial = Placement(self.snapshot, self.settings, self.question)
         for _ in range(MOST_MOVED_ON):
             before = draft.mark()
             if not descent.step():
                 break
-            if into_batches(trial, draft.steps)[1]:
+            if not self._can_be_ordered():
                 draft.back_to(before)
                 break
-        self._descend(gate, sources, may_move_on=False)  # what others may do now
+        evening_out.run(may_move_on=False)  # what others may do now
+
+    def _can_be_ordered(self) -> bool:
+        if self._trial is None:
+            self._trial = Placement(self.snapshot, self.settings, self.question)
+        return not into_batches(self._trial, self.draft.steps)[1]
 
     def _start(self) -> _Start:
         goal = self.draft.goal
@@ -168,21 +174,16 @@ class _Planner:
             return Gate.SPREAD, sources
         return Gate.CLOSED, []
 
-    def _balance(self, gate: Gate, sources: list[str], before: Mark, start: _Start) -> None:
+    def _balance(self, gate: Gate, evening_out: EveningOut, before: Mark, start: _Start) -> None:
         """Go down the goal as far as it goes; the gate has been passed. What gains too little since then is undone."""
         draft = self.draft
-        self._descend(gate, sources, may_move_on=self.freedom is Freedom.MOVED_ON)
+        evening_out.run(may_move_on=self.freedom is Freedom.MOVED_ON)
         if draft.steps != before.steps and not self._is_worth_it(gate, start):
             lowered = start.goal - draft.goal.value
             movers = {vmid for step in draft.steps for vmid in step.vmids} - {vmid for step in before.steps for vmid in step.vmids}
             draft.back_to(before)
             for vmid in sorted(movers):
                 draft.refuse(Refusal(vmid, RefusalReason.NO_GAIN, f"all moves together gain {100 * lowered:.2f} points"))
-
-    def _descend(self, gate: Gate, sources: list[str], *, may_move_on: bool) -> None:
-        Descent(self.draft, sources, _REASONS[gate], may_move_on=may_move_on).run()
-        if self.question.scope.nodes is None:
-            even_out_the_rest(self.draft, sources, _REASONS[gate], may_move_on=may_move_on)
 
     def _is_worth_it(self, gate: Gate, start: _Start) -> bool:
         """Whether all load moves together lower the goal, or what stands over thresholds, enough to begin or to go on with."""

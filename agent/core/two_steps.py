@@ -91,21 +91,27 @@ class TwoSteps:
         here, there = self._goal.prices[source], self._goal.prices[target]
         by_cpu, by_memory, by_pressure = here[0] - there[0], here[1] - there[1], here[2] - there[2]
         # the gradient promises a sum over the two units, and no exchange gains more: what falls short of it is not weighed
-        leaving = [
-            (x * by_cpu + y * by_memory + z * by_pressure - cost, row[4], x, y, cost, row)
-            for x, y, z, cost, row in candidates.line_to(source, target)
-        ]
         coming = [
             (y, row[4], x, cost, x * by_cpu + y * by_memory + z * by_pressure + cost, row)
             for x, y, z, cost, row in candidates.line_to(target, source)
         ]
-        if not leaving or not coming:
+        if not coming:
+            return None
+        cheapest = min([entry[4] for entry in coming])
+        least = floor + cheapest
+        leaving = [
+            (promise, row[4], x, y, cost, row)
+            for x, y, z, cost, row in candidates.line_to(source, target)
+            if (promise := x * by_cpu + y * by_memory + z * by_pressure - cost) > least
+        ]
+        if not leaving:
             return None
         leaving.sort(reverse=True)
+        enough = leaving[0][0] - floor
+        coming = [entry for entry in coming if entry[4] < enough]
         coming.sort()
         amounts = [entry[0] for entry in coming]
-        cheapest = min(entry[4] for entry in coming)
-        needed = floor + min(entry[4] for entry in leaving) + min(entry[3] for entry in coming)
+        needed = floor + min([entry[4] for entry in leaving]) + min([entry[3] for entry in coming])
         best_cpu, best_memory, best_pressure = transfer.ideal()
         room, room_there = candidates.room(source), candidates.room(target)
         least_memory, most_memory = transfer.window(1, needed - best_cpu - best_pressure)

@@ -158,3 +158,25 @@ def moves_until(snapshot: Snapshot, batches: Batches, goal: Evenness, *, memory_
     """How many of the moves, and bytes, in their order it takes to be as even as the goal; None when all of them do not get there."""
     ways = on_the_way(snapshot, batches)
     return next(((moves, moved) for moves, moved, now in ways if now.is_as_even_as(goal, memory_alone=memory_alone)), None)
+
+
+def least_bytes(snapshot: Snapshot, goal: Evenness) -> float:
+    """What anybody must copy for that spread of memory, however fine the guests were: none can do with less.
+
+    In the end all nodes stand between some level and that level plus the spread. What stands above has left its node, what stands below
+    has come, and each byte that is copied leaves one node and comes to one: so it takes the larger of the two sums, for the best level.
+    """
+    state = State(snapshot, FACTS)
+    nodes = [(state.memory[name], float(node.memory_bytes)) for name, node in state.nodes.items()]
+
+    def leave_and_come(level: float) -> tuple[float, float]:
+        top = level + goal.memory_spread / 100
+        leaves = sum(max(0.0, used - top * size) for used, size in nodes)
+        return leaves, sum(max(0.0, level * size - used) for used, size in nodes)
+
+    low, high = (edge(used / size for used, size in nodes) for edge in (min, max))
+    for _ in range(60):  # the higher the level, the less leaves and the more comes
+        middle = (low + high) / 2
+        leaves, comes = leave_and_come(middle)
+        low, high = (middle, high) if leaves > comes else (low, middle)
+    return min(max(leave_and_come(low)), max(leave_and_come(high)))

@@ -23,6 +23,7 @@ class Why(StrEnum):
     """What keeps a spread at five points or more; the first that holds."""
 
     SIZE = "large guests alone make it"
+    BESIDE = "beside large guests there is no room for what would even out the other resource (proven)"
     PROVEN = "no placement is more even (proven)"
     WORTH = "a more even placement is not worth its moves (proven)"
     STAYS = "rules, and guests that must stay"
@@ -31,7 +32,7 @@ class Why(StrEnum):
 
 
 def why_uneven(snapshot: Snapshot, batches: Batches, most_even: Evenness | None, worthiest: Evenness | None) -> Why:
-    """The reason; the last two are the most even placement of all and the one with the lowest goal and cost, where they are known."""
+    """The reason; `most_even` is the most even placement of all, `worthiest` that with the lowest goal and cost, where they are known."""
     if _one_guest_is_as_much(snapshot, batches):
         return Why.SIZE
     if most_even is not None and not _is_even(most_even):
@@ -40,6 +41,8 @@ def why_uneven(snapshot: Snapshot, batches: Batches, most_even: Evenness | None,
         return Why.WORTH
     if worthiest is not None:
         return Why.UNKNOWN
+    if _no_room_beside(snapshot):
+        return Why.BESIDE
     free = replace(snapshot, guests=tuple(replace(guest, tags=(), ha=None) for guest in snapshot.guests))
     if free != snapshot and _is_even(_after(free)):
         return Why.STAYS
@@ -56,6 +59,46 @@ def _after(snapshot: Snapshot, **changed: object) -> Evenness:
     used = check(document(Variant.BOTH) | changed)
     assert isinstance(used, Settings), used
     return judge(snapshot, batches_of(plan(snapshot, used, question(snapshot)))).after
+
+
+def _no_room_beside(snapshot: Snapshot) -> bool:
+    """Whether not both spreads can be below EVEN_POINTS, as k guests that are large in one resource leave no room for enough of the other.
+
+    Give each of them a node for itself: two on one would fill it beyond all others. With both spreads below five points each of the k
+    nodes holds at least so much of the other resource, and the guests that bring it take at least so much of the first: as much as
+    the densest of all guests would, cut into pieces. Where the k nodes together could not hold that below five points more than the
+    mean, there is no such placement. For nodes of one size.
+    """
+    state = State(snapshot, FACTS)
+    names = sorted(state.nodes)
+    if len({(node.cpu_cores, node.memory_bytes) for node in state.nodes.values()}) > 1:
+        return False
+    size = (state.nodes[names[0]].cpu_cores, float(state.nodes[names[0]].memory_bytes))
+    sums = [(state.cpu[name], state.memory[name]) for name in names]
+    base = [
+        [
+            one[i] - math.fsum(load[i] for vmid, load in state.load.items() if state.at[vmid] == name)
+            for one, name in zip(sums, names, strict=True)
+        ]
+        for i in (0, 1)
+    ]
+    points = EVEN_POINTS / 100
+    for large, other in ((1, 0), (0, 1)):
+        most, least = (math.fsum(one[i] for one in sums) / len(names) + sign * points * size[i] for i, sign in ((large, 1), (other, -1)))
+        guests = sorted(state.load.values(), key=lambda load: -load[large])
+        for k in range(1, len(names)):
+            if k > 1 and min(base[large]) + guests[k - 1][large] + guests[k - 2][large] <= most:
+                break
+            taken = k * min(base[large]) + math.fsum(load[large] for load in guests[:k])
+            lacking = math.fsum(max(0.0, least - max(base[other]) - load[other]) for load in guests[:k])
+            for load in sorted(guests[k:], key=lambda load: -load[other] / max(load[large], 1e-9)):
+                share = min(1.0, lacking / load[other]) if load[other] > 0 else 0.0
+                taken, lacking = taken + share * load[large], lacking - share * load[other]
+                if lacking <= 0:
+                    break
+            if taken > k * most or lacking > 1e-6:
+                return True
+    return False
 
 
 def _one_guest_is_as_much(snapshot: Snapshot, batches: Batches) -> bool:

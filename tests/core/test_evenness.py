@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core import planner
+from agent.core import evening_out
 from agent.core.cluster import GIB, Snapshot
 from agent.core.evenness import EVEN_FRACTION, apart
 from agent.core.goal import Goal
@@ -32,7 +32,7 @@ def zipf(seed: int) -> Snapshot:
 def without(snapshot: Snapshot, question: Question, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """The plan that ends where no step is worth its full price."""
     with monkeypatch.context() as patch:
-        patch.setattr(planner, "even_out_the_rest", lambda *_, **__: None)
+        patch.setattr(evening_out, "even_out_the_rest", lambda *_, **__: None)
         return plan(snapshot, HOW, question)
 
 
