@@ -219,7 +219,7 @@ def rows(idle_s: float, starts: int) -> Iterator[tuple[str, str]]:
         begun = time.monotonic()
         done = subprocess.run(
             ["/usr/bin/python3", "-m", "agent", "--config", str(rig.folder / "config.yaml"), "plan", "--json"],
-            capture_output=True, text=True, check=True,
+            capture_output=True, text=True, check=True, env=os.environ | installed,
         )  # fmt: skip
         wall_s = time.monotonic() - begun
         plan = json.loads(done.stdout)
