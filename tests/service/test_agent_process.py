@@ -44,8 +44,10 @@ def test_a_start_that_overloads_the_node_moves_a_guest_and_the_lead_is_handed_ov
         posts = [request for request in rig.pve.requests() if request["method"] == "POST"]
         assert len(posts) == 1
         assert asked < sum(rig.pve.counters().values())
-        history = json.loads((rig.mount / "proxlb/history.json").read_text())
-        assert [entry["state"] for entry in history["migrations"]] == ["done"]
+        history = rig.mount / "proxlb/history.json"  # the line comes first
+        rig.wait(
+            lambda: [entry["state"] for entry in json.loads(history.read_text())["migrations"]] == ["done"], "done in history.json", 10
+        )
         rig.signal(signal.SIGTERM)
         assert rig.ended(5) == 0
         assert json.loads((rig.mount / "proxlb/leader.json").read_text())["state"] == "released"
