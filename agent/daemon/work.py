@@ -146,6 +146,8 @@ class Work:
             self._verdicts.ask_anew(vmids)
         if self._is_answered_already(event):
             return []
+        if self._is_brought_to_leave(event, senses):
+            self._agenda.retry(now.boot_s + RETRY_S)
         return self._hearing.on_event(event, self.history.migrations, senses.migrating, now)
 
     def _asked_again(self, event: Event) -> frozenset[int] | None:
@@ -162,6 +164,12 @@ class Work:
         if self.current is None or not self._has_moved or event.kind not in (EventKind.OVERLOAD, EventKind.SPREAD):
             return False
         return event.node is not None and self.current.scope.covers_node(event.node)
+
+    def _is_brought_to_leave(self, event: Event, senses: Senses) -> bool:
+        """True when somebody has migrated a guest to a node that is to be empty: an echo, but who empties that node counts on it."""
+        if event.kind is not EventKind.GUEST_CHANGED or all(asked.node != event.node for asked in senses.maintenance()):
+            return False
+        return event.vmid not in {record.vmid for record in self.follow.records}
 
     def close_requests(self, heard: AbstractSet[str | None], now: Now) -> None:
         """Tell commands that still wait for what a former leader began that nothing follows, but for those that were heard again."""
