@@ -88,8 +88,9 @@ class Cause:
 
 
 def causes(settings: Settings, files: ClusterFiles) -> tuple[Cause, ...]:
-    """Everything below /etc/pve and in the settings that keeps a node in maintenance."""
+    """Everything below /etc/pve and in the settings that keeps a node in maintenance; names in any case are those of the cluster."""
     found = []
+    names = {name.lower(): name for name in known_nodes(files)}
     for name in files.list(FLAG_FOLDER):
         text = None if name.startswith(".") else files.read(f"{FLAG_FOLDER}/{name}")
         if text is not None:
@@ -103,6 +104,7 @@ def causes(settings: Settings, files: ClusterFiles) -> tuple[Cause, ...]:
         if inbox is not None and inbox.flag is not None:
             found.append(Cause(inbox.node, f"{FLAG} on the node", inbox.flag))
     found += [Cause(name, "nodes.maintenance in the settings", "") for name in settings.nodes.maintenance]
+    found = [replace(cause, node=names.get(cause.node.lower(), cause.node)) for cause in found]
     return tuple(sorted(found, key=lambda cause: (cause.node, cause.by)))
 
 

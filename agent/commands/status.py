@@ -11,6 +11,7 @@ from typing import cast
 
 from agent import wiring
 from agent.commands.flag_files import paused_by
+from agent.commands.following import told_by_files
 from agent.commands.tables import aligned, clock, counted, label, percent
 from agent.commands.wrong_use import settings_of
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
@@ -28,13 +29,15 @@ _SEE = "see: systemctl status proxlb-agent"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
-    parser.add_argument("--json", action="store_true", help="status.json as it is")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the status."""
     settings = settings_of(arguments)
     document = read_status(settings)
+    if document["stage"] != "leading":
+        document |= told_by_files(settings, wiring.wall_s())
     if arguments.json:
         print(json.dumps(document, indent=1))
     else:
@@ -110,7 +113,8 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float, pau
         if (survival := cast(JsonObject | None, document["survival"])) is not None:
             parts.append(_survival_words(survival))
     elif stage != "leading":
-        parts.append("the leader's status tells more; loads: proxlb-agent cluster")
+        where = f" (on {document['leader']})" if document["leader"] else ""
+        parts.append(f"the leader's status{where} tells what it decides and waits for; loads: proxlb-agent cluster")
     migrations = cast(list[dict[str, Json]], document["migrations"])
     if migrations:
         parts.append(f"{counted(len(migrations), 'migration')} under way:\n{_migrations_table(migrations, now)}")

@@ -39,17 +39,16 @@ def work_rows(work: Work, senses: Senses, shared: SharedLink | None, settings: S
 
     Shape:   `shared` is the link of corosync that migrations share, None without one.
     """
-    maintenance = {maintenance.node for maintenance in senses.maintenance()} | set(settings.nodes.maintenance)
     pace = Pace(work.history.timings, settings)
     return {
         "nodes": {
             name: {"cpu_fraction": round(load.cpu_fraction, 3), "memory_fraction": round(load.memory_fraction, 3)}
             for name, load in sorted(senses.overloads.node_loads.items())
         },
-        "maintenance": list[Json](sorted(maintenance)),
+        "maintenance": list[Json](sorted({maintenance.node for maintenance in senses.maintenance()})),
         "quiet_hours": _quiet(work, settings, now),
         "paused": None if work.paused is None else _paused(work.paused),
-        "migrations": [_migration(record, pace) for record in work.follow.records],
+        "migrations": [migration_row(record, pace) for record in work.follow.records],
         "waiting_for": None if work.pending is None else described(work.pending),
         "answering": None if work.current is None else described(work.current),
         "last_decision": work.sentence,
@@ -84,7 +83,8 @@ def _paused(flag: Flag) -> JsonObject:
     return {"reason": flag.reason, "until": flag.until}
 
 
-def _migration(record: Migration, pace: Pace) -> JsonObject:
+def migration_row(record: Migration, pace: Pace) -> JsonObject:
+    """What the status document says of one migration under way."""
     return {
         "vmid": record.vmid,
         "type": record.type.value,

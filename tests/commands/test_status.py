@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 from pytest_mock import MockerFixture
 
-from agent.sim.ports import SimLocalFiles
+from agent.ports import TemporaryError
+from agent.sim.migrations import FailureKind
+from agent.sim.ports import SimFiles, SimLocalFiles
 from tests.commands.rig import Run, Stage, entry
 from tests.commands.test_schemas import must_keep
 
@@ -125,3 +128,58 @@ def test_a_link_of_corosync_that_migrations_share_is_told_with_what_helps(stage:
     on.live(15)
     assert must_keep("status", run("status", "--json").out)["corosync_link"] is None
     assert "corosync" not in run("status").out
+
+
+def test_a_node_that_follows_tells_what_the_leader_has_under_way(stage: Callable[..., Stage], run: Run) -> None:
+    guests = [{"vmid": 101, "node": "pve2", "name": "ct", "type": "lxc", "used_memory_gib": 1, "migration_s": 5}]
+    guests += [{"vmid": vmid, "node": "pve2", "name": "vm", "used_memory_gib": 3, "migration_s": 60} for vmid in (201, 202)]
+    on = stage(entry(guests=guests), {"balance": {"spread_percent": 0}, "drain": {"parallel_per_node": 3}})
+    on.world.kill_agent("pve1")
+    on.live(200)
+    on.world.start_agent("pve1")
+    on.live(20)
+    nothing = must_keep("status", run("status", "--json").out)
+    assert (nothing["stage"], nothing["maintenance"], nothing["migrations"], nothing["set_aside"]) == ("following", [], [], [])
+    on.world.fail_next_migration(FailureKind.HALF_WAY, 101, "migration aborted (duration 00:00:04): no matching host key", 9)
+    run("maintenance", "enter", "PVE2")
+    on.live(45)
+    told = must_keep("status", run("status", "--json").out)
+    leader = next(node for node in on.world.nodes.values() if node.status_text and '"leading"' in node.status_text)
+    leads = must_keep("status", leader.status_text or "")
+    shared = ("maintenance", "migrations", "set_aside", "alarm", "paused")
+    assert [told[key] for key in shared] == [leads[key] for key in shared]
+    assert (told["maintenance"], [one["vmid"] for one in told["set_aside"]]) == (["pve2"], [101])
+    assert {one["vmid"] for one in told["migrations"]} <= {201, 202} != set()
+    text = run("status").out
+    assert "following" in text
+    assert re.search(r"^maintenance +pve2$", text, re.MULTILINE)
+    assert "2 migrations under way" in text
+    assert "guest 101" in text
+    assert f"the leader's status (on {leads['node']}) tells what it decides" in text
+
+
+def test_nodes_of_the_settings_are_told_as_the_cluster_writes_them(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(CALM, {"nodes": {"maintenance": ["PVE2"]}})
+    on.live(30)
+    leads = must_keep("status", run("status", "--json").out)
+    assert (leads["stage"], leads["maintenance"]) == ("leading", ["pve2"])
+    assert "pve2  nodes.maintenance in the settings" in run("maintenance", "list").out
+    on.world.kill_agent("pve1")
+    on.live(200)
+    on.world.start_agent("pve1")
+    on.live(20)
+    follows = must_keep("status", run("status", "--json").out)
+    assert (follows["stage"], follows["maintenance"]) == ("following", ["pve2"])
+
+
+def test_a_node_that_follows_tells_of_its_own_when_the_files_cannot_be_read(
+    stage: Callable[..., Stage], run: Run, mocker: MockerFixture
+) -> None:
+    on = stage(CALM)
+    on.world.kill_agent("pve1")
+    on.live(200)
+    on.world.start_agent("pve1")
+    on.live(20)
+    mocker.patch.object(SimFiles, "read", side_effect=TemporaryError("/etc/pve does not answer"))
+    ran = run("status")
+    assert (ran.status, "following" in ran.out) == (0, True)
