@@ -40,6 +40,7 @@ class HaMaintenance:
         self._said: dict[str, str] = {}
         self._since_s: dict[str, float] = {}
         self.look_at_s: float | None = now.boot_s if self._asks else None
+        self._held: set[str] = set()
         self.came_back: list[str] = []
         self.let_go: list[str] = []
 
@@ -53,11 +54,14 @@ class HaMaintenance:
         """The nodes whose request is this one's and no admin's."""
         return ours(self._asks.values())
 
-    def on_look(self, snapshot: Snapshot, wanted: AbstractSet[str], settings: Settings, now: Now, *, may_act: bool) -> list[Output]:
+    def on_look(
+        self, snapshot: Snapshot, wanted: AbstractSet[str], settings: Settings, now: Now, why_not: str | None = None
+    ) -> list[Output]:
         """Take a look as PVE answered it; returns what to say. `wanted` are the nodes that flags want empty.
 
-        Who may not act neither asks nor takes back: both move guests.
+        Who may not act, for what `why_not` says, neither asks nor takes back: both move guests.
         """
+        may_act = why_not is None
         requested, outputs = asked_nodes(snapshot), list[Output]()
         for node in sorted(wanted - self._asks.keys()):
             if may_act and (asked := asked_anew(snapshot, node, settings, now.wall_s)) is not None:
@@ -66,8 +70,13 @@ class HaMaintenance:
             key = (node, ask.state not in TAKEN_BACK)
             sent = self._sent_s.get(key)
             outcome = judged(ask, snapshot, requested, node in wanted, None if sent is None else now.boot_s - sent)
+            if outcome.hand_over is False and why_not is not None and node not in self._held:
+                self._held.add(node)
+                text = f"the HA manager's maintenance of {node} stays for now ({why_not}), and is taken back as soon as guests may be moved"
+                outputs.append(Say(Record(Level.NOTICE, MessageId.MAINTENANCE, text, source=node)))
             if outcome.hand_over is not None and (not may_act or now.boot_s < self._again_s.get(node, -1e9)):
                 continue
+            self._held.discard(node)
             outputs += self._put(node, outcome, now)
         self._plan_look(snapshot, now)
         return outputs

@@ -276,8 +276,8 @@ class Work:
         """Ask the HA manager to empty nodes, as far as that helps, and take back what was asked for nodes that need not be empty."""
         assert self.snapshot is not None
         wanted = {maintenance.node for maintenance in senses.maintenance() if not maintenance.shuts_down}
-        may_act = why_only_observe(settings, self.snapshot, self.history, now, self.paused) is None
-        outputs = self.ha.on_look(replace(snapshot, no_target=self.snapshot.no_target), wanted, settings, now, may_act=may_act)
+        why_not = why_only_observe(settings, self.snapshot, self.history, now, self.paused)
+        outputs = self.ha.on_look(replace(snapshot, no_target=self.snapshot.no_target), wanted, settings, now, why_not)
         self._keep_ha_asks()
         self.snapshot = closing(self.snapshot, self.ha.asks, wanted)
         outputs += self._tell_of_ha(senses, now)
