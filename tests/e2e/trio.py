@@ -19,8 +19,8 @@ from tests.pmxcfs.client import Pmxcfs
 from tests.pve_server.client import PveServer
 
 SHARED = "/opt/pve"
-# A container has a boot id of its own, but a unit with this protection sees past it that of this machine, which stays.
-OWN_BOOT_ID = "[Service]\nProtectKernelTunables=no\n"
+# A container has a boot id of its own, but in Debian 12 a unit with these protections sees past it that of this machine, which stays.
+OWN_BOOT_ID = "[Service]\nProtectKernelTunables=no\nProtectControlGroups=no\n"
 PVE_CLUSTER = f"""
 [Unit]
 Description=The stand-in for the Proxmox VE cluster filesystem
