@@ -124,6 +124,8 @@ def _next_try(entry: SetAside, now: float) -> str:
     if entry.until is None:
         return "not tried again until somebody acts"
     left_s = entry.until - now
+    if left_s >= 2 * 3600:
+        return f"next try in {left_s / 3600:.0f} hours"
     return f"next try in {left_s / 60:.0f} minutes" if left_s >= 90 else f"next try in {left_s:.0f} s"
 
 

@@ -46,7 +46,7 @@ def test_a_guest_that_failed_is_left_alone_twice_as_long_each_time_and_a_day_at_
 
 def test_who_is_set_aside_is_told_with_why_and_for_how_long() -> None:
     assert aside.set_aside(failed(), NOW) == {101: "it broke; next try in 10 minutes"}
-    assert aside.set_aside(failed(failure=F.PERMISSION), NOW) == {101: "permission: it broke; next try in 1440 minutes"}
+    assert aside.set_aside(failed(failure=F.PERMISSION), NOW) == {101: "permission: it broke; next try in 24 hours"}
     assert aside.set_aside(failed(failure=F.CANCELLED), NOW) == {101: "cancelled: it broke; not tried again until somebody acts"}
     assert aside.set_aside(failed(failure=F.LOCKED), NOW) == {101: "locked: it broke; next try in 60 s"}
     assert aside.set_aside(failed(), NOW + 600) == {}

@@ -31,6 +31,15 @@ def test_scenario(name: str, accept: bool) -> None:
         assert run(folder, checks).everything == done.everything, "the same input does not give the same again"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_each_scenario_says_by_hand_what_must_and_what_must_not_be(name: str) -> None:
+    """A journal that was accepted unread proves nothing; and what must not be is more than what happens to be absent."""
+    checks = read_checks(HERE / name)
+    assert checks.must
+    assert checks.must_not
+    assert "Must not happen:" in (HERE / name / "README").read_text()
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if read_checks(HERE / name).kill_everywhere])
 def test_killed_leader(name: str) -> None:
     """Whatever line of an action is the last before a kill: nothing is started twice, and what had to be done is done."""
