@@ -12,7 +12,7 @@ from tests.chaos.day import Day
 from tests.chaos.faults import FAULTS, LOADS
 
 FAIR_DAYS = 40  # so many days are enough for each kind of thing to befall the cluster
-LEAST_HITS = 10  # of each kind in so many days; the fewest that were seen are twice that
+LEAST_HITS = 10  # of each kind in so many days; 18 are the fewest that were seen
 JUDGED = ("guest that may move", "room on the target", "processors of the target", "rules", "cooldown", "echoes", "inbox", "sent again")
 MOST_TOLD = 12
 

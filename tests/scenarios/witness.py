@@ -50,10 +50,7 @@ class Witness:
             return
         self._vmlist_version = self._world.vmlist_version
         places = self._world.placements()
-        for vmid, node in places.items():
-            before = self._places.get(vmid, node)
-            if before != node and self._world.nodes[before].online:  # else its node is dead, and it was recovered, not moved
-                self._moved_s[vmid] = self._world.now_s
+        self._moved_s |= {vmid: self._world.now_s for vmid, node in places.items() if self._places.get(vmid, node) != node}
         self._places = places
 
     def _say(self, post: Post, problems: Iterable[str]) -> None:
