@@ -319,6 +319,8 @@ def scaling(results: Results) -> str:
     grown = {(run.case.shape, run.case.size): run for run in results if run.who == Variant.BOTH and run.case.seed == 1}
     starts = [run for run in results if run.who == Variant.BOTH + START_SUFFIX and run.case.size == "32/3000"]
     measured = [shape for shape in SHAPES if all((shape, size) in grown for size in GROWN)]
+    if not measured:
+        return ""
     lines = []
     for name, shapes in [*((shape, [shape]) for shape in measured), ("all", measured)]:
         evaluations = [float(sum(grown[shape, size].evaluations or 0 for shape in shapes)) for size in GROWN]
@@ -335,4 +337,4 @@ def scaling(results: Results) -> str:
     head = (
         "32 nodes", "evaluations: 1500 to 3000 guests, 3000 to 6000", "time: the same", "one start at 3000 guests: evaluations", "ms",
     )  # fmt: skip
-    return table(head, lines) if measured else ""
+    return table(head, lines)
