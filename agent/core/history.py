@@ -231,15 +231,16 @@ def unsampled(history: HistoryFile, snapshot: Snapshot, now: float) -> frozenset
 
     Where the age of the samples is not known (off a node), they are taken to be as old as they may be: `SAMPLED_S`.
     """
-    ages = {node.name: node.sample_age_s for node in snapshot.nodes}
-    found = set()
-    for record in history.migrations:
-        since_s = abs(now - (record.ended_at or 0.0))
-        if record.state is MigrationState.DONE and since_s < SAMPLED_S:
-            age_s = ages.get(record.target)
-            if age_s is None or age_s >= since_s - 1.0:
-                found.add(record.vmid)
-    return frozenset(found)
+    ended = [(record, abs(now - (record.ended_at or 0.0))) for record in history.migrations if record.state is MigrationState.DONE]
+    return frozenset(record.vmid for record, since_s in ended if is_unsampled(record.target, since_s, snapshot))
+
+
+def is_unsampled(target: str, since_s: float, snapshot: Snapshot) -> bool:
+    """True when nothing of a guest that arrived there so long ago may be in the node's load."""
+    if since_s >= SAMPLED_S:
+        return False
+    node = snapshot.node(target)
+    return node is None or node.sample_age_s is None or node.sample_age_s >= since_s - 1.0
 
 
 def landed(history: HistoryFile, now: float) -> frozenset[int]:

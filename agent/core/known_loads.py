@@ -12,7 +12,7 @@ from agent.core.cluster import Snapshot
 from agent.core.documents import HistoryFile
 from agent.core.load import GuestLoad, Ledger
 from agent.core.migrations import Migration, in_flight
-from agent.core.others import foreign_flights
+from agent.core.others import foreign_arrivals, foreign_flights
 
 
 def ledger_of(
@@ -23,11 +23,14 @@ def ledger_of(
     Shape:   `learned` are loads of guests that have just started, as they were before.
     """
     records = tuple(under_way)
+    arrivals = foreign_arrivals(snapshot, {record.upid for record in history.migrations if record.upid is not None}, now)
+    place = {guest.vmid: guest.node for guest in snapshot.guests if guest.vmid in arrivals}
+    unsampled = {vmid for vmid, since_s in arrivals.items() if memory.is_unsampled(place[vmid], since_s, snapshot)}
     ledger = Ledger(
         {**(learned or {}), **memory.learned(history, now)},
         in_flight(records),
-        memory.landed(history, now),
-        memory.unsampled(history, snapshot, now),
+        memory.landed(history, now) | arrivals.keys(),
+        memory.unsampled(history, snapshot, now) | unsampled,
         taken(history, snapshot, now),
     )
     others = foreign_flights(snapshot, {record.vmid for record in records}, ledger)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agent.core.cluster import Snapshot, Task
 from agent.core.ha_moves import MOVE_KINDS, MOVING_STATES
-from agent.core.load import InFlight, Ledger, expected_load
+from agent.core.load import FRESH_S, InFlight, Ledger, expected_load
 
 CLOCK_S = 5.0  # between the clocks of two nodes
 MOST_NAMED = 3  # in one line
@@ -72,6 +72,21 @@ def foreign_flights(snapshot: Snapshot, ours: AbstractSet[int], ledger: Ledger) 
         if guest is not None and foreign.target is not None and guest.is_running:
             flights.append(InFlight(vmid, foreign.source, foreign.target, expected_load(guest, ledger)))
     return tuple(flights)
+
+
+def foreign_arrivals(snapshot: Snapshot, ours: AbstractSet[str], now: float) -> dict[int, float]:
+    """The guests that others have just brought to their node, and how many seconds ago. `ours` are the UPIDs of our own migrations."""
+    place = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running}
+    return {
+        task.vmid: abs(now - task.ended_at)
+        for task in sorted(snapshot.tasks, key=lambda task: task.ended_at or 0.0)
+        if task.kind in MOVE_KINDS
+        and task.upid not in ours
+        and task.vmid is not None
+        and task.ended_at is not None
+        and abs(now - task.ended_at) < FRESH_S
+        and place.get(task.vmid, task.node) != task.node
+    }
 
 
 def foreign_words(foreign: tuple[Foreign, ...]) -> str:

@@ -95,3 +95,26 @@ def test_what_has_arrived_or_was_lost_with_its_node_moves_no_more() -> None:
     assert foreign_migrations(cluster(*THREE, vm(101, "pve2", ha="migrate"), ha=ha(moved)), set()) == ()  # only not reported yet
     lost = changed(cluster(*THREE, vm(101, "pve1", ha="migrate"), ha=ha(moved)), "pve1", online=False)
     assert foreign_migrations(lost, set()) == ()
+
+
+@pytest.mark.parametrize(
+    ("ended_s_ago", "sampled_s_ago", "has_landed", "is_in_no_number"),
+    [(3.0, 8.0, True, True), (3.0, 1.0, True, False), (20.0, 8.0, True, False), (30.0, 40.0, False, False)],
+)
+def test_who_was_just_brought_by_others_is_not_in_its_nodes_load_yet(
+    ended_s_ago: float, sampled_s_ago: float, has_landed: bool, is_in_no_number: bool
+) -> None:
+    there = replace(node("pve2"), sample_age_s=sampled_s_ago)
+    seen = cluster(node("pve1"), there, vm(101, "pve2", 6, 1), task("qmigrate", "pve1", 101, ended_s_ago=ended_s_ago))
+    ledger = ledger_of(seen, memory.empty(NOW), (), NOW)
+    assert ledger.landed == (frozenset({101}) if has_landed else frozenset())
+    assert ledger.unsampled == (frozenset({101}) if is_in_no_number else frozenset())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [task("qmigrate", "pve2", 101, ended_s_ago=3.0), task("hamigrate", "pve1", 101, ended_s_ago=3.0), task("qmigrate", "pve1", 101)],
+    ids=["stays where it was", "a request alone", "on its way"],
+)
+def test_who_has_not_arrived_has_not_landed(other: Task) -> None:
+    assert ledger_of(cluster(*THREE, vm(101, "pve2"), other), memory.empty(NOW), (), NOW).landed == frozenset()
