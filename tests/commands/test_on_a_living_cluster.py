@@ -347,10 +347,14 @@ class TestMaintenance:
         ran = run("maintenance", "leave", "pve2")
         assert (ran.status, ran.out) == (0, "pve2 is not in maintenance\n")
 
-    def test_the_last_usable_node_is_kept(self, stage: Callable[..., Stage], run: Run) -> None:
+    @pytest.mark.parametrize("is_off", [False, True], ids=["all others in maintenance", "one of them is off"])
+    def test_the_last_usable_node_is_kept(self, stage: Callable[..., Stage], run: Run, is_off: bool) -> None:
         on = stage(quiet())
         assert run("maintenance", "enter", "pve2").status == 0
-        assert run("maintenance", "enter", "pve3").status == 0
+        if is_off:
+            on.world.power_off_node("pve3")
+        else:
+            assert run("maintenance", "enter", "pve3").status == 0
         ran = run("maintenance", "enter", "pve1")
         assert ran.status == 1
         assert "last usable node" in ran.complaint
