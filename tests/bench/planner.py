@@ -6,7 +6,7 @@ From the project's root, on a plain checkout after `tests/run --prepare`:
   python3 -m tests.bench.planner                            this planner on every cluster
   python3 -m tests.bench.planner --rivals --optimum         all of it; makes .cache/rivals from PyPI once; about two hours
   ... --json FILE                                           keep each run in FILE; what it holds already is not run again
-  ... --json FILE --markdown                                print the tables of the README; --readme writes them there
+  ... --json FILE --markdown                                print the tables of packaging/doc/plans.md; --write writes them there
   ... --json FILE --rows                                    print a line for each size, shape and planner
 
 Clusters come from agent/sim/generator.py, the same each time. Rivals see them over HTTPS, as a played PVE API (tests/pve_server).
@@ -32,8 +32,8 @@ from tests.bench.tables import FEWEST, MOST_EVEN, START_SUFFIX, WORTHIEST, plan_
 
 RIVALS_UP_TO = {Rival.DEFAULT: 1000, Rival.LARGER_FIRST: 1000, Rival.SOLVER: 500}  # guests
 OPTIMUM_SIZES = ("3/12", "4/16", "5/20")
-README = Path(__file__).resolve().parents[2] / "README.md"
-BEGIN, END = "<!-- tests/bench/planner.py --readme -->", "<!-- end of tests/bench/planner.py -->"
+DOCUMENT = Path(__file__).resolve().parents[2] / "packaging/doc/plans.md"
+BEGIN, END = "<!-- tests/bench/planner.py --write -->", "<!-- end of tests/bench/planner.py -->"
 PROVEN_AT = "3/12"  # above, the proof that no placement of all is better takes minutes a cluster
 TIMED_SHAPE, TIMED_SEED = "zipf", 1  # of each size, for the wall time of a whole dry run
 
@@ -50,12 +50,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the runs there, one a line, and do not repeat those it holds")
     parser.add_argument("--again", action="store_true", help="run this planner anew, whatever FILE holds of it")
     parser.add_argument("--markdown", action="store_true", help="print the tables, and run nothing")
-    parser.add_argument("--readme", action="store_true", help="write the tables into README.md, and run nothing")
+    parser.add_argument("--write", action="store_true", help="write the tables into packaging/doc/plans.md, and run nothing")
     parser.add_argument("--rows", action="store_true", help="print every row, and run nothing")
     options = parser.parse_args(arguments)
     results = Results(options.json)
     wanted = list(cases(options.sizes.split(","), options.shapes.split(","), options.seeds))
-    if not options.markdown and not options.readme and not options.rows:
+    if not options.markdown and not options.write and not options.rows:
         if options.again:
             results.forget([*Variant, Variant.BOTH + START_SUFFIX])
         measure_own(wanted, results)
@@ -64,9 +64,9 @@ def main(arguments: list[str]) -> int:
         if options.optimum:
             measure_optimum(list(cases(OPTIMUM_SIZES, options.shapes.split(","), options.seeds)), results)
     text = tables.rows(results) if options.rows else tables.markdown(results)
-    if options.readme:
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    if options.write:
+        before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+        DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     else:
         print(text)
     return 0

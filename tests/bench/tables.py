@@ -127,7 +127,7 @@ def rows(results: Results) -> str:
     return table(("nodes/guests", "shape", "clusters", *HEAD), lines)
 
 
-# the README
+# the document
 
 
 def markdown(results: Results) -> str:
