@@ -15,7 +15,7 @@ from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile, Timing
 from agent.core.flags import Flag
 from agent.core.known_loads import ledger_of
-from agent.core.learned import Learned, bounded, of_starting
+from agent.core.learned import Learned, bounded
 from agent.core.load import why_pressure_unknown
 from agent.core.plan_types import Move, Plan, Refusal, Verdict
 from agent.core.planner import plan as make_plan
@@ -54,7 +54,7 @@ def question_of(settings: Settings, snapshot: Snapshot, known: Remembered) -> Qu
     now = snapshot.taken_at
     balance = settings.balance
     records = known.history if known.history is not None else memory.empty(now)
-    learned = of_starting(bounded(known.learned.values(), now), snapshot)
+    learned = bounded(known.learned.values(), now)
     return Question(
         ledger=ledger_of(snapshot, records, memory.open_migrations(records), now, learned),
         cooling=memory.cooling(records, snapshot, now, balance.guest_cooldown_s),

@@ -177,11 +177,13 @@ def with_places(history: HistoryFile, before: Snapshot | None, snapshot: Snapsho
 
 def with_foreign_moves(history: HistoryFile, moved: Mapping[int, str], now: float) -> HistoryFile:
     """The history with the guests that were seen to have moved, VMID to node, and that none of the own attempts has moved there: by a
-    person, or by the HA manager, whose recovery of a guest leaves no task that would tell."""
+    person, or by the HA manager, whose recovery of a guest leaves no task that would tell. An attempt that was only written down, by a
+    leader whose node died with it, has moved nobody."""
     ours = {
         (record.vmid, record.target)
         for record in history.migrations
-        if record.is_open or (record.state in _CAME_TO_PASS and abs(now - (record.ended_at or record.planned_at)) < LEARNED_S)
+        if (record.is_open and record.state is not MigrationState.PLANNED)
+        or (record.state in _CAME_TO_PASS and abs(now - (record.ended_at or record.planned_at)) < LEARNED_S)
     }
     new = {vmid: ForeignMove(vmid, node, now) for vmid, node in sorted(moved.items()) if (vmid, node) not in ours}
     if not new:

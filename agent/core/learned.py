@@ -14,9 +14,10 @@ from dataclasses import replace
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import LOADS_SCHEMA, LearnedLoad, LoadsFile
 from agent.core.load import GuestLoad, is_fresh, measured_load, sane
-from agent.core.smoothing import Smoothing
+from agent.core.smoothing import Average, Smoothing
 
-LEAST_SAMPLES = 30  # five minutes of pvestatd's rounds: a guest that ran for less has shown its start alone
+LEAST_RUN_S = 300.0  # a guest that ran for less has shown its start alone
+LEAST_SAMPLES = 30  # as long, in pvestatd's rounds: of a guest that has just been moved, and began to count its time anew
 MOST_KEPT = 4000  # some 300 KiB of JSON, and 1 MiB in memory
 KEPT_S = 60 * 86400.0  # a guest that has been off for longer is guessed anew
 
@@ -36,7 +37,7 @@ def with_look(known: Learned, before: Snapshot, smoothing: Smoothing, after: Sna
     is_new = len(found) != len(known)
     for was in before.guests:
         average, guest = smoothing.guests.get(was.vmid), now.get(was.vmid)
-        if was.vmid not in changed or average is None or average.samples < LEAST_SAMPLES or guest is None or is_fresh(was):
+        if was.vmid not in changed or average is None or guest is None or not _ran_for_long(was, average):
             continue
         load = measured_load(was)
         if load is not None and _has_ended(was, guest):
@@ -45,9 +46,14 @@ def with_look(known: Learned, before: Snapshot, smoothing: Smoothing, after: Sna
     return bounded(found.values(), after.taken_at) if is_new else known
 
 
+def _ran_for_long(was: Guest, average: Average) -> bool:
+    """True for a guest that has shown what it takes, be it before this look or, of a leader who has just begun, before its first one."""
+    return not is_fresh(was) and (average.samples >= LEAST_SAMPLES or (was.uptime_s is not None and was.uptime_s >= LEAST_RUN_S))
+
+
 def _has_ended(was: Guest, guest: Guest) -> bool:
     """True when the process that ran is over."""
-    if not guest.is_running:
+    if not guest.is_running or guest.node != was.node:
         return True
     return guest.uptime_s is not None and was.uptime_s is not None and guest.uptime_s + 5 < was.uptime_s
 
@@ -63,11 +69,11 @@ def _is_sound(load: LearnedLoad) -> bool:
     return sane(load.cpu_cores, load.cpu_cores) is not None and sane(load.memory_bytes, load.memory_bytes) is not None
 
 
-def of_starting(known: Learned, snapshot: Snapshot) -> dict[int, GuestLoad]:
-    """The loads to expect of the guests that have just started; never more than a guest may have now."""
+def of_starting(known: Learned, snapshot: Snapshot, arrived: Collection[int] = ()) -> dict[int, GuestLoad]:
+    """The loads to expect of the guests that have just started or, as the caller knows, arrived; never more than a guest may have now."""
     found = {}
     for guest in snapshot.guests:
-        if is_fresh(guest) and (load := known.get(guest.vmid)) is not None:
+        if (is_fresh(guest) or guest.vmid in arrived) and (load := known.get(guest.vmid)) is not None:
             found[guest.vmid] = GuestLoad(min(load.cpu_cores, guest.cpu_cores), min(load.memory_bytes, guest.memory_bytes))
     return found
 

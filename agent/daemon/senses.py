@@ -247,6 +247,14 @@ class Senses:
         loads = node_loads(self.loads, Ledger(of_starting(self.learned, self.loads)), settings)
         return events + self.overloads.on_loads(loads, self._away(settings), settings, now)
 
+    def learned_by(self, snapshot: Snapshot) -> Learned:
+        """What is known of guests' loads at that look of PVE's API, which sees who has come to another node before the statistics do."""
+        if self._before is None:
+            return self.learned
+        was_on = {guest.vmid: guest.node for guest in self._before.guests}
+        moved = {guest.vmid for guest in snapshot.guests if was_on.get(guest.vmid, guest.node) != guest.node}
+        return with_look(self.learned, self._before, self.smoothing, snapshot, moved)
+
     def _away(self, settings: Settings) -> list[str]:
         """The nodes that are in maintenance or ignored: their load need not be even with that of the others."""
         return [*settings.nodes.ignore, *settings.nodes.maintenance, *(maintenance.node for maintenance in self.maintenance())]

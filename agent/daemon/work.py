@@ -20,7 +20,6 @@ from agent.core.ha_moves import with_partners
 from agent.core.journal import Level, MessageId, Record
 from agent.core.known_loads import ledger_of
 from agent.core.leadership import Leadership
-from agent.core.learned import of_starting
 from agent.core.load import why_pressure_unknown
 from agent.core.local_disks import one_copy_a_node
 from agent.core.others import Foreign, foreign_migrations, foreign_words
@@ -321,7 +320,7 @@ class Work:
             opened_by=None if is_old else self._opened_by,
             force=trigger.force and not is_old,
             balance_load=self.permission.load,
-            ledger=ledger_of(self.snapshot, self.history, self.follow.records, now.wall_s, of_starting(senses.learned, self.snapshot)),
+            ledger=ledger_of(self.snapshot, self.history, self.follow.records, now.wall_s, senses.learned_by(self.snapshot)),
             cooling=memory.cooling(self.history, self.snapshot, now.wall_s, settings.balance.guest_cooldown_s),
             stepped_back=self.beside.stepped_back(now),
             set_aside=aside.set_aside(self.history, now.wall_s),

@@ -95,6 +95,7 @@ class Day:
         self.flagged: dict[str, float] = {}
         self.touches: dict[int, list[float]] = defaultdict(list)  # when somebody started, stopped or changed the guest
         self.unsettled: dict[str, float] = defaultdict(lambda: -1e9)  # when what a node has to bear changed last
+        self.unsettled_guests: dict[int, float] = {}  # the same of guests, who take it along when they move
         self.tagged: dict[int, float] = {}
         self.clocks_set: list[float] = []
         self.forced_s = -1e9  # when somebody asked to balance past cooldowns
@@ -236,6 +237,7 @@ class Day:
     def touch(self, vmid: int) -> None:
         """Somebody does something with the guest now."""
         self.touches[vmid].append(self.world.now_s)
+        self.unsettled_guests[vmid] = self.world.now_s
         guest = self.world.guests.get(vmid)
         if guest is not None:
             self.unsettled[guest.node] = self.world.now_s
@@ -245,6 +247,7 @@ class Day:
         self.unsettled[node] = self.world.now_s
         for vmid in self.world.residents(node):
             self.touches[vmid].append(self.world.now_s)
+            self.unsettled_guests[vmid] = self.world.now_s
 
     def start(self, guest: SimGuest) -> None:
         """Somebody starts the guest."""
@@ -261,7 +264,7 @@ class Day:
 
     def set_load(self, guest: SimGuest, cpu_fraction: float, memory_fraction: float) -> None:
         """The guest takes so much of what it has from now on."""
-        self.unsettled[guest.node] = self.world.now_s
+        self.unsettled[guest.node] = self.unsettled_guests[guest.vmid] = self.world.now_s
         self.world.set_load(guest.vmid, cpu_fraction * guest.cores, int(memory_fraction * guest.memory_bytes))
 
     def leave_event(self, node: str, name: str) -> None:

@@ -51,13 +51,19 @@ class DayWitness(Witness):
         yield from super()._why_not_ask(replace(post, held_lock=True))
 
     def _overfull(self, post: Post) -> Iterator[str]:
-        if self._world.now_s - self._day.unsettled[post.order.target] < SETTLED_S:
+        if self._world.now_s - self._unsettled_s(post) < SETTLED_S:
             return
         self.judged["room on the target"] += 1
         # What guests want beyond what their node has is not seen by anybody.
         is_cpu_known = all(self._world.now_s - at_s >= SETTLED_S for at_s in self._full_s.values())
         self.judged["processors of the target"] += is_cpu_known
         yield from (problem for problem in super()._overfull(post) if is_cpu_known or not problem.startswith("cpu"))
+
+    def _unsettled_s(self, post: Post) -> float:
+        """When that changed last which the target has to bear, of its own and with those who are on their way to it."""
+        world, target, changed = self._world, post.order.target, self._day.unsettled_guests
+        comers = {vmid for vmid, flight in world.migrations.under_way.items() if flight.target == target}
+        return max(self._day.unsettled[target], *(changed.get(vmid, -math.inf) for vmid in {post.order.vmid, *comers, *world.residents(target)}))
 
     def _breaks_a_rule(self, post: Post) -> Iterator[str]:
         if self._is_tagged_lately(post):

@@ -59,6 +59,12 @@ def test_own_move_that_failed_and_a_guest_that_went_elsewhere_are_foreign_moves(
     assert [moved.vmid for moved in seen.foreign_moves] == [101, 102]
 
 
+def test_an_attempt_that_was_only_written_down_has_moved_nobody() -> None:
+    history = of(record(101, S.PLANNED), record(102, S.ASKED))
+    seen = memory.with_foreign_moves(history, {101: "pve2", 102: "pve2"}, NOW)
+    assert [moved.vmid for moved in seen.foreign_moves] == [101], "the HA manager has recovered it there, of all nodes"
+
+
 def test_a_new_leader_sees_who_was_recovered_while_nobody_led() -> None:
     managed = HighAvailability(resources=(HaResource(101, state="started", node="pve1"), HaResource(102, state="started", node="pve1")))
     then = replace(cluster(vm(101, "pve1"), vm(102, "pve1"), vm(103, "pve1")), ha=managed)

@@ -9,7 +9,7 @@ import pytest
 
 from agent.core.cluster import GIB, Guest, Snapshot
 from agent.core.documents import LearnedLoad, LoadsFile, parse, render
-from agent.core.learned import KEPT_S, LEAST_SAMPLES, MOST_KEPT, as_file, bounded, of_starting, with_look
+from agent.core.learned import KEPT_S, LEAST_RUN_S, LEAST_SAMPLES, MOST_KEPT, as_file, bounded, of_starting, with_look
 from agent.core.load import GuestLoad, Ledger, expected_load
 from agent.core.smoothing import Smoothing
 from tests.core.clusters import NOW, cluster, node, started, stopped, vm
@@ -44,8 +44,17 @@ def test_nothing_is_learned_of_a_guest_that_runs_on_or_is_gone(after: Guest | No
 
 
 def test_a_guest_that_ran_for_a_moment_teaches_nothing() -> None:
-    assert learned_from(ONE, stopped(ONE), samples=LEAST_SAMPLES - 1) == {}
+    assert learned_from(replace(ONE, uptime_s=30.0), stopped(ONE), samples=LEAST_SAMPLES - 1) == {}
     assert learned_from(replace(ONE, memory_used_bytes=None), stopped(ONE)) == {}
+
+
+def test_a_new_leader_learns_of_a_guest_that_has_run_for_long() -> None:
+    assert learned_from(replace(ONE, uptime_s=LEAST_RUN_S), stopped(ONE), samples=1)[101].cpu_cores == pytest.approx(4.0)
+    assert learned_from(replace(ONE, uptime_s=LEAST_RUN_S - 1), stopped(ONE), samples=1) == {}
+
+
+def test_a_guest_that_comes_to_another_node_begins_anew_there_though_nobody_tells_its_uptime() -> None:
+    assert learned_from(ONE, replace(ONE, node="pve2", uptime_s=None))[101].memory_bytes == 10 * GIB
 
 
 def test_the_mean_of_cpu_is_learned_and_not_the_last_peak() -> None:
@@ -83,6 +92,7 @@ def test_a_start_is_judged_by_what_was_learned() -> None:
     assert found == {101: GuestLoad(3.0, 9 * GIB)}, "a guest that runs is measured"
     assert expected_load(guest, Ledger(found)) == GuestLoad(3.0, 9 * GIB)
     assert expected_load(guest, Ledger()) == GuestLoad(2.0, 28 * GIB)
+    assert of_starting(known, seen(guest, vm(102, "pve1")), {102}).keys() == {101, 102}, "who has just arrived is not measured either"
 
 
 def test_a_guest_that_became_smaller_takes_no_more_than_it_may() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from agent.core import history as memory
 from agent.core.cluster import GIB, HaResource, HighAvailability, Snapshot, Task
+from agent.core.documents import LearnedLoad
 from agent.core.known_loads import ledger_of
-from agent.core.load import InFlight
+from agent.core.load import GuestLoad, InFlight
 from agent.core.others import Foreign, foreign_migrations, foreign_words
 from tests.core.clusters import NOW, changed, cluster, ct, node, stopped, task, vm
 from tests.core.records import record
@@ -109,6 +110,12 @@ def test_who_was_just_brought_by_others_is_not_in_its_nodes_load_yet(
     ledger = ledger_of(seen, memory.empty(NOW), (), NOW)
     assert ledger.landed == (frozenset({101}) if has_landed else frozenset())
     assert ledger.unsampled == (frozenset({101}) if is_in_no_number else frozenset())
+
+
+def test_who_was_just_brought_by_others_takes_what_it_took_before() -> None:
+    seen = cluster(*THREE, vm(101, "pve2", 0, 0), task("qmigrate", "pve1", 101, ended_s_ago=3.0))
+    known = {101: LearnedLoad(101, 3.0, 9.0 * GIB, NOW - 60)}
+    assert ledger_of(seen, memory.empty(NOW), (), NOW, known).learned == {101: GuestLoad(3.0, 9.0 * GIB)}
 
 
 @pytest.mark.parametrize(

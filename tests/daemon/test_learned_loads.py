@@ -55,7 +55,7 @@ def test_what_was_kept_is_known_again_but_not_of_guests_that_are_gone() -> None:
     made.run(120.0)
     agent = made.agent("pve1")
     assert agent is not None and agent.leading is not None
-    assert sorted(agent.leading.senses.learned) == [101]
+    assert sorted(agent.leading.senses.learned) == [101, 102], "102 has just stopped, and 999 is not there"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "proxlb-agent/loads/9"}', render(KEPT).replace("2147483648", '"much"')])
