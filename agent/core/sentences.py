@@ -101,15 +101,16 @@ _PASSING = frozenset({RefusalReason.HA_EMPTIES, RefusalReason.NODE_STARTING})  #
 def stuck_words(plan: Plan, snapshot: Snapshot, settings: Settings) -> str | None:
     """Which nodes in maintenance cannot be emptied, and whom that is down to; None when nobody has to leave any more."""
     places = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)}
-    parts = []
+    parts, stay_all = [], list[Refusal]()
     for node in sorted({maintenance.node for maintenance in snapshot.maintenance}):
         here = [refusal for refusal in plan.refused if places.get(refusal.vmid) == node and refusal.reason not in _PASSING]
         if here:
             shown = ", ".join(f"{refusal.vmid} ({refusal.reason.value})" for refusal in here[:5])
             more = f" and {len(here) - 5} more" if len(here) > 5 else ""
             stay = f"guest{'s' if len(here) > 1 else ''} {shown}{more} stay{'s' if len(here) == 1 else ''}"
-            parts.append(f"{node} cannot be emptied: {stay}; {_what_helps(here, snapshot)}")
-    return "; ".join(parts) or None
+            parts.append(f"{node} cannot be emptied: {stay}")
+            stay_all += here
+    return f"{'; '.join(parts)}; {_what_helps(stay_all, snapshot)}" if parts else None
 
 
 def _what_helps(here: Sequence[Refusal], snapshot: Snapshot) -> str:

@@ -173,21 +173,13 @@ class Follow:
             found = replace(_under_way(record, answer.upid, now, is_found=True), text="")
             return self._put(found, now), [said_of(record, None, "found under way")]
         if answer.error:
-            if (silent := self._silence(record, now)) is None:
-                return [], []
-            if record.state is not MigrationState.PLANNED:
+            if (silent := self._silence(record, now)) is not None:
                 self._end(record, silent, now)
-                return [], []
-            self._wish_look(now.boot_s)
-            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=silent), now), [said_of(record, None, silent)]
+            return [], []
         self._silent_since_s.pop(record.intent, None)
         if now.boot_s - self._began_s.get(record.intent, now.boot_s) < DOUBT_S:
             return [], []  # counted on this node's own clock: nobody sets that back
-        if record.state is MigrationState.PLANNED:
-            self._wish_look(now.boot_s)
-            text = "the former leader did not start it"
-            return self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now), [said_of(record, None, text)]
-        if record.intent in self._adopted:
+        if record.state is not MigrationState.PLANNED and record.intent in self._adopted:
             self._unsent.add(record.intent)
         self._end(record, NO_TASK, now)
         return [], []
@@ -259,6 +251,14 @@ class Follow:
                 self._wish_look(now.boot_s + POLL_S)  # the task list lags behind, or somebody moves it again
                 continue
             guest = snapshot.guest(record.vmid)
+            if record.state is MigrationState.PLANNED:
+                if guest is None or guest.node != record.target:
+                    text = "the former leader did not start it" if status == NO_TASK else status
+                    changed += self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now)
+                    outputs.append(said_of(record, None, text))
+                    continue
+                # It was asked for, and PVE has forgotten it; or the HA manager has recovered the guest just there.
+                record = advanced(record, MigrationState.ASKED, record.planned_at)
             if record.intent in self._unsent and guest is not None and guest.node == record.source:
                 text = "the former leader's request for it never got to PVE: it is looked at anew"
                 changed += self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now)

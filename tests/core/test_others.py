@@ -113,7 +113,7 @@ def test_who_was_just_brought_by_others_is_not_in_its_nodes_load_yet(
 
 
 def test_who_was_just_brought_by_others_takes_what_it_took_before() -> None:
-    seen = cluster(*THREE, vm(101, "pve2", 0, 0), task("qmigrate", "pve1", 101, ended_s_ago=3.0))
+    seen = cluster(*THREE, vm(101, "pve2", 0, 0, cpu_cores=4.0, memory_bytes=16 * GIB), task("qmigrate", "pve1", 101, ended_s_ago=3.0))
     known = {101: LearnedLoad(101, 3.0, 9.0 * GIB, NOW - 60)}
     assert ledger_of(seen, memory.empty(NOW), (), NOW, known).learned == {101: GuestLoad(3.0, 9.0 * GIB)}
 

@@ -97,3 +97,12 @@ def test_they_weigh_nothing_also_where_configured_memory_counts() -> None:
 def test_they_come_home() -> None:
     made = planned(cluster(*THREE, stopped(vm(101, "pve2"))), ASKED, Question(homes={101: "pve1"}))
     assert {move.vmid: (move.target, move.reason) for move in made.moves} == {101: ("pve1", MoveReason.RETURN_HOME)}
+
+
+def test_several_nodes_that_are_stuck_say_what_helps_once() -> None:
+    locked = [stopped(vm(101 + i, name, lock="suspended")) for i, name in enumerate(("pve1", "pve2"))]
+    snapshot = cluster(*THREE, *locked, drain=["pve1", "pve2"])
+    assert stuck_words(planned(snapshot), snapshot, ASKED) == (
+        "pve1 cannot be emptied: guest 101 (locked) stays; pve2 cannot be emptied: guest 102 (locked) stays; "
+        "what keeps each: proxlb-agent explain VMID"
+    )

@@ -421,6 +421,7 @@ def test_a_leader_that_takes_over_a_bundle_nobody_asked_for_gives_it_up() -> Non
     story = Story(*bundle())
     story.boot_s += follow.DOUBT_S
     story.answer(SearchAnswer("1-101"))
+    story.look(ha_vm(), ha_vm(vmid=102))
     assert [story.state(101), story.state(102)] == [S.SKIPPED, S.SKIPPED]
 
 
