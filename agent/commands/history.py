@@ -54,7 +54,11 @@ def history_text(history: HistoryFile, now: float) -> str:
     head = ("WHEN", "GUEST", "FROM", "TO", "WHY", "MEMORY", "STATE", "TOOK", "TEXT")
     parts = [aligned(head, rows) if rows else "no migrations in the last days"]
     if history.homes:
-        lines = [f"  guest {home.vmid}: on {home.put_on}, goes home to {home.home} (left {clock(home.since)})" for home in history.homes]
+        lines = [
+            f"  guest {home.vmid}: on {home.put_on}, goes home to {home.home} (left {clock(home.since)}"
+            + (", brought by the HA manager)" if home.by_ha else ")")
+            for home in history.homes
+        ]
         parts.append("away for a maintenance:\n" + "\n".join(lines))
     aside = [entry for entry in history.set_aside if is_active(entry, now)]
     if aside:

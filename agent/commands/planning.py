@@ -14,6 +14,7 @@ from agent.core.balancers import Balancer, balancers, stepped_back, with_tasks
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile, Timing
 from agent.core.flags import Flag
+from agent.core.homes import homes_of
 from agent.core.known_loads import ledger_of
 from agent.core.learned import Learned, bounded
 from agent.core.load import why_pressure_unknown
@@ -61,7 +62,7 @@ def question_of(settings: Settings, snapshot: Snapshot, known: Remembered) -> Qu
         stepped_back=stepped_back(_balancers(settings, snapshot, known.history), now),
         set_aside=aside.set_aside(records, now),
         avoided=aside.avoided(records, now),
-        homes={home.vmid: home.home for home in records.homes} if settings.drain.return_home else {},
+        homes=homes_of(records) if settings.drain.return_home else {},
         moves_per_pass=balance.max_moves_per_pass,
         moves_left=memory.moves_left(records, now, balance.max_moves_per_hour),
     )

@@ -91,12 +91,21 @@ class InboxFile:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A guest that left its node for a maintenance, and where it was put."""
+    """A guest that left its node for a maintenance, and where it was put; `by_ha`: by the HA manager, which brings it home, too."""
 
     vmid: int
     home: str
     put_on: str
     since: float
+    by_ha: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Homecoming:
+    """Those of the guests that left a node for a maintenance who are not waited for any more, as they are back or will not come."""
+
+    home: str
+    vmids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +224,7 @@ class HistoryFile:
     """proxlb/history.json: what leaders did and remember for each other, written by the leader alone.
 
     Shape:   migrations by time; bounded, homes are dropped last. `first_seen_at` is when the cluster first had a leader; `ha_places`
-             are VMID and node of the guests under the HA manager at the last look.
+             are VMID and node of the guests under the HA manager at the last look; `homecomings` are by node.
     """
 
     schema: str
@@ -229,6 +238,7 @@ class HistoryFile:
     ha_asks: tuple[HaAsk, ...] = ()
     foreign_moves: tuple[ForeignMove, ...] = ()
     ha_places: tuple[tuple[int, str], ...] = ()
+    homecomings: tuple[Homecoming, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,9 @@ class Event:
 
     Units:   `at_s` is CLOCK_BOOTTIME seconds of the agent that holds it, set when it was first seen; `age_s` is how long before that
              it happened, as far as clocks of nodes can tell: a hint that was on its way for long.
-    Shape:   `vmid` and `node` where the hint names them; `origin` is the node a live migration came from (then the
-             start is an echo); `request` the id of a command's request, `detail` its text, the flag's reason, or
-             what a new leader finds begun.
+    Shape:   `vmid` and `node` where the hint names them, of a timer the node that is to be emptied; `origin` is the node a
+             live migration came from (then the start is an echo); `request` the id of a command's request, `detail` its
+             text, the flag's reason, or what a new leader finds begun.
     """
 
     kind: EventKind

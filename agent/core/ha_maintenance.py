@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from agent.core.cluster import ASKED_OF_HA, Snapshot
 from agent.core.documents import HaAsk, HaAskState
+from agent.core.ha_moves import MOVING_STATES
 from agent.core.settings import Settings
 
 # Its manager reads requests once in 10 s. Should its node have died, another one takes over when the manager's lock has run out
@@ -43,6 +44,19 @@ def leaving(snapshot: Snapshot, node: str, *, stopped: bool = False) -> tuple[in
         if resource.state in _MOVED and (stopped or guest.is_running):
             found.append(resource.vmid)
     return tuple(sorted(found))
+
+
+def bound_for(snapshot: Snapshot, node: str) -> tuple[int, ...]:
+    """The guests elsewhere that the HA manager is bringing to the node, or will bring back to it as soon as it may; sorted."""
+    return tuple(
+        sorted(
+            resource.vmid
+            for resource in snapshot.ha.resources
+            if (resource.maintenance_node == node or (resource.state in MOVING_STATES and resource.target == node))
+            and (guest := snapshot.guest(resource.vmid)) is not None
+            and guest.node != node
+        )
+    )
 
 
 def usable_nodes(snapshot: Snapshot, settings: Settings) -> tuple[str, ...]:
@@ -79,16 +93,22 @@ class Outcome:
 def asked_anew(snapshot: Snapshot, node: str, settings: Settings, now: float) -> Outcome | None:
     """The request for a node that is to be empty, None where there is nothing to ask for.
 
-    Asked for only where it moves somebody: the HA manager runs, knows a guest there, and there is another node.
+    Asked for only where it moves somebody, or keeps the HA manager from bringing somebody: it runs, knows a guest there or one that it
+    would bring back there, and there is another node.
     """
     there = snapshot.node(node)
     if there is None or not there.online or snapshot.ha.disarmed or node in asked_nodes(snapshot):
         return None
-    guests = leaving(snapshot, node, stopped=False)
-    if not guests or not usable_nodes(snapshot, settings):
+    guests, coming = leaving(snapshot, node, stopped=False), bound_for(snapshot, node)
+    if not (guests or coming) or not usable_nodes(snapshot, settings):
         return None
-    count = f"{len(guests)} guest{'s' if len(guests) != 1 else ''}"
-    return Outcome(HaAsk(node, now), True, f"asks the HA manager for its maintenance of {node}: it has {count} there")
+    parts = [f"has {_counted(guests)} there"] if guests else []
+    parts += [f"brings {_counted(coming)} back there"] if coming else []
+    return Outcome(HaAsk(node, now), True, f"asks the HA manager for its maintenance of {node}: it {' and '.join(parts)}")
+
+
+def _counted(vmids: Collection[int]) -> str:
+    return f"{len(vmids)} guest{'s' if len(vmids) != 1 else ''}"
 
 
 def judged(ask: HaAsk, snapshot: Snapshot, requested: AbstractSet[str], wanted: bool, sent_s: float | None) -> Outcome:

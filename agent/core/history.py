@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What leaders remember for each other, and what follows from it: cooldowns, brakes, who is set aside, who must come home.
+"""What leaders remember for each other, and what follows from it: cooldowns, brakes, who is set aside.
 
 A time that lies ahead was written by a clock that was: within a window it counts as if it were as long ago, beyond it not at all.
 """
@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from agent.core.aside import is_kept, without_success
+from agent.core.aside import is_kept
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
-from agent.core.documents import HISTORY_SCHEMA, Answer, DocumentError, ForeignMove, HistoryFile, Home, parse, render
+from agent.core.documents import HISTORY_SCHEMA, Answer, DocumentError, ForeignMove, HistoryFile, parse, render
 from agent.core.failures import FailureClass
 from agent.core.load import FRESH_S, GuestLoad
 from agent.core.migrations import Migration, MigrationState, is_load_move
@@ -131,31 +131,6 @@ def cooling(history: HistoryFile, snapshot: Snapshot | None, now: float, cooldow
 def is_success(exit_status: str | None) -> bool:
     """True for PVE's words for a task that did its work: `OK`, and `WARNINGS: n`."""
     return exit_status is not None and (exit_status == "OK" or exit_status.startswith("WARNINGS"))
-
-
-def with_success(history: HistoryFile, record: Migration) -> HistoryFile:
-    """The history after a guest has arrived: no longer set aside, and its home is known if it left for a maintenance, be it that it
-    only made room for a guest of that node."""
-    homes = {home.vmid: home for home in history.homes}
-    if record.reason is MoveReason.MAINTENANCE or (record.reason is MoveReason.ROOM and record.drains is not None):
-        first = homes.get(record.vmid)
-        home = first.home if first is not None and first.put_on == record.source else record.source
-        homes[record.vmid] = Home(record.vmid, home, record.target, record.ended_at or record.planned_at)
-    else:
-        homes.pop(record.vmid, None)
-    return replace(without_success(history, record.vmid), homes=tuple(home for _, home in sorted(homes.items())))
-
-
-def without_stale_homes(history: HistoryFile, snapshot: Snapshot) -> HistoryFile:
-    """The history without homes of guests that are gone, home, or were moved elsewhere since.
-
-    A guest that exists but that the token does not show is none of these.
-    """
-    place = {guest.vmid: guest.node for guest in snapshot.guests}
-    kept = tuple(
-        home for home in history.homes if home.vmid in snapshot.unseen or (place.get(home.vmid) == home.put_on and home.put_on != home.home)
-    )
-    return history if kept == history.homes else replace(history, homes=kept)
 
 
 def with_places(history: HistoryFile, before: Snapshot | None, snapshot: Snapshot, now: float) -> HistoryFile:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from agent.core.cluster import Snapshot, Task
+from agent.core.ha_maintenance import bound_for
 from agent.core.ha_moves import MOVE_KINDS, MOVING_STATES
 from agent.core.load import FRESH_S, InFlight, Ledger, expected_load
+from agent.core.migrations import Migration
 
 CLOCK_S = 5.0  # between the clocks of two nodes
 MOST_NAMED = 3  # in one line
@@ -51,6 +54,22 @@ def _target(task: Task, snapshot: Snapshot) -> str | None:
         if other.vmid == task.vmid and other.kind == "qmstart" and other.node != task.node and other.started_at >= task.started_at - CLOCK_S
     ]
     return starts[-1] if starts else None
+
+
+def arriving(snapshot: Snapshot, records: Iterable[Migration]) -> dict[str, tuple[int, ...]]:
+    """Node to the guests that are on their way to it, by our open attempts (`records`) or by others, as far as their targets are known:
+    whom the HA manager will bring home is among them."""
+    found: dict[str, set[int]] = {}
+    flights = [(record.target, record.vmid) for record in records]
+    flights += [(other.target, other.vmid) for other in foreign_migrations(snapshot, frozenset()) if other.target is not None]
+    for target, vmid in flights:
+        found.setdefault(target, set()).add(vmid)
+    for node in snapshot.nodes:
+        if node.name not in snapshot.ha.closed_nodes:
+            found.setdefault(node.name, set()).update(bound_for(snapshot, node.name))
+    place = {guest.vmid: guest.node for guest in snapshot.guests if guest.is_running}
+    coming = {node: tuple(sorted(vmid for vmid in vmids if place.get(vmid) != node)) for node, vmids in sorted(found.items())}
+    return {node: vmids for node, vmids in coming.items() if vmids}
 
 
 def foreign_flights(snapshot: Snapshot, ours: AbstractSet[int], ledger: Ledger) -> tuple[InFlight, ...]:

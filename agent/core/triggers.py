@@ -56,8 +56,8 @@ def scope_of(event: Event) -> Scope:
 
 
 def rank_of(event: Event) -> Rank:
-    """How urgent the event is: who takes the lead while nodes are to be emptied goes on with that."""
-    if event.kind is EventKind.TOOK_LEAD and event.detail:
+    """How urgent the event is: who takes the lead while nodes are to be emptied goes on with that, and who looks again for one does."""
+    if (event.kind is EventKind.TOOK_LEAD and event.detail) or (event.kind is EventKind.TIMER and event.node is not None):
         return Rank.MAINTENANCE
     return _RANK.get(event.kind, Rank.RULES)
 
@@ -273,6 +273,8 @@ def _words(event: Event) -> str:
             return "balancing was asked for" + (f" by {event.detail}" if event.detail else "")
         case EventKind.TOOK_LEAD if event.detail:
             return f"took the lead, {event.detail}"
+        case EventKind.TIMER if event.node is not None:
+            return f"{event.node} is to be empty"
         case EventKind.GAP:
             return "the cluster log has a gap" if event.node is None else f"{event.detail} of {event.node} did not get here"
         case _:

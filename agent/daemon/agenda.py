@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.history import SAMPLED_S
@@ -20,6 +21,7 @@ class Agenda:
     def __init__(self) -> None:
         self._look_at_s = math.inf
         self._retry_at_s = math.inf
+        self._drained: frozenset[str] = frozenset()
         self._again: Trigger | None = None
         self._again_at_s = math.inf
         self._landed_s = -1e9
@@ -36,9 +38,10 @@ class Agenda:
         self._look_at_s = math.inf
         return True
 
-    def retry(self, at_s: float) -> None:
-        """Ask then whether something is to be done, as if the timer did."""
+    def retry(self, at_s: float, drained: Iterable[str] = ()) -> None:
+        """Ask then whether something is to be done, as if the timer did; `drained` are the nodes that are to be emptied by it."""
         self._retry_at_s = min(at_s, self._retry_at_s)
+        self._drained |= frozenset(drained)
 
     def raise_again(self, trigger: Trigger, at_s: float) -> None:
         """Raise a trigger again that could not be answered."""
@@ -53,8 +56,9 @@ class Agenda:
     def takes_due(self, pending: Trigger | None, now: Now) -> Trigger | None:
         """What waits to be answered, with what is raised again now."""
         if now.boot_s >= self._retry_at_s:
-            self._retry_at_s = math.inf
-            pending = joined(pending, Event(EventKind.TIMER, EventSource.AGENT, now.boot_s))
+            drained, self._drained, self._retry_at_s = sorted(self._drained), frozenset(), math.inf
+            for node in drained or (None,):
+                pending = joined(pending, Event(EventKind.TIMER, EventSource.AGENT, now.boot_s, node=node))
         if self._again is not None and now.boot_s >= self._again_at_s:
             pending = self._again if pending is None else merged(self._again, pending)
             self._again, self._again_at_s = None, math.inf

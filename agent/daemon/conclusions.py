@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from agent.core.backups import kept_off_words
 from agent.core.cluster import Snapshot
-from agent.core.documents import Home
 from agent.core.imbalance import Weights
 from agent.core.journal import Level
 from agent.core.plan_types import Plan
@@ -21,7 +20,7 @@ def conclusion(
     snapshot: Snapshot,
     settings: Settings,
     permission: Permission,
-    homes: Iterable[Home],
+    homes: Iterable[str],
     *,
     has_moved: bool,
     has_failed: bool,
@@ -30,7 +29,8 @@ def conclusion(
     """Return why nothing (more) is moved, and how loud that is.
 
     Shape:   `has_moved` and `has_failed` are about this trigger; `is_settled`: loads show every guest where it is, and before that
-             who has arrived is counted to be on the safe side. `homes` are of those who left for a maintenance.
+             who has arrived is counted to be on the safe side. `homes` are the nodes that guests left for a maintenance, each
+             as often as there are such guests.
     """
     weights = Weights.of(settings)
     away = {*(maintenance.node for maintenance in snapshot.maintenance), *snapshot.no_target}
@@ -53,11 +53,11 @@ def conclusion(
     return text, Level.INFO
 
 
-def _home_later(homes: Iterable[Home], snapshot: Snapshot, settings: Settings) -> str | None:
+def _home_later(homes: Iterable[str], snapshot: Snapshot, settings: Settings) -> str | None:
     """Who does not come home although that node is open again, as nobody does while another one is in maintenance."""
     away = {maintenance.node for maintenance in snapshot.maintenance}
     away |= {node.name for node in snapshot.nodes if node.name.lower() in {name.lower() for name in settings.nodes.maintenance}}
-    count = sum(home.home not in away for home in homes) if settings.drain.return_home and away else 0
+    count = sum(home not in away for home in homes) if settings.drain.return_home and away else 0
     if not count:
         return None
     who = "1 guest comes" if count == 1 else f"{count} guests come"

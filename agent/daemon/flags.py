@@ -49,6 +49,7 @@ class Flags:
 
     def __init__(self) -> None:
         self._set: dict[str, Flag] | None = None
+        self._by_ha: frozenset[str] = frozenset()
         self.strange: frozenset[str] = frozenset()
         self.shutdowns: dict[str, ShutdownFlag] = {}
         self.going_down: dict[str, str] = {}
@@ -77,7 +78,8 @@ class Flags:
             if name not in found and (not names or name.lower() in names):  # of a node that has left, files may still be there
                 raw[name] = text
                 found[name] = Flag(" ".join(text.split()))
-        for cause, nodes in ((BY_SETTINGS, told.by_settings), (BY_HA, told.by_ha)):
+        by_ha = frozenset(names.get(name.lower(), name) for name in told.by_ha)
+        for cause, nodes in ((BY_SETTINGS, told.by_settings), (BY_HA, by_ha)):
             for name in nodes:
                 found.setdefault(names.get(name.lower(), name), Flag(cause))
         self.shutdowns = flags_of_nodes(raw)
@@ -88,8 +90,19 @@ class Flags:
             self._words[PAUSE_PATH] = "the pause"
         self._count(texts, now)
         before, self._set = self._set, found
+        let_go, self._by_ha = self._by_ha - by_ha, by_ha
         if before is None:
             return []
+        events = self._events_of_nodes(before, found, going_before, now)
+        for node in sorted(let_go & found.keys() & before.keys()):  # the HA manager brings its guests back, and others want it empty
+            events.append(Event(EventKind.TIMER, EventSource.FLAG, now.boot_s, node=node))
+        if was_paused is not None and self.paused is None:
+            events.append(Event(EventKind.RESUMED, EventSource.FLAG, now.boot_s))
+        return events
+
+    def _events_of_nodes(
+        self, before: Mapping[str, Flag], found: Mapping[str, Flag], going_before: Mapping[str, str], now: Now
+    ) -> list[Event]:
         events = []
         for node in sorted((found.keys() - self.going_down.keys()) - (before.keys() - going_before.keys())):
             detail = "it shuts down" if node in self.shutdowns else flag_words(found[node])[:100]
@@ -102,8 +115,6 @@ class Flags:
             events.append(Event(EventKind.NODE_SHUTS_DOWN, EventSource.FLAG, now.boot_s, node=node, detail=detail))
         for node in sorted(before.keys() - found.keys()):
             events.append(Event(EventKind.MAINTENANCE_ENDED, EventSource.FLAG, now.boot_s, node=node))
-        if was_paused is not None and self.paused is None:
-            events.append(Event(EventKind.RESUMED, EventSource.FLAG, now.boot_s))
         return events
 
     def _count(self, texts: Mapping[str, str], now: Now) -> None:

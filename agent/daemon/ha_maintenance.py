@@ -8,7 +8,8 @@ from collections.abc import Set as AbstractSet
 
 from agent.core.cluster import Snapshot
 from agent.core.documents import HaAsk, HaAskState, LeaderFile
-from agent.core.ha_maintenance import TAKEN_BACK, Outcome, asked_anew, asked_nodes, given_up, judged, leaving, ours
+from agent.core.ha_maintenance import TAKEN_BACK, Outcome, asked_anew, asked_nodes, bound_for, given_up, judged, leaving, ours
+from agent.core.ha_moves import MOVING_STATES
 from agent.core.journal import Level, MessageId, Record
 from agent.core.settings import Settings
 from agent.daemon.inputs import HaMaintenanceAnswer, Now
@@ -39,6 +40,7 @@ class HaMaintenance:
         self._again_s: dict[str, float] = {}
         self._said: dict[str, str] = {}
         self._since_s: dict[str, float] = {}
+        self._coming_s: dict[str, float] = {}
         self.look_at_s: float | None = now.boot_s if self._asks else None
         self._held: set[str] = set()
         self.came_back: list[str] = []
@@ -91,10 +93,12 @@ class HaMaintenance:
             if was.state is HaAskState.RETURNING:
                 self.came_back.append(node)
             return []
-        if outcome.ask.state in _LET_GO and node in self._asks and self._asks[node].state not in _LET_GO:
+        before = self._asks.get(node)
+        if outcome.ask.state in _LET_GO and before is not None and before.state not in _LET_GO:
             self.let_go.append(node)
+        if before is None or before.state is not outcome.ask.state:
+            self._since_s[node] = now.boot_s
         self._asks[node] = outcome.ask
-        self._since_s.setdefault(node, now.boot_s)
         if outcome.hand_over is not None:
             self._due[node] = outcome.hand_over
         if not outcome.text:
@@ -114,7 +118,16 @@ class HaMaintenance:
             since_s = self._since_s.setdefault(node, now.boot_s)
             if leaving(snapshot, node):
                 waits.append(LOOK_S if now.boot_s - since_s < QUICK_S else SLOW_LOOK_S)
+        waits += self._waits_for_the_way_home(snapshot, now)
         self.look_at_s = now.boot_s + min(waits) if waits else None
+
+    def _waits_for_the_way_home(self, snapshot: Snapshot, now: Now) -> list[float]:
+        """How long to wait for the HA manager to have brought its guests back to nodes that it may bring them to."""
+        nodes = [node.name for node in snapshot.nodes if node.online and node.name not in snapshot.ha.closed_nodes]
+        moving = {resource.target for resource in snapshot.ha.resources if resource.state in MOVING_STATES}  # there or not, it is at it
+        coming = [name for name in nodes if name not in self._asks and (name in moving or bound_for(snapshot, name))]
+        self._coming_s = {name: self._coming_s.get(name, now.boot_s) for name in coming}
+        return [LOOK_S if now.boot_s - since_s < QUICK_S else SLOW_LOOK_S for since_s in self._coming_s.values()]
 
     def due(self, leader: LeaderFile, lease_until_s: float, now: Now) -> list[Output]:
         """The requests to hand over, now that they are written down."""

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from agent.core import aside
-from agent.core import history as memory
+from agent.core import aside, homes
 from agent.core.calibration import calibrated, with_arrivals
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.durations import bounded as bounded_timings
@@ -66,7 +65,7 @@ class Settling:
         arrived: list[Migration] = []
         for record in changed:
             if record.state is MigrationState.DONE:
-                self._chronicle.history = memory.with_success(self._chronicle.history, record)
+                self._chronicle.history = homes.with_success(self._chronicle.history, record)
                 self._time(record, seen)
                 self._verdicts.forget(record.vmid)  # that was asked of the node it has left
                 self._agenda.landed(now)
@@ -90,7 +89,8 @@ class Settling:
         text, history = record.text or record.state.value, self._chronicle.history
         self._chronicle.history = aside.with_failure(history, record.vmid, failure, text, now.wall_s, node=where, target=record.target)
         if TREATMENT[failure] in PASSING:
-            self._agenda.retry(now.boot_s + aside.next_try_s(self._chronicle.history, record.vmid, now.wall_s) + 1.0)
+            again_s = now.boot_s + aside.next_try_s(self._chronicle.history, record.vmid, now.wall_s) + 1.0
+            self._agenda.retry(again_s, [record.drains] if record.drains is not None else ())
         self._verdicts.forget(record.vmid)
         self.has_failed |= TREATMENT[failure] is not Treatment.LOOK_AGAIN
         self._agenda.wish_look(now.boot_s + RETRY_S)

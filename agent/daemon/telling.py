@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from agent.core.cluster import GIB, Snapshot
 from agent.core.conditions import leaves_stopped, why_starting
 from agent.core.events import Event
 from agent.core.flags import Flag, flag_words
 from agent.core.ha_maintenance import usable_nodes
+from agent.core.homes import Return, kept_away_words, return_words
 from agent.core.journal import Level, MessageId, Record
 from agent.core.plan_types import Plan
 from agent.core.reasons import RefusalReason
@@ -18,6 +20,18 @@ from agent.daemon.outputs import Output, Say
 
 FULL_AGAIN_PERCENT = 1.0  # points below the threshold at which a storage is no longer full, so that one on the edge is not said daily
 MOST_REFUSALS = 25  # of one plan; the rest is in `proxlb-agent plan`
+
+_PASSES = frozenset(  # what keeps a guest from coming home for a moment
+    {
+        RefusalReason.LOCKED,
+        RefusalReason.BUSY,
+        RefusalReason.UNANSWERED,
+        RefusalReason.NODE_STARTING,
+        RefusalReason.NODE_STALE,
+        RefusalReason.NODE_SILENT,
+        RefusalReason.NODE_MAINTENANCE,
+    }
+)
 
 
 class Telling:
@@ -28,6 +42,7 @@ class Telling:
         self._conflicts: frozenset[str] = frozenset()
         self._alarm: str | None = None
         self._empty: frozenset[str] = frozenset()
+        self._kept_away: dict[str, tuple[int, ...]] = {}
         self._failure = ""
         self._paused: Flag | None = None
         self._last: frozenset[str] = frozenset()
@@ -78,17 +93,30 @@ class Telling:
             return [Say(Record(Level.NOTICE, MessageId.ALARM, "load balancing goes on"))]
         return []
 
-    def empty_nodes(self, snapshot: Snapshot, leaving: Iterable[str], settings: Settings) -> list[Output]:
-        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it.
+    def empty_nodes(self, snapshot: Snapshot, busy: AbstractSet[str], settings: Settings) -> list[Output]:
+        """Each node in maintenance once when nobody who should leave is left on it, and nobody is on the way out of it or to it,
+        as somebody is with those that are `busy`.
 
         Of one that is offline nobody can tell, and its guests did not leave it; one that has just booted is not called empty before
         it has started its guests.
         """
-        full = {guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)} | set(leaving)
+        full = {guest.node for guest in snapshot.guests if guest.is_running or leaves_stopped(guest, settings)} | busy
         full |= {node.name for node in snapshot.nodes if not node.online or why_starting(node) is not None}
         empty = frozenset(maintenance.node for maintenance in snapshot.maintenance if maintenance.node not in full)
         new, self._empty = sorted(empty - self._empty), empty
         return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, f"{node} is empty: no guest runs there", source=node)) for node in new]
+
+    def returns(self, over: Iterable[Return]) -> list[Output]:
+        """Of each node whose guests are not waited for any more, that they are home again, or who is not."""
+        return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, return_words(one), source=one.node)) for one in over]
+
+    def kept_away(self, returns: Iterable[Return], plan: Plan) -> list[Output]:
+        """Of each node to which guests cannot come home for now, who they are and why, once until they are others."""
+        why = {refusal.vmid: refusal.reason.value for refusal in plan.refused if refusal.reason not in _PASSES}
+        kept = {one.node: one for one in returns if one.away and why.keys() >= set(one.away)}
+        new = [one for name, one in sorted(kept.items()) if self._kept_away.get(name) != one.away]
+        self._kept_away = {name: one.away for name, one in kept.items()}
+        return [Say(Record(Level.NOTICE, MessageId.MAINTENANCE, kept_away_words(one, why), source=one.node)) for one in new]
 
     def last_nodes(self, snapshot: Snapshot, settings: Settings) -> list[Output]:
         """Nodes in maintenance whose guests have nowhere to go, as no other node is usable: once until one is."""

@@ -12,22 +12,23 @@ from agent.core import aside
 from agent.core import history as memory
 from agent.core.backups import not_understood
 from agent.core.cluster import GuestType, Snapshot
-from agent.core.documents import Answer, HistoryFile, LeaderFile
+from agent.core.documents import Answer, HistoryFile, Home, LeaderFile
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.flags import ASKED_AGAIN, Flag
 from agent.core.ha_maintenance import closing
 from agent.core.ha_moves import with_partners
+from agent.core.homes import homes_of, returns, with_homecomings, with_look, without_returns
 from agent.core.journal import Level, MessageId, Record
 from agent.core.known_loads import ledger_of
 from agent.core.leadership import Leadership
 from agent.core.load import why_pressure_unknown
 from agent.core.local_disks import one_copy_a_node
-from agent.core.others import Foreign, foreign_migrations, foreign_words
+from agent.core.others import Foreign, arriving, foreign_migrations, foreign_words
 from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Move, Plan
 from agent.core.planner import plan as make_plan
 from agent.core.question import Question
-from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
+from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sentences import decision_line, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
@@ -41,6 +42,7 @@ from agent.daemon.conclusions import conclusion
 from agent.daemon.follow import Follow
 from agent.daemon.ha_maintenance import HaMaintenance
 from agent.daemon.hearing import Hearing
+from agent.daemon.held import Held
 from agent.daemon.inputs import (
     HaMaintenanceAnswer,
     MigrationAnswer,
@@ -61,14 +63,11 @@ from agent.daemon.verdicts import PATIENCE, Verdicts
 
 LONG_WRITE_S = 10.0  # of history.json: what was to be begun is looked at anew after that, as people may have thought better of it
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
-HELD_S = 30.0  # between looks, at the least, while a lock keeps a guest on a node that is to be empty
-STARTING_S = 30.0  # between looks while guests wait for a node that has just booted
 FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
 SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
-_PASSES = frozenset({RefusalReason.LOCKED, RefusalReason.BUSY})
 _JUDGED_AT_ONCE = frozenset({EventKind.GUEST_STARTED, EventKind.OVERLOAD})
 
 
@@ -101,6 +100,7 @@ class Work:
         self._agenda = Agenda()
         self._chronicle = Chronicle(history, leader)
         self._hearing = Hearing(now)
+        self._held = Held()
         self._telling = Telling()
         self._verdicts = Verdicts()
         self._acting = Acting(self._chronicle, self.follow, self._verdicts)
@@ -112,7 +112,6 @@ class Work:
         self._unanswered: set[int] = set()
         self._rounds = 0
         self._took_lead_s = now.boot_s
-        self._held_since_s: float | None = None
         self._looked_s = self._intended_s = -1e9
 
     @property
@@ -146,13 +145,13 @@ class Work:
         if self._is_answered_already(event):
             return []
         if self._is_brought_to_leave(event, senses):
-            self._agenda.retry(now.boot_s + RETRY_S)
+            self._agenda.retry(now.boot_s + RETRY_S, [event.node] if event.node is not None else ())
         return self._hearing.on_event(event, self.history.migrations, senses.migrating, now)
 
     def _asked_again(self, event: Event) -> frozenset[int] | None:
         """The guests that somebody asks anew to move with this event, None when nobody does."""
         guests = () if self.snapshot is None else self.snapshot.guests
-        if event.kind is EventKind.MAINTENANCE_BEGAN:
+        if event.kind is EventKind.MAINTENANCE_BEGAN and event.source is not EventSource.AGENT:
             return frozenset(guest.vmid for guest in guests if guest.node == event.node)
         if event.kind is EventKind.REQUEST and event.force:
             return frozenset(guest.vmid for guest in guests)
@@ -234,7 +233,7 @@ class Work:
             self._agenda.wish_look(now.boot_s + RETRY_S)
             return self._telling.failure(seen.error, seen.hint)
         outputs = self._telling.success()
-        self.failing_since_s = None
+        self.failing_since_s, homes = None, self.history.homes
         before, self.snapshot = self.snapshot, senses.enriched(seen.snapshot, self.ha.ours)
         outputs += self._settling.on_look(seen.snapshot, self.snapshot, settings, now)
         self._chronicle.history = memory.with_places(self.history, before, self.snapshot, now.wall_s)
@@ -243,7 +242,7 @@ class Work:
         self._settling.calibrate(self.snapshot, settings, now)
         outputs += self._settling.reconsider(seen.snapshot, dict(seen.digests), now)
         senses.forget_ended(seen.snapshot)
-        self._chronicle.history = memory.without_stale_homes(self.history, self.snapshot)
+        outputs += self._see_to_homes(homes)
         if now.wall_s < self.history.first_seen_at:
             # the clock was set back: observing begins anew
             self._chronicle.history = replace(self.history, first_seen_at=now.wall_s)
@@ -253,7 +252,8 @@ class Work:
         outputs += self._telling.schedules(not_understood(self.snapshot))
         outputs += self._telling.full_storages(self.snapshot, settings.balance.storage.threshold_percent)
         outputs += self._telling.last_nodes(self.snapshot, settings)
-        outputs += self._telling.empty_nodes(self.snapshot, (record.source for record in self.follow.records), settings)
+        coming = arriving(seen.snapshot, self.follow.records).keys()
+        outputs += self._telling.empty_nodes(self.snapshot, {record.source for record in self.follow.records} | coming, settings)
         if self.current is None:
             return outputs
         trigger: Trigger | None = self.current
@@ -287,12 +287,23 @@ class Work:
         came_back, self.ha.came_back = self.ha.came_back, []
         let_go, self.ha.let_go = self.ha.let_go, []
         told = [(EventKind.MAINTENANCE_BEGAN, node, "without the HA manager") for node in let_go]
-        homes = {home.home for home in self.history.homes}
-        told += [(EventKind.MAINTENANCE_ENDED, node, "the HA manager's, too") for node in came_back if node in homes]
+        homes, wanted = set(homes_of(self.history).values()), {maintenance.node for maintenance in senses.maintenance()}
+        told += [(EventKind.MAINTENANCE_ENDED, node, "the HA manager's, too") for node in came_back if node in homes - wanted]
+        if not wanted.isdisjoint(came_back):
+            self._agenda.wish_look(now.boot_s)  # asked for anew meanwhile: nobody should come back first
         outputs: list[Output] = []
         for kind, node, detail in told:
             outputs += self.on_event(Event(kind, EventSource.AGENT, now.boot_s, node=node, detail=detail), senses, now)
         return outputs
+
+    def _see_to_homes(self, before: tuple[Home, ...]) -> list[Output]:
+        """Take note of who came home and who left, since the homes were as `before`, and say of each node when nobody is awaited there."""
+        assert self.snapshot is not None
+        self._chronicle.history = with_homecomings(with_look(self.history, self.snapshot), before)
+        moving = {record.vmid for record in self.follow.records}
+        over = [one for one in returns(self.history, self.snapshot) if not one.away and moving.isdisjoint(one.vmids)]
+        self._chronicle.history = without_returns(self.history, over)
+        return self._telling.returns(over)
 
     def _keep_ha_asks(self) -> None:
         self._chronicle.history = replace(self.history, ha_asks=self.ha.asks)
@@ -325,7 +336,7 @@ class Work:
             stepped_back=self.beside.stepped_back(now),
             set_aside=aside.set_aside(self.history, now.wall_s),
             avoided=aside.avoided(self.history, now.wall_s),
-            homes={home.vmid: home.home for home in self.history.homes} if settings.drain.return_home else {},
+            homes=homes_of(self.history) if settings.drain.return_home else {},
             verdicts=self._verdicts.for_planning(now),
             moves_per_pass=max(0, settings.balance.max_moves_per_pass - under_way),
             moves_left=memory.moves_left(self.history, now.wall_s, settings.balance.max_moves_per_hour),
@@ -401,7 +412,7 @@ class Work:
             self.snapshot,
             settings,
             self.permission,
-            self.history.homes if any(event.kind is EventKind.MAINTENANCE_ENDED for event in self.current.events) else (),
+            homes_of(self.history).values() if any(event.kind is EventKind.MAINTENANCE_ENDED for event in self.current.events) else (),
             has_moved=self._has_moved,
             has_failed=self._settling.has_failed,
             is_settled=now.boot_s >= self._agenda.settled_at_s,
@@ -409,25 +420,14 @@ class Work:
         for request in self.current.requests:
             answer = Answer(request, now.wall_s, text, final=request not in self._agenda.requests_again, failed=self._settling.has_failed)
             self._chronicle.answer(answer)
-        if any(refusal.reason is RefusalReason.NODE_STARTING for refusal in self.plan.refused):
-            self._agenda.retry(now.boot_s + STARTING_S)
-        self._look_again_for_drains(now)
         current = self.current
+        homes = homes_of(self.history) if settings.drain.return_home else {}
+        said = self._telling.kept_away(returns(self.history, self.snapshot) if homes else (), self.plan)
+        if (again := self._held.again(self.plan, self.snapshot, homes, current, now)) is not None:
+            self._agenda.retry(again.at_s, again.drained)
         only_timer = all(event.kind is EventKind.TIMER for event in current.events)
         self._done()
-        return self._conclude(f"{described(current)}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
-
-    def _look_again_for_drains(self, now: Now) -> None:
-        """Guests that only a lock or a task of theirs keeps on a node in maintenance are looked at again soon, the longer it lasts the
-        less often: nobody tells when a lock is gone."""
-        assert self.plan is not None and self.snapshot is not None
-        drained = {maintenance.node for maintenance in self.snapshot.maintenance}
-        held = {refusal.vmid for refusal in self.plan.refused if refusal.reason in _PASSES}
-        if not any(guest.vmid in held and guest.node in drained for guest in self.snapshot.guests):
-            self._held_since_s = None
-            return
-        self._held_since_s = now.boot_s if self._held_since_s is None else self._held_since_s
-        self._agenda.retry(now.boot_s + max(HELD_S, (now.boot_s - self._held_since_s) / 4))
+        return said + self._conclude(f"{described(current)}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
 
     def _look_at_survival(self, settings: Settings) -> None:
         """Whether any one node could be lost, as of the last look: when nothing is about to start, so that nothing waits for it."""

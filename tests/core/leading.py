@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from agent.core import aside, planner
+from agent.core import aside, homes, planner
 from agent.core import history as memory
 from agent.core.cluster import Snapshot
 from agent.core.documents import HistoryFile, parse, render
@@ -30,7 +30,7 @@ def remembered_by(history: HistoryFile, snapshot: Snapshot, how: Settings, now: 
         cooling=memory.cooling(history, snapshot, now, how.balance.guest_cooldown_s),
         set_aside=aside.set_aside(history, now),
         avoided=aside.avoided(history, now),
-        homes={home.vmid: home.home for home in history.homes},
+        homes=homes.homes_of(history),
         moves_per_pass=max(0, how.balance.max_moves_per_pass - sum(r.reason is not MoveReason.MAINTENANCE for r in under_way)),
         moves_left=memory.moves_left(history, now, how.balance.max_moves_per_hour),
     )
@@ -69,7 +69,7 @@ class Leading:
             intents = [advanced(record, state, self.now) for record in intents]
         self.history = memory.with_migrations(self.history, intents)
         for record in intents:
-            self.history = memory.with_success(self.history, record)
+            self.history = homes.with_success(self.history, record)
         self.snapshot = after_moves(self.snapshot, moves)
         self.made += [(self.now, move) for move in moves]
         self.now += self.every_s

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core import aside
+from agent.core import aside, homes
 from agent.core import history as memory
 from agent.core.cluster import GuestType, Snapshot
 from agent.core.documents import HistoryFile
@@ -124,7 +124,7 @@ def test_who_is_elsewhere_or_gone_is_forgotten() -> None:
 
 def test_a_success_ends_it_with_all_nodes() -> None:
     history = failed(failed(failed(failure=F.STORAGE)), 102)
-    assert [entry.vmid for entry in memory.with_success(history, record(101)).set_aside] == [102]
+    assert [entry.vmid for entry in homes.with_success(history, record(101)).set_aside] == [102]
 
 
 def test_a_lock_that_was_left_behind_is_known_until_it_is_gone() -> None:

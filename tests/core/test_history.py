@@ -14,7 +14,7 @@ from agent.core.failures import FailureClass
 from agent.core.load import GuestLoad
 from agent.core.migrations import MigrationState
 from agent.core.reasons import MoveReason
-from tests.core.clusters import NOW, cluster, node, task, vm
+from tests.core.clusters import NOW, cluster, task, vm
 from tests.core.records import record
 
 S = MigrationState
@@ -150,39 +150,6 @@ def test_a_guest_moved_three_times_a_day_for_load_is_an_alarm() -> None:
     assert memory.alarm(of(*moves), NOW + DAY_S) is None
 
 
-# --- Homes -------------------------------------------------------------------------------------------------------------------------
-
-LEFT = record(reason=MoveReason.MAINTENANCE)
-
-
-def test_who_leaves_for_a_maintenance_has_a_home() -> None:
-    assert memory.with_success(EMPTY, LEFT).homes == (Home(101, "pve1", "pve2", LEFT.ended_at or 0),)
-    assert memory.with_success(EMPTY, record()).homes == ()
-
-
-def test_who_has_to_leave_again_keeps_the_first_home() -> None:
-    twice = memory.with_success(memory.with_success(EMPTY, LEFT), replace(LEFT, source="pve2", target="pve3"))
-    assert [(home.home, home.put_on) for home in twice.homes] == [("pve1", "pve3")]
-
-
-def test_who_was_elsewhere_in_between_has_a_new_home() -> None:
-    twice = memory.with_success(memory.with_success(EMPTY, LEFT), replace(LEFT, source="pve3", target="pve4"))
-    assert [(home.home, home.put_on) for home in twice.homes] == [("pve3", "pve4")]
-
-
-def test_a_move_for_any_other_reason_makes_the_new_place_home() -> None:
-    left = memory.with_success(EMPTY, LEFT)
-    for reason in (MoveReason.RETURN_HOME, MoveReason.OVERLOAD, MoveReason.PIN):
-        assert memory.with_success(left, replace(LEFT, source="pve2", target="pve1", reason=reason)).homes == ()
-
-
-@pytest.mark.parametrize(("place", "kept"), [("pve2", True), ("pve1", False), ("pve3", False), (None, False)])
-def test_a_home_is_forgotten_when_the_guest_is_not_where_it_was_put(place: str | None, kept: bool) -> None:
-    left = memory.with_success(EMPTY, LEFT)
-    snapshot = cluster(node("pve1"), *([] if place is None else [vm(101, place)]))
-    assert bool(memory.without_stale_homes(left, snapshot).homes) == kept
-
-
 # --- Loads that are known --------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +182,7 @@ def test_the_history_stays_below_what_is_read_in_one_piece() -> None:
 
 def test_open_attempts_and_homes_are_never_dropped() -> None:
     old = [record(101 + i, S.RUNNING, ago_s=30 * DAY_S) for i in range(3)]
-    history = memory.with_success(of(*old, *[record(200 + i) for i in range(300)]), LEFT)
+    history = replace(of(*old, *[record(200 + i) for i in range(300)]), homes=(Home(101, "pve1", "pve2", NOW),))
     kept = memory.bounded(history, NOW)
     assert {101, 102, 103} <= {move.vmid for move in kept.migrations}
     assert len(kept.migrations) <= memory.KEPT_MIGRATIONS
