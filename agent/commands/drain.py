@@ -23,6 +23,7 @@ from agent.commands.tables import counted
 from agent.commands.wrong_use import WrongUseError, settings_of
 from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
+from agent.core.others import foreign_migrations
 from agent.core.reasons import MEANING
 from agent.core.settings import Mode, Settings
 from agent.core.shutdown import ShutdownFlag, parse_flag, would_keep_quorum
@@ -215,6 +216,8 @@ class _Emptying:
             if any(task.is_running and task.kind in MIGRATE_KINDS and task.node == self._node for task in snapshot.tasks):
                 self._changed_s = time.monotonic()
                 return None
+            if any(flight.target == self._node for flight in foreign_migrations(snapshot, frozenset())):
+                return None  # who arrives now would go down with the node
             return "all have left"
         vmids = frozenset(guest.vmid for guest in left)
         if vmids != self._vmids:

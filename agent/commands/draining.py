@@ -17,6 +17,8 @@ from agent.core.aside import passing
 from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
 from agent.core.conditions import leaves_stopped
 from agent.core.documents import HistoryFile
+from agent.core.homes import return_of, return_words
+from agent.core.others import arriving
 from agent.core.plan_types import Move, Plan, Refusal, Verdict, drained_by
 from agent.core.progress import copied_bytes, progress_of, time_left_s
 from agent.core.reasons import MEANING, RefusalReason
@@ -88,19 +90,20 @@ class _Emptying:
         history = known.history
         here = self._here = those_to_leave(snapshot, self._node, self._settings)
         leaving = still_leaving(snapshot, history, self._node)
-        if not here and not leaving:
+        coming = still_coming(snapshot, history, self._node)
+        if not here and not leaving and not coming:
             return True
         vmids = frozenset(guest.vmid for guest in here)
-        moves = bool(leaving) or _migrates(snapshot, vmids)
+        moves = bool(leaving) or _migrates(snapshot, vmids | coming)
         plan = self._planned(snapshot, known, ask=not moves)
         self._refused = refused = {refusal.vmid: refusal for refusal in plan.refused if refusal.vmid in vmids - leaving}
         soon = passing(history, snapshot.taken_at) if history is not None else frozenset()
         self._stays = {vmid: refusal for vmid, refusal in refused.items() if vmid not in soon and not will_pass(refusal, snapshot)}
-        self._show(snapshot, history, plan, leaving)
+        self._show(snapshot, history, plan, leaving, coming)
         waits = self._waits_for_all(snapshot, known)
         if vmids != self._before or moves or waits:
             self._before, self._changed_s = vmids, time.monotonic()
-        self._hopeless = self._hopeless + 1 if len(self._stays) == len(here) and not moves else 0
+        self._hopeless = self._hopeless + 1 if len(self._stays) == len(here) and not moves and not coming else 0
         if self._hopeless >= SAME_LOOKS:
             self._give_up("")
         return False
@@ -117,7 +120,7 @@ class _Emptying:
         question = replace(question_of(self._settings, snapshot, known), verdicts=dict(self._verdicts))
         return checked_plan(snapshot, self._settings, question, asked if ask else None)
 
-    def _show(self, snapshot: Snapshot, history: HistoryFile | None, plan: Plan, leaving: Collection[int]) -> None:
+    def _show(self, snapshot: Snapshot, history: HistoryFile | None, plan: Plan, leaving: Collection[int], coming: Collection[int]) -> None:
         for guest in self._here:
             self._sizes[guest.vmid] = max(copied_bytes(guest), self._sizes.get(guest.vmid, 0))
         for vmid in leaving:
@@ -128,10 +131,11 @@ class _Emptying:
         is_known = vmids <= {move.vmid for move in moves} | {record.vmid for record in records} | self._stays.keys()
         left_s = time_left_s(moves, records, timings_in(history), wiring.in_slots(self._settings), snapshot.taken_at) if is_known else None
         text = f"{counted(len(vmids), 'guest')} on {self._node}: {few([guest.label for guest in self._here], 10)}"
-        self._told.show(
-            progress_of(self._sizes, vmids | set(leaving), left_s),
-            text if vmids else f"the last migrations off {self._node} are not over yet",
-        )
+        if not vmids:
+            text = f"the last migrations off {self._node} are not over yet"
+        if not vmids and not leaving:
+            text = f"on the way to {self._node}: {counted(len(coming), 'guest')}: {few([str(vmid) for vmid in sorted(coming)], 10)}"
+        self._told.show(progress_of(self._sizes, vmids | set(leaving), left_s), text)
 
     def _waits_for_all(self, snapshot: Snapshot, known: Remembered) -> bool:
         """Say why nobody is moved at all, if that is so; true when it ends by itself. Raises when the settings say so."""
@@ -171,12 +175,19 @@ def wait_until_home(settings: Settings, node: str) -> int:
         if not settings.drain.return_home:
             told.say("drain.return_home is false: nobody comes home")
             return 0
-        _wait_until_home(settings, node, told)
-        told.answer(f"all guests of {node} are home")
+        waited_for = _wait_until_home(settings, node, told)
+        told.answer(_came_home(settings, node, waited_for) if waited_for else f"no guest of {node} is away")
     return 0
 
 
-def _wait_until_home(settings: Settings, node: str, told: Teller) -> None:
+def _came_home(settings: Settings, node: str, vmids: Collection[int]) -> str:
+    """What became of those who were waited for, by where they are."""
+    places = {guest.vmid: guest.node for guest in wiring.look(settings).guests}
+    return return_words(return_of(node, vmids, places))
+
+
+def _wait_until_home(settings: Settings, node: str, told: Teller) -> Collection[int]:
+    """Wait; returns the guests that were waited for."""
     before: frozenset[int] | None = None
     changed_s = time.monotonic()
     sizes: dict[int, int] = {}
@@ -184,13 +195,15 @@ def _wait_until_home(settings: Settings, node: str, told: Teller) -> None:
         history = wiring.read_history(settings)
         away = frozenset(home.vmid for home in (history.homes if history is not None else ()) if home.home == node)
         if not away:
-            return
+            return sizes
         sizes |= dict.fromkeys(away, 0)
         names = [str(vmid) for vmid in sorted(away)]
         told.show(progress_of(sizes, away, None), f"{counted(len(away), 'guest')} of {node} away: {few(names, 10)}")
         moves = any(record.is_open and record.vmid in away for record in (history.migrations if history is not None else ()))
         if away != before or moves:
             before, changed_s = away, time.monotonic()
+        if time.monotonic() - changed_s >= STALL_S and _migrates(wiring.look(settings), away):  # by the HA manager
+            changed_s = time.monotonic()
         if time.monotonic() - changed_s >= STALL_S:
             text = f"not home after {STALL_S / 60:.0f} minutes without a move: guests {few(names, 10)}"
             raise PermanentError(text, "proxlb-agent explain VMID says why; see also: journalctl -u proxlb-agent")
@@ -219,6 +232,11 @@ def still_leaving(snapshot: Snapshot, history: HistoryFile | None, node: str) ->
     records = history.migrations if history is not None else ()
     found |= {record.vmid for record in records if record.is_open and record.source == node}
     return frozenset(vmid for vmid in found if vmid is not None)
+
+
+def still_coming(snapshot: Snapshot, history: HistoryFile | None, node: str) -> frozenset[int]:
+    """The guests on their way to the node, or about to be brought there by the HA manager: they will run there in a moment."""
+    return frozenset(arriving(snapshot, memory.open_migrations(history) if history is not None else ()).get(node, ()))
 
 
 def will_pass(refusal: Refusal, snapshot: Snapshot) -> bool:

@@ -10,7 +10,7 @@ from agent import wiring
 from agent.commands.flag_files import paused_by
 from agent.core import aside
 from agent.core import history as memory
-from agent.core.balancers import Balancer, balancers, stepped_back, with_tasks
+from agent.core.balancers import Balancer, nobody_on, others_at_work, stepped_back, with_tasks
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import HistoryFile, Timing
 from agent.core.flags import Flag
@@ -74,7 +74,8 @@ def _balancers(settings: Settings, snapshot: Snapshot, history: HistoryFile | No
         return ()
     ours = {record.upid for record in history.migrations if record.upid is not None}
     now = snapshot.taken_at
-    return balancers(with_tasks({}, snapshot.tasks, now), snapshot, ours, settings.api.token_id, now)
+    emptied = dict.fromkeys(nobody_on(snapshot), now)
+    return others_at_work(with_tasks({}, snapshot.tasks, now), snapshot, ours, settings.api.token_id, now, emptied)[0]
 
 
 def timings_in(history: HistoryFile | None) -> tuple[Timing, ...]:

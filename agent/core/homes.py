@@ -119,17 +119,23 @@ def returns(history: HistoryFile, snapshot: Snapshot) -> tuple[Return, ...]:
     ended = {one.home: one.vmids for one in history.homecomings}
     found = []
     for node in sorted((ended.keys() | {home.home for home in history.homes}) - closed):
-        vmids = ended.get(node, ())
-        found.append(
-            Return(
-                node,
-                back=tuple(vmid for vmid in vmids if places.get(vmid) == node),
-                elsewhere=tuple((vmid, places[vmid]) for vmid in vmids if places.get(vmid, node) != node),
-                gone=tuple(vmid for vmid in vmids if vmid not in places and vmid not in snapshot.unseen),
-                away=tuple(home.vmid for home in history.homes if home.home == node),
-            )
-        )
+        away = tuple(home.vmid for home in history.homes if home.home == node)
+        known = set(ended.get(node, ())) - set(snapshot.unseen)
+        if known or away:
+            found.append(return_of(node, known, places, away))
     return tuple(found)
+
+
+def return_of(node: str, ended: Iterable[int], places: Mapping[int, str], away: tuple[int, ...] = ()) -> Return:
+    """How it stands with the node; `ended` are not waited for any more, `places` are where guests are."""
+    vmids = sorted(ended)
+    return Return(
+        node,
+        back=tuple(vmid for vmid in vmids if places.get(vmid) == node),
+        elsewhere=tuple((vmid, places[vmid]) for vmid in vmids if places.get(vmid, node) != node),
+        gone=tuple(vmid for vmid in vmids if vmid not in places),
+        away=away,
+    )
 
 
 def return_words(one: Return) -> str:

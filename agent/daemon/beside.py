@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.core.balancers import Balancer, Seen, balancer_words, balancers, stepped_back, with_tasks
+from agent.core.balancers import (
+    Balancer,
+    Emptying,
+    Seen,
+    balancer_words,
+    emptying_words,
+    nobody_on,
+    others_at_work,
+    stepped_back,
+    with_tasks,
+)
 from agent.core.cluster import Snapshot, Task
 from agent.core.clusterlog import LogTask
 from agent.core.documents import HistoryFile
@@ -24,6 +34,9 @@ class Beside:
     def __init__(self) -> None:
         self._seen: Seen = {}
         self.found: tuple[Balancer, ...] = ()
+        self._empty: frozenset[str] = frozenset()
+        self._emptied: dict[str, float] = {}
+        self._told: frozenset[tuple[str, str]] = frozenset()
 
     def on_log(self, tasks: Iterable[LogTask], now: Now) -> None:
         """Take note of what the cluster log tells of tasks: between two looks, the cluster's task list may have let go of some."""
@@ -35,7 +48,9 @@ class Beside:
         self._seen = with_tasks(self._seen, snapshot.tasks, now.wall_s)
         ours = {record.upid for record in history.migrations if record.upid is not None}
         before = {balancer.user for balancer in self.found}
-        self.found = balancers(self._seen, snapshot, ours, settings.api.token_id, now.wall_s)
+        before_empty, self._empty = self._empty, nobody_on(snapshot)
+        self._emptied |= dict.fromkeys(self._empty - before_empty, now.wall_s)
+        self.found, emptying = others_at_work(self._seen, snapshot, ours, settings.api.token_id, now.wall_s, self._emptied)
         still = {balancer.user for balancer in self.found}
         said = [
             Record(
@@ -47,9 +62,19 @@ class Beside:
             for balancer in self.found
             if balancer.user not in before
         ]
-        for user in sorted(before - still):
+        for user in sorted(before - still - {one.user for one in emptying}):  # of those, what they do is said
             said.append(Record(Level.NOTICE, MessageId.OUTSIDE, f"{user} has migrated nobody for an hour: all guests are balanced again"))
-        return [Say(record) for record in said]
+        return [Say(record) for record in [*said, *self._new_of(emptying, snapshot)]]
+
+    def _new_of(self, emptying: Iterable[Emptying], snapshot: Snapshot) -> list[Record]:
+        """That somebody empties a node by hand, said once as long as they are at it; of one in maintenance that is no news."""
+        asked = {maintenance.node for maintenance in snapshot.maintenance}
+        before, self._told = self._told, frozenset((one.user, one.node) for one in emptying)
+        return [
+            Record(Level.NOTICE, MessageId.OUTSIDE, emptying_words(one), source=one.node)
+            for one in emptying
+            if (one.user, one.node) not in before and one.node not in asked
+        ]
 
     def stepped_back(self, now: Now) -> dict[int, str]:
         """The guests that load balancing leaves alone, with the words that say why."""

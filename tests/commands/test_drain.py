@@ -19,6 +19,7 @@ from agent.core.shutdown import ShutdownFlag, parse_flag
 from agent.ports import TemporaryError
 from agent.sim.migrations import FailureKind
 from tests.commands.rig import Run, Stage, entry
+from tests.core.clusters import cluster, node, vm
 
 FLAG = "proxlb/maintenance/pve1"
 BOOT = "pve1-boot-1"
@@ -161,8 +162,8 @@ def test_quorum_that_goes_ends_the_wait(stage: Callable[..., Stage], shutdown: S
 
 def test_without_an_agent_elsewhere_nobody_waits_long(stage: Callable[..., Stage], shutdown: Shutdown) -> None:
     on = stage(entry(guests=SMALL), CALM)
-    for node in ("pve2", "pve3"):
-        on.world.kill_agent(node)
+    for name in ("pve2", "pve3"):
+        on.world.kill_agent(name)
     began = on.world.now_s
     assert "no agent on another node leads" in shutdown()[1][-1]
     assert on.world.now_s - began < 60
@@ -247,13 +248,25 @@ def test_what_goes_wrong_is_said_and_the_shutdown_goes_on(error: Exception, said
     assert said in capfd.readouterr().out
 
 
-def test_a_guest_whose_migration_is_not_over_has_not_left(stage: Callable[..., Stage], mocker: MockerFixture) -> None:
+def test_a_guest_whose_migration_is_not_over_has_not_left(stage: Callable[..., Stage]) -> None:
     """Its configuration is on the target already; a container is started there only at the task's end."""
     stage(entry(guests=[]), CALM)
     settings = Settings()
     emptying = drain._Emptying(settings, wiring.make_files(settings), "pve1", is_own=True)
     running = Task("UPID:pve1:1", "pve1", "vzmigrate", "101", "root@pam", 1.0)
-    snapshot = mocker.Mock(guests=(), tasks=(running,))
-    assert emptying._judge(snapshot) is None
-    snapshot.tasks = (replace(running, ended_at=2.0, status="OK"), replace(running, node="pve2"))
-    assert emptying._judge(snapshot) == "all have left"
+    nobody = cluster(node("pve1"), node("pve2"))
+    assert emptying._judge(replace(nobody, tasks=(running,))) is None
+    elsewhere = replace(running, node="pve2")
+    assert emptying._judge(replace(nobody, tasks=(replace(running, ended_at=2.0, status="OK"), elsewhere))) == "all have left"
+
+
+def test_a_node_that_a_guest_is_on_its_way_to_is_not_empty(stage: Callable[..., Stage]) -> None:
+    """PVE has started its process here already, to take its memory in."""
+    stage(entry(guests=[]), CALM)
+    settings = Settings()
+    emptying = drain._Emptying(settings, wiring.make_files(settings), "pve1", is_own=True)
+    runs = Task("UPID:pve2:1", "pve2", "qmigrate", "101", "root@pam", 10.0)
+    started = Task("UPID:pve1:2", "pve1", "qmstart", "101", "root@pam", 12.0, 13.0, "OK")
+    there = cluster(node("pve1"), node("pve2"), vm(101, "pve2"))
+    assert emptying._judge(replace(there, tasks=(runs, started))) is None
+    assert emptying._judge(replace(there, tasks=(replace(runs, ended_at=20.0, status="OK"), started))) == "all have left"

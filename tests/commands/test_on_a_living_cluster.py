@@ -248,7 +248,7 @@ class TestMaintenance:
         on.live(60)
         ran = run("maintenance", "leave", "pve1", "--wait")
         assert ran.status == 0
-        assert ran.out.splitlines() == ["pve1 is no longer in maintenance", "all guests of pve1 are home"]
+        assert ran.out.splitlines() == ["pve1 is no longer in maintenance", "guest 101, which left pve1, is home again"]
         assert on.world.guests[101].node == "pve1"
         assert run("maintenance", "list").out == "no node is in maintenance\n"
 

@@ -69,6 +69,41 @@ class TestWhatPasses:
         snapshot = Snapshot(0.0, (), (), ha=HighAvailability(resources=resources))
         assert will_pass(refusal, snapshot) is passes
 
+    def test_who_is_on_the_way_to_the_node_is_waited_for(self, stage: Callable[..., Stage], run: Run) -> None:
+        """A person brings a guest there: a reboot in that moment would end the migration, and perhaps the guest."""
+        on = stage(entry(guests=[ONE | {"node": "pve2", "migration_s": 40}]), CALM)
+        on.world.migrate_by_person(101, "pve1")
+        on.live(5)
+        assert on.world.guests[101].node == "pve2"
+        ran = run("maintenance", "enter", "pve1", "--wait")
+        assert (ran.status, ran.out.splitlines()[-1]) == (0, "pve1 is empty"), ran.err
+        assert "on the way to pve1: 1 guest: 101" in ran.err
+        assert on.world.guests[101].node != "pve1"
+        assert not on.world.in_flight()
+
+    def test_whom_the_ha_manager_brings_home_is_waited_for(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(entry(guests=[HA, ONE | {"vmid": 102}]), CALM)
+        assert run("maintenance", "enter", "pve1", "--wait").status == 0
+        on.live(60)
+        ran = run("maintenance", "leave", "pve1", "--wait")
+        assert (ran.status, ran.out.splitlines()[-1]) == (0, "both guests that left pve1 are home again"), ran.err
+        assert {guest.node for guest in on.world.guests.values()} == {"pve1"}
+
+    def test_who_will_not_come_home_is_named_at_the_end_of_the_wait(self, stage: Callable[..., Stage], run: Run) -> None:
+        on = stage(entry(guests=[ONE | {"migration_s": 40}, ONE | {"vmid": 102}]), CALM)
+        assert run("maintenance", "enter", "pve1", "--wait").status == 0
+        to = "pve3" if on.world.guests[102].node == "pve2" else "pve2"
+        on.simulation.at(on.world.now_s + 3, lambda: on.world.migrate_by_person(102, to))
+        ran = run("maintenance", "leave", "pve1", "--wait")
+        assert ran.status == 0, ran.err
+        assert (
+            ran.out.splitlines()[-1] == f"nobody is waited for any more of 2 guests that left pve1: 1 is home again, guest 102 is on {to}"
+        )
+
+    def test_where_nobody_left_nobody_is_waited_for(self, stage: Callable[..., Stage], run: Run) -> None:
+        stage(entry(guests=[ONE]), CALM)
+        assert run("maintenance", "leave", "pve1", "--wait").out.splitlines()[-1] == "no guest of pve1 is away"
+
 
 class TestWhoStays:
     def test_an_api_that_is_away_for_a_while_is_told_once_and_waited_for(

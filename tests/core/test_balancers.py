@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.balancers import KEPT_S, MOST_KEPT, Balancer, balancer_words, balancers, stepped_back, with_tasks
+from agent.core.balancers import (
+    KEPT_S,
+    MOST_KEPT,
+    Balancer,
+    Emptying,
+    balancer_words,
+    emptying_words,
+    nobody_on,
+    others_at_work,
+    stepped_back,
+    with_tasks,
+)
 from agent.core.cluster import BULK_KINDS, HaResource, HighAvailability, Snapshot, Task
 from tests.core.clusters import NOW, cluster, node, vm
 
@@ -33,8 +44,18 @@ def bulk(kind: str, minutes_ago: float, minutes: float, **other: object) -> Task
 FOUR = tuple(moved(101 + i, 40 - 10 * i) for i in range(4))
 
 
+ON_PVE1 = cluster(*NODES, vm(101, "pve1"))
+
+
 def found(*tasks: Task, snapshot: Snapshot | None = None, ours: frozenset[str] = frozenset(), now: float = NOW) -> tuple[Balancer, ...]:
-    return balancers(with_tasks({}, tasks, now), snapshot or cluster(*NODES, vm(101, "pve1")), ours, OWN, now)
+    return others_at_work(with_tasks({}, tasks, now), snapshot or ON_PVE1, ours, OWN, now, {})[0]
+
+
+def emptying(*tasks: Task, snapshot: Snapshot | None = None, **emptied_minutes_ago: float) -> tuple[tuple[str, ...], tuple[Emptying, ...]]:
+    """The users that are taken for balancers, and those who empty nodes."""
+    emptied = {name: NOW - 60 * minutes for name, minutes in emptied_minutes_ago.items()}
+    balancing, drains = others_at_work(with_tasks({}, tasks, NOW), snapshot or ON_PVE1, frozenset(), OWN, NOW, emptied)
+    return tuple(one.user for one in balancing), drains
 
 
 def test_four_migrations_of_one_user_within_an_hour_are_a_balancers() -> None:
@@ -83,7 +104,7 @@ def test_the_agents_own_are_known_by_their_upids_whoever_it_was_when_it_asked() 
 
 
 def test_what_the_ha_manager_moves_is_its_own_affair_and_not_what_root_moves_past_it() -> None:
-    tasks = tuple(replace(task, user="root@pam") for task in FOUR)
+    tasks = (replace(FOUR[0], user="root@pam", node="pve2"), *(replace(task, user="root@pam") for task in FOUR[1:]))
     managed = HighAvailability(tuple(HaResource(vmid, state="started", node="pve1") for vmid in range(101, 105)))
     snapshot = cluster(*NODES, vm(101, "pve1"))
     assert found(*tasks, snapshot=replace(snapshot, ha=managed)) == ()
@@ -147,3 +168,53 @@ def test_memory_has_a_bound() -> None:
 def test_of_many_guests_the_first_few_are_named() -> None:
     (one,) = found(*[moved(101 + i, 20 - i) for i in range(9)])
     assert balancer_words(one).endswith("(101, 102, 103, 104, 105 and 4 more)")
+
+
+# --- Who empties a node by hand ----------------------------------------------------------------------------------------------------
+
+BY_HAND = tuple(replace(task, user="alice@pve") for task in FOUR)
+
+
+def test_what_a_person_takes_off_one_node_and_no_other_is_taken_for_emptying_it() -> None:
+    assert emptying(*BY_HAND) == ((), (Emptying("alice@pve", "pve1", 4),))
+    assert emptying(*BY_HAND, moved(105, 5, "alice@pve", node="pve2")) == (("alice@pve",), ())
+    assert emptying(*BY_HAND[:3]) == ((), ()), "three are not worth a word"
+
+
+def test_a_program_that_takes_guests_off_one_node_may_well_balance() -> None:
+    assert emptying(*FOUR) == ((LB,), ())
+
+
+def test_a_person_who_leaves_nobody_on_a_node_has_emptied_it() -> None:
+    two_nodes = [*BY_HAND, *(moved(201 + i, 9 - i, "alice@pve", node="pve2") for i in range(4))]
+    assert emptying(*two_nodes) == (("alice@pve",), ())
+    assert emptying(*two_nodes, pve1=9.5)[1] == (Emptying("alice@pve", "pve1", 4), Emptying("alice@pve", "pve2", 4)), "one after the other"
+    assert emptying(*two_nodes, pve1=35)[0] == ("alice@pve",), "two of them came after that"
+    assert emptying(*BY_HAND[1:], *two_nodes[4:7], pve1=9.5, pve2=5)[0] == ("alice@pve",), "with three guests each any balancer may do so"
+
+
+def test_a_program_that_empties_a_node_may_be_a_balancer_that_piles_up() -> None:
+    assert emptying(*FOUR, pve1=5) == ((LB,), ())
+
+
+def test_whom_a_person_brings_back_to_an_emptied_node_does_not_count() -> None:
+    back = [moved(101 + i, 9 - i, "alice@pve", node=f"pve{2 + i % 2}") for i in range(4)]
+    there = cluster(*NODES, *(vm(101 + i, "pve1") for i in range(4)))
+    assert emptying(*BY_HAND, *back, snapshot=there, pve1=9.9) == ((), (Emptying("alice@pve", "pve1", 4),))
+    assert emptying(*BY_HAND, *back, snapshot=there)[0] == ("alice@pve",), "nobody saw it empty"
+    elsewhere = cluster(*NODES, *(vm(101 + i, "pve3") for i in range(4)))
+    assert emptying(*BY_HAND, *back, snapshot=elsewhere, pve1=9.9)[0] == ("alice@pve",)
+
+
+def test_nobody_runs_on_a_node_only_where_all_guests_are_seen() -> None:
+    snapshot = cluster(*NODES, vm(101, "pve1"), replace(vm(102, "pve2"), status="stopped"))
+    assert nobody_on(snapshot) == {"pve2"}
+    assert nobody_on(replace(snapshot, unseen=(900,))) == frozenset()
+    assert nobody_on(cluster(*NODES, vm(101, "pve1"), replace(vm(102, "pve2"), status="unknown"))) == frozenset(), "its node may be lost"
+
+
+def test_the_words_say_what_keeps_a_node_empty() -> None:
+    assert emptying_words(Emptying("alice@pve", "pve1", 5)) == (
+        "alice@pve has migrated 5 guests off pve1 in the last hour: taken for emptying it, not for another balancer; "
+        "to have it kept empty: proxlb-agent maintenance enter pve1"
+    )

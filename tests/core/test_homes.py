@@ -159,6 +159,11 @@ def test_nothing_is_said_of_a_node_that_is_to_be_empty() -> None:
     assert told(history, *guests, maintenance=(Maintenance("pve2", "flag"),)) != []
 
 
+def test_of_guests_that_the_token_does_not_show_nothing_is_said() -> None:
+    history = after(replace(NOBODY, homes=AT_HOME[:1]))
+    assert told(history, unseen=(101,)) == []
+
+
 def test_who_leaves_again_is_waited_for_again() -> None:
     history = after(replace(NOBODY, homes=AT_HOME))
     again = homes.with_homecomings(replace(history, homes=AT_HOME[:1]), ())
