@@ -256,7 +256,7 @@ def read_senses(settings: Settings, files: ClusterFiles) -> Senses | None:
 def in_slots(settings: Settings) -> Settings:
     """The settings, with one slot for migrations where this node's files say that these share corosync's network."""
     network = Network()
-    network.on_signs(signs_of(make_files(settings), ReadSigns(statistics=True)))
+    network.on_signs(signs_of(make_files(settings), ReadSigns(statistics=True)), settings)
     return network.bound(settings)
 
 

@@ -95,7 +95,10 @@ def one_at_a_time(settings: Settings) -> Settings:
     )
 
 
-def shared_words(shared: SharedLink) -> str:
-    """`migrations go over link 0 of corosync (10.0.0.0/24): one at a time, so that ...`."""
+def shared_words(shared: SharedLink, *, several: bool = False) -> str:
+    """`migrations go over link 0 of corosync (10.0.0.0/24): one at a time, so that ...`; `several`: as somebody wants it, at a time."""
     where = "the nodes' own addresses" if shared.network is None else shared.network
-    return f"migrations go over link {shared.link} of corosync ({where}): one at a time, so that nodes do not lose each other; {REMEDY}"
+    how = "one at a time, so that nodes do not lose each other"
+    if several:
+        how = "several at a time, as migration.parallel_on_corosync_link says, though a network that they fill makes nodes lose each other"
+    return f"migrations go over link {shared.link} of corosync ({where}): {how}; {REMEDY}"

@@ -318,6 +318,12 @@ class MigrationSettings:
     bandwidth_limit_kib_s: int | None = field(
         default=None, metadata=whole("KiB/s", 1, 2**40, "limit of one migration; null leaves PVE's own limits alone", optional=True)
     )
+    parallel_on_corosync_link: bool = field(
+        default=False,
+        metadata=of_kind(
+            Kind.SWITCH, "several at a time even where migrations share a link with corosync: on a network that has room for all of them"
+        ),
+    )
     timeout_s: float = field(
         default=7200.0,
         metadata=number(

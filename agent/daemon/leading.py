@@ -129,7 +129,7 @@ class Leading:
         events = self.senses.on_signs(seen, now, settings, lambda request: request in answered, ours)
         if self.senses.shuts_down(self._identity.node, self._identity.boot_id):
             return self._lead.give_up(now, stops=False, why="this node shuts down")
-        result: list[Output] = self.network.on_signs(seen)
+        result: list[Output] = self.network.on_signs(seen, settings)
         if self.work is None:
             self.on_events(events, now)
             return result + self._begin_work(now)

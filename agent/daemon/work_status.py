@@ -55,14 +55,14 @@ def work_rows(work: Work, senses: Senses, shared: SharedLink | None, settings: S
         "calibrations": [*calibration.rows(work.history)],
         "set_aside": [*aside.rows(work.history, work.guest_types, now.wall_s)],
         "alarm": memory.alarm(work.history, now.wall_s),
-        "corosync_link": None if shared is None else _shared(shared),
+        "corosync_link": None if shared is None else _shared(shared, several=settings.migration.parallel_on_corosync_link),
         "other_balancers": [*map(_balancer, work.beside.found)],
         "survival": None if work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
     }
 
 
-def _shared(shared: SharedLink) -> JsonObject:
-    return {"link": shared.link, "network": shared.network, "text": shared_words(shared)}
+def _shared(shared: SharedLink, *, several: bool) -> JsonObject:
+    return {"link": shared.link, "network": shared.network, "text": shared_words(shared, several=several)}
 
 
 def _balancer(balancer: Balancer) -> JsonObject:

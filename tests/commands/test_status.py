@@ -124,6 +124,7 @@ def test_a_link_of_corosync_that_migrations_share_is_told_with_what_helps(stage:
     told = must_keep("status", run("status", "--json").out)["corosync_link"]
     assert (told["link"], told["network"]) == (0, None)
     assert "network        migrations go over link 0 of corosync" in run("status").out
+    assert "one at a time" in told["text"]
     on.world.put_file("datacenter.cfg", "migration: secure,network=10.9.0.0/24\n")
     on.live(15)
     assert must_keep("status", run("status", "--json").out)["corosync_link"] is None

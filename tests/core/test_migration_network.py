@@ -73,6 +73,12 @@ def test_the_words_name_the_link_and_what_helps() -> None:
     assert shared_words(SharedLink(0, None)).endswith(REMEDY)
 
 
+def test_where_somebody_wants_several_at_a_time_the_words_say_who_and_what_that_risks() -> None:
+    words = shared_words(SharedLink(0, None), several=True)
+    assert "several at a time, as migration.parallel_on_corosync_link says, though a network that they fill makes nodes lose" in words
+    assert words.endswith(REMEDY)
+
+
 @given(st.text(max_size=200), st.text(max_size=200), st.dictionaries(st.text(max_size=9), st.text(max_size=20), max_size=3))
 def test_no_text_makes_it_fail(datacenter: str, corosync: str, addresses: dict[str, str]) -> None:
     shared_link(datacenter, corosync, Members("pve1", True, {}, addresses))
