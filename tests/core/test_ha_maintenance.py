@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.cluster import ASKED_OF_HA, Maintenance, Snapshot
+from agent.core.cluster import ASKED_OF_HA, HaResource, HighAvailability, Maintenance, Snapshot
 from agent.core.documents import HaAsk, HaAskState
-from agent.core.ha_maintenance import judged, ours
-from tests.core.clusters import cluster, node
+from agent.core.ha_maintenance import asked_anew, bound_for, judged, ours
+from agent.core.settings import Settings
+from tests.core.clusters import cluster, node, vm
 
 NODES = (node("pve1"), node("pve2"))
 ASKED = frozenset({"pve1"})
@@ -50,3 +51,28 @@ def test_both_are_handed_over_until_they_have_been_and_are_over_then() -> None:
         ask = HaAsk("pve1", 0.0, state)
         assert judged(ask, seen(), NONE, False, None).hand_over is False
         assert judged(ask, seen(), NONE, False, 5.0).ask is None
+
+
+def test_it_is_asked_for_guests_that_it_has_on_the_node_and_for_those_that_it_would_bring_back_there() -> None:
+    here = HaResource(101, state="started", node="pve1")
+    away = HaResource(102, state="started", node="pve2", maintenance_node="pve1")
+    home = HaResource(103, state="started", node="pve2", maintenance_node="pve2")
+    snapshot = cluster(*NODES, vm(101, "pve1"), vm(102, "pve2"), vm(103, "pve2"))
+
+    def said(*resources: HaResource) -> str | None:
+        outcome = asked_anew(replace(snapshot, ha=HighAvailability(resources)), "pve1", Settings(), 0.0)
+        return None if outcome is None else outcome.text.partition(": it ")[2]
+
+    assert said(here, away, home) == "has 1 guest there and brings 1 guest back there"
+    assert said(away) == "brings 1 guest back there"
+    assert said(replace(away, maintenance_node=None)) is None
+    assert said(home) is None
+
+
+def test_who_is_bound_for_a_node_is_elsewhere() -> None:
+    moving = HaResource(101, state="relocate", node="pve2", target="pve1")
+    snapshot = replace(cluster(*NODES, vm(101, "pve2")), ha=HighAvailability((moving,)))
+    assert bound_for(snapshot, "pve1") == (101,)
+    assert bound_for(snapshot, "pve2") == ()
+    assert bound_for(replace(cluster(*NODES, vm(101, "pve1")), ha=snapshot.ha), "pve1") == ()
+    assert bound_for(replace(cluster(*NODES), ha=snapshot.ha), "pve1") == (), "the guest is gone"

@@ -12,7 +12,7 @@ from agent.core.cluster import GIB, HaResource, HighAvailability, Snapshot, Task
 from agent.core.documents import LearnedLoad
 from agent.core.known_loads import ledger_of
 from agent.core.load import GuestLoad, InFlight
-from agent.core.others import Foreign, foreign_migrations, foreign_words
+from agent.core.others import Foreign, arriving, foreign_migrations, foreign_words
 from tests.core.clusters import NOW, changed, cluster, ct, node, stopped, task, vm
 from tests.core.records import record
 
@@ -125,3 +125,27 @@ def test_who_was_just_brought_by_others_takes_what_it_took_before() -> None:
 )
 def test_who_has_not_arrived_has_not_landed(other: Task) -> None:
     assert ledger_of(cluster(*THREE, vm(101, "pve2"), other), memory.empty(NOW), (), NOW).landed == frozenset()
+
+
+# --- Who is on the way to a node ---------------------------------------------------------------------------------------------------
+
+
+def test_our_own_and_others_migrations_are_on_the_way_to_their_targets() -> None:
+    own = record(102, memory.MigrationState.RUNNING, target="pve3")
+    begun = cluster(*THREE, vm(101, "pve1"), vm(102, "pve1"), MOVING, task("qmstart", "pve3", 101, ended_s_ago=2.0))
+    assert arriving(begun, [own]) == {"pve3": (101, 102)}
+    assert arriving(cluster(*THREE, vm(101, "pve1"), MOVING), []) == {}, "nobody tells where to"
+
+
+def test_who_runs_on_the_target_has_arrived_and_who_is_still_started_there_has_not() -> None:
+    own = record(102, memory.MigrationState.RUNNING, target="pve3")
+    assert arriving(cluster(*THREE, vm(102, "pve3")), [own]) == {}
+    assert arriving(cluster(*THREE, stopped(ct(102, "pve3"))), [own]) == {"pve3": (102,)}
+
+
+def test_whom_the_ha_manager_brings_back_is_on_the_way_as_soon_as_it_may() -> None:
+    away = HaResource(101, state="started", node="pve2", maintenance_node="pve1")
+    on_its_way = HaResource(102, state="migrate", node="pve2", target="pve1")
+    there = cluster(*THREE, vm(101, "pve2"), vm(102, "pve2"))
+    assert arriving(replace(there, ha=ha(away, on_its_way)), []) == {"pve1": (101, 102)}
+    assert arriving(replace(there, ha=ha(away, closed=("pve1",))), []) == {}

@@ -54,7 +54,7 @@ def burst(*events: object) -> Trigger:
         (K.NODE_OFFLINE, Scope(frozenset(), frozenset({101})), Rank.RULES),
         *[
             (kind, EVERYWHERE, Rank.RULES)
-            for kind in (K.MAINTENANCE_ENDED, K.NODE_ONLINE, K.REQUEST, K.GAP, K.TOOK_LEAD, K.SETTINGS_CHANGED, K.TIMER)
+            for kind in (K.MAINTENANCE_ENDED, K.NODE_ONLINE, K.REQUEST, K.GAP, K.TOOK_LEAD, K.SETTINGS_CHANGED)
         ],
     ],
 )
@@ -62,6 +62,13 @@ def test_each_kind_has_its_scope_and_rank(kind: EventKind, scope: Scope, rank: R
     assert (scope_of(event(kind)).nodes, rank_of(event(kind))) == (scope.nodes, rank)
     if scope.nodes is not None:
         assert scope_of(event(kind)) == scope
+
+
+def test_a_look_again_for_a_node_that_is_to_be_empty_is_maintenance_and_says_so() -> None:
+    plain, drains = event(K.TIMER, vmid=None, node=None), event(K.TIMER, vmid=None)
+    assert (scope_of(plain), rank_of(plain), described(burst(plain))) == (EVERYWHERE, Rank.RULES, "regular look")
+    assert (scope_of(drains), rank_of(drains), described(burst(drains))) == (EVERYWHERE, Rank.MAINTENANCE, "pve1 is to be empty")
+    assert described(burst(plain, drains)) == "regular look, pve1 is to be empty"
 
 
 def test_every_kind_of_event_has_words() -> None:
