@@ -118,7 +118,9 @@ class Candidates:
                 continue
             if step.reason is MoveReason.RETURN_HOME or not self._may_move_on:
                 return True
-            if set(step.vmids) != set(unit):  # moved on, all would move as one, for load: then all must be free to
+            # moved on, all would move as one, for load: then all must be free to. Else a later plan may find them a better node
+            # together, when the cooldown of those who have moved now is over; the repair itself waits for no other move
+            if set(step.vmids) != set(unit):
                 homes = (self._sketch.guest_of[other].node for other in unit)
                 return step.reason is MoveReason.MAINTENANCE or any(home not in self._source_names for home in homes)
         return False
@@ -161,6 +163,10 @@ class Candidates:
             never = (sketch.conditions.why_never(sketch.guest_of[vmid], name, Purpose.LOAD) for vmid in unit)
             may = self._may[key] = all(why is None for why in never)
         return may and sketch.why_rules_forbid(unit, name) is None
+
+    def forbid(self, unit: tuple[int, ...], name: str) -> None:
+        """Whatever else lets the unit go to the node: it does not."""
+        self._may[unit, self._goal.index[name]] = False
 
     # what any unit could gain
 

@@ -31,10 +31,13 @@ MOST_SWEPT = 20_000  # pairs of steps times guests times nodes, for which one st
 
 
 class Descent:
-    """One run of evening out, from the sources, for one reason."""
+    """One run of evening out, from the sources, for one reason; `one_by_one` steps are not taken with others about as good."""
 
-    def __init__(self, draft: Draft, sources: Sequence[str], reason: MoveReason, *, may_move_on: bool, as_new: bool = False) -> None:
+    def __init__(
+        self, draft: Draft, sources: Sequence[str], reason: MoveReason, *, may_move_on: bool, as_new: bool = False, one_by_one: bool = False
+    ) -> None:
         self._draft, self._sketch, self._goal = draft, draft.sketch, draft.goal
+        self._one_by_one = one_by_one
         self._may_move_on = may_move_on
         self._candidates = Candidates(draft, sources, reason, may_move_on=may_move_on, as_new=as_new)
         self._two = TwoSteps(draft, self._candidates)
@@ -55,6 +58,18 @@ class Descent:
             self._back_to(before)
             self._run()
 
+    def begin_with(self, unit: tuple[int, ...], target: int) -> None:
+        """Let the unit go to that node, whatever it gains, and not come back."""
+        self._candidates.forbid(unit, self._sketch.at[unit[0]])
+        self._candidates.take(unit, target)
+
+    def undo(self, mark: Mark) -> None:
+        """Undo the steps since the mark, and make none of them again."""
+        undone = [(step.vmids[0], step.target) for step in self._draft.steps if step not in mark.steps]
+        for vmid, target in undone:
+            self._candidates.forbid(self._sketch.unit_here(vmid), target)
+        self._back_to(mark)
+
     def _back_to(self, mark: Mark) -> None:
         self._draft.back_to(mark)
         self._candidates.forget()
@@ -69,13 +84,13 @@ class Descent:
 
     def _step(self) -> bool:
         if found := self._single():
-            self._take_all(found[:1] if is_small(self._sketch) else found)
+            self._take_all(found[:1] if self._one_by_one or is_small(self._sketch) else found)
             return True
         if (back := self._taken_back()) is not None:
             self._take(back)
             return True
         if exchanges := self._two.exchange():
-            self._take_all(exchanges)
+            self._take_all(exchanges[:1] if self._one_by_one else exchanges)
             return True
         if (made := self._two.room_made()) is not None:
             self._take(made)
@@ -92,7 +107,7 @@ class Descent:
             self._take(best)
             return True
         exchanges = self._two.exchange(nodes)
-        self._take_all(exchanges)
+        self._take_all(exchanges[:1] if self._one_by_one else exchanges)
         return bool(exchanges)
 
     def _take(self, found: Found) -> None:

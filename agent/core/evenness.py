@@ -8,12 +8,12 @@ they must bring as a rule, if in the end all nodes are as near to each other as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Protocol
 
-from agent.core.descent import Descent
 from agent.core.draft import Draft
 from agent.core.goal import Goal
-from agent.core.reasons import MoveReason
 from agent.core.sequences import is_small
 
 EVEN_FRACTION = 0.05  # five points from the lowest node to the highest: what nobody looks at twice
@@ -21,8 +21,21 @@ THRIFT = (0.5, 0.25)
 MOST_ROUNDS = 3
 
 
-def even_out_the_rest(draft: Draft, sources: Sequence[str], reason: MoveReason, *, may_move_on: bool) -> None:
-    """Bring nodes that stand apart to the others, measure by measure, as far as that succeeds."""
+class Steps(Protocol):
+    """Where the next step comes from: False when there is none."""
+
+    def step(self) -> bool:
+        """The best of all."""
+
+    def step_at(self, nodes: AbstractSet[int]) -> bool:
+        """The best in which one of these nodes has part."""
+
+
+def even_out_the_rest(draft: Draft, descent: Callable[[], Steps]) -> None:
+    """Bring nodes that stand apart to the others, measure by measure, as far as that succeeds.
+
+    Shape:   each `descent` begins where the draft stands, and lets nobody move the cheaper for having moved: as the next plan would see it.
+    """
     goal = draft.goal
     if is_small(draft.sketch):
         return  # of a few large guests, none is a small step
@@ -30,13 +43,12 @@ def even_out_the_rest(draft: Draft, sources: Sequence[str], reason: MoveReason, 
         begun = draft.steps
         for number in range(len(goal.measures)):
             before = draft.mark()
-            if apart(goal, number) and not _brought(draft, sources, reason, number, may_move_on=may_move_on):
+            if apart(goal, number) and not _brought(goal, number, descent):
                 draft.back_to(before)
         if draft.steps == begun:
             return
-        # what these steps have made worth while at the full price, nobody being the cheaper for having moved: as the next plan would see it
-        descent = Descent(draft, sources, reason, may_move_on=may_move_on, as_new=True)
-        while descent.step():
+        made_worth_while = descent()  # by these steps, at the full price
+        while made_worth_while.step():
             pass
 
 
@@ -52,13 +64,12 @@ def apart(goal: Goal, number: int) -> frozenset[int]:
     return frozenset(rising) - frozenset(best)
 
 
-def _brought(draft: Draft, sources: Sequence[str], reason: MoveReason, number: int, *, may_move_on: bool) -> bool:
-    goal = draft.goal
+def _brought(goal: Goal, number: int, descent: Callable[[], Steps]) -> bool:
     try:
         for goal.thrift in THRIFT:
-            descent = Descent(draft, sources, reason, may_move_on=may_move_on, as_new=True)
+            small = descent()
             while nodes := apart(goal, number):
-                if not descent.step_at(nodes):
+                if not small.step_at(nodes):
                     break
             else:
                 return True

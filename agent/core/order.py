@@ -7,7 +7,8 @@ keeps apart who must be apart.
 
 One exception, for thresholds alone: the first half of an exchange may lift its target over one, within reserve and cores, when
 the second half leaves that node in the very next batch and goes where it fits as any other step does, and the node then stands
-under its thresholds or no higher above one than before. Nothing else goes to the two nodes while the first half is under way, nor
+under its thresholds or no higher above one than before. Who changes places with whom is what the plan found first; where that
+leaves steps over, any two steps may, one of which leaves the node that the other goes to. Nothing else goes to the two nodes while the first half is under way, nor
 to the lifted one before the second half is over.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent.core.conditions import Purpose
 from agent.core.placement import NOTHING, Burden, Placement
@@ -33,16 +35,22 @@ def into_batches(sketch: Placement, steps: Sequence[Step]) -> tuple[list[list[St
              needs it is alone at the head of the batch after it.
     Raises:  nothing.
     """
-    batches, stuck = _greedy(sketch, sorted(steps, key=lambda step: step.purpose is Purpose.LOAD), may_overtake=True)
-    if stuck:
-        ordered, still_stuck = _greedy(sketch, steps, may_overtake=False)
+    by_rank = sorted(steps, key=lambda step: step.purpose is Purpose.LOAD)
+    batches, stuck = _greedy(sketch, by_rank, may_overtake=True)
+    for order, may_overtake in ((steps, False), (by_rank, True)):
+        if not stuck:
+            break
+        ordered, still_stuck = _greedy(sketch, order, may_overtake=may_overtake, any_pair=may_overtake)
         if len(still_stuck) < len(stuck):
             batches, stuck = ordered, still_stuck
     sketch.rollback()
     return batches, stuck
 
 
-def _greedy(sketch: Placement, steps: Sequence[Step], *, may_overtake: bool) -> tuple[list[list[Step]], list[Step]]:
+def _greedy(
+    sketch: Placement, steps: Sequence[Step], *, may_overtake: bool, any_pair: bool = False
+) -> tuple[list[list[Step]], list[Step]]:
+    """With `any_pair` two steps change places only where no other step of the batch can be made, whoever the plan meant for it."""
     sketch.rollback()
     batches: list[list[Step]] = []
     waiting = list(steps)
@@ -58,12 +66,21 @@ def _greedy(sketch: Placement, steps: Sequence[Step], *, may_overtake: bool) -> 
             elif arriving.has_room_for(step):
                 arriving.add(step)
                 batch.append(step)
-            elif (second := _second_half(sketch, step, waiting)) is not None and second not in batch and arriving.may_begin(step, second):
+            elif (
+                not any_pair
+                and (second := _second_half(sketch, step, waiting)) is not None
+                and second not in batch
+                and arriving.may_begin(step, second)
+            ):
                 arriving.begin(step, second)
                 batch.append(step)
                 due.append(second)
             else:
                 later.append(step)
+        if not batch and any_pair and (pair := _any_exchange(sketch, arriving, later)) is not None:
+            first, second = pair
+            later = [step for step in later if step.vmids != first.vmids]
+            batch, due = [first], [second]
         if not batch:
             return batches, later
         for step in batch:
@@ -78,6 +95,15 @@ def _second_half(sketch: Placement, step: Step, waiting: Sequence[Step]) -> Step
     for other in waiting if step.until else ():
         if other.vmids == step.until and all(sketch.at[vmid] == step.target for vmid in other.vmids):
             return other
+    return None
+
+
+def _any_exchange(sketch: Placement, arriving: _Arrivals, waiting: Sequence[Step]) -> tuple[Step, Step] | None:
+    """The first two of these steps that can change places, the first naming the second; None when no two can."""
+    for step in waiting:
+        for second in waiting:
+            if sketch.at[second.vmids[0]] == step.target and arriving.may_begin(step, second):
+                return replace(step, until=second.vmids), second
     return None
 
 

@@ -217,7 +217,7 @@ class Placement:
                 if len(unit) == 1:
                     return refusal
                 if refusal.reason in (RefusalReason.HA_EMPTIES, RefusalReason.NODE_STARTING):
-                    return Refusal(unit[0], refusal.reason, f"along with guest {vmid}")  # ends by itself
+                    return Refusal(unit[0], refusal.reason, f"guest {vmid}")  # ends by itself
                 return Refusal(unit[0], RefusalReason.AFFINITY, f"guest {vmid} stays: {refusal.reason} {refusal.detail}".rstrip())
         return None
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Purpose
 from agent.core.crowding import crowded
-from agent.core.descent import Descent
 from agent.core.draft import Draft, Mark
 from agent.core.evening_out import EveningOut
 from agent.core.goal import Goal
@@ -26,8 +25,6 @@ from agent.core.settings import Settings
 from agent.core.steps import Step
 
 MOST_ROUNDS = 10  # of evening out and putting right; each repairs something that was broken, and one or two do nearly always
-
-MOST_MOVED_ON = 20  # guests that go on, each after a trial whether an order is left
 
 MARGIN_FRACTION = 0.1  # of the goal, that a plan must lower to be begun: the margin of PVE's own balancer (pve-ha-manager)
 NOISE_FRACTION = 0.05  # of each load, by which it may be wrong: a plan that hangs on less is not begun
@@ -94,7 +91,7 @@ class _Planner:
         conflicts = (*sketch.rules.conflicts, *hopeless)
         gate, sources = Gate.CLOSED, list[str]()
         if not self.snapshot.unseen:
-            repairs = Repairs(draft, {conflict.rule for conflict in hopeless})
+            repairs = Repairs(draft, {conflict.rule for conflict in hopeless}, may_move_on=self.freedom is Freedom.MOVED_ON)
             repairs.run()
             gate, sources = self._gate()
             self._even_out(repairs, gate, sources)
@@ -128,20 +125,7 @@ class _Planner:
                 break
             before, start = self.draft.mark(), self._start()
         if self.freedom is Freedom.ONCE:
-            self._move_on(gate, sources, evening_out)
-
-    def _move_on(self, gate: Gate, sources: list[str], evening_out: EveningOut) -> None:
-        """Let guests that have moved go on to better nodes after all, as far as the steps can still be carried out."""
-        draft = self.draft
-        descent = Descent(draft, sources, _REASONS[gate], may_move_on=True)
-        for _ in range(MOST_MOVED_ON):
-            before = draft.mark()
-            if not descent.step():
-                break
-            if not self._can_be_ordered():
-                draft.back_to(before)
-                break
-        evening_out.run(may_move_on=False)  # what others may do now
+            evening_out.run_in_order()
 
     def _can_be_ordered(self) -> bool:
         if self._trial is None:
@@ -191,7 +175,7 @@ class _Planner:
         noise = self._noise(start)
         least = self.settings.balance.min_gain_percent / 100
         if self.question.force:
-            return lowered > 0
+            return True  # each of them gains; the goal may rise all the same, where guests go home because of what a repair has changed
         if self.question.opened_by is not None:
             return lowered >= least * GO_ON_FRACTION
         # where much of the imbalance cannot be helped, noise alone makes some moves look good: a share of it, too

@@ -17,10 +17,14 @@ ROOM_TRIALS = 400  # guests of one plan that are tried for whether their leaving
 
 
 class Repairs:
-    """The repairs of one planner run; `hopeless` are rules that no placement can keep."""
+    """The repairs of one planner run; `hopeless` are rules that no placement can keep.
 
-    def __init__(self, draft: Draft, hopeless: set[str]) -> None:
+    Shape:   `may_move_on`: who has moved in this plan may go elsewhere instead, to make room.
+    """
+
+    def __init__(self, draft: Draft, hopeless: set[str], *, may_move_on: bool) -> None:
         self._draft, self._sketch, self._hopeless = draft, draft.sketch, hopeless
+        self._may_move_on = may_move_on
         self._trials = 0
         self._said: set[int] = set()
 
@@ -58,7 +62,8 @@ class Repairs:
         target, why = draft.best_target(unit, targets, purpose)
         if target is None and (made := self._room_for(unit, targets, purpose)) is not None:
             (who, where), target = made
-            draft.take(who, where, MoveReason.ROOM)
+            moved = draft.step_of(who[0])
+            draft.take(who, where, MoveReason.ROOM if moved is None else moved.reason)
         if target is None:
             return why
         draft.take(unit, target, reason)
@@ -80,10 +85,11 @@ class Repairs:
                     continue
                 if not draft.question.force and not (draft.question.cooling.keys() | draft.question.stepped_back.keys()).isdisjoint(who):
                     continue  # who has just moved, or is moved by another balancer, is not sent on for others
-                if self._trials >= ROOM_TRIALS or draft.step_of(vmid) is not None or sketch.why_unit_stays(who, Purpose.RULE) is not None:
+                leaves_for = self._why_it_may_leave(who)
+                if self._trials >= ROOM_TRIALS or leaves_for is None or sketch.why_unit_stays(who, leaves_for) is not None:
                     continue
                 self._trials += 1
-                where, _ = draft.best_target(who, sketch.usable, Purpose.RULE)
+                where, _ = draft.best_target(who, sketch.usable, leaves_for)
                 if where is None:
                     continue
                 mark = sketch.mark()
@@ -95,6 +101,18 @@ class Repairs:
             return None
         _, vmid, where, target = best
         return (sketch.unit_here(vmid), where), target
+
+    def _why_it_may_leave(self, unit: tuple[int, ...]) -> Purpose | None:
+        """For what the guests would leave their node to make room there: who moves in this plan, for the same as before.
+
+        None when they would not: they have come home, or only some of them have moved.
+        """
+        step = self._draft.step_of(unit[0])
+        if any(self._draft.step_of(vmid) != step for vmid in unit):
+            return None
+        if step is None:
+            return Purpose.RULE
+        return step.purpose if self._may_move_on and step.reason is not MoveReason.RETURN_HOME else None
 
     def _every_node(self) -> tuple[str, ...]:
         return tuple(sorted(self._sketch.node_of))

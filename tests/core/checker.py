@@ -793,7 +793,9 @@ class _Check:
         guest, reason = self.guests[refusal.vmid], refusal.reason.value
         cause = _CAUSES.get(reason)
         if cause is not None:
-            return cause in self._why_stays(guest, "spread") or (reason == "locked" and refusal.vmid in self.facts.refused_guests)
+            along = self._partners(refusal.vmid) if reason == "ha-empties" else [refusal.vmid]  # who must be with it waits along with it
+            is_so = any(cause in self._why_stays(self.guests[vmid], "spread") for vmid in along)
+            return is_so or (reason == "locked" and refusal.vmid in self.facts.refused_guests)
         if reason in ("local-disk", "local-device", "precondition", "unanswered"):
             return refusal.vmid in self.facts.refused_guests or refusal.vmid in self.facts.needs
         closed = {self._why_not_usable(node) for node in self.snapshot.nodes}

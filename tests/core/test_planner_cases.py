@@ -26,11 +26,14 @@ from agent.core.cluster import (
 from agent.core.codec import to_json
 from agent.core.imbalance import Weights, over_threshold
 from agent.core.load import GuestLoad, InFlight, Ledger, node_loads
+from agent.core.order import into_batches
+from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Plan, Refusal, Verdict
 from agent.core.planner import conflicts_of, plan
 from agent.core.question import Question, Scope
 from agent.core.reasons import MoveReason, RefusalReason
 from agent.core.settings import Settings
+from agent.core.steps import Step
 from tests.core.clusters import (
     NOW,
     Draw,
@@ -928,6 +931,41 @@ def test_the_first_pass_holds_what_the_brakes_allow() -> None:
         result = planned(HOT, PLAIN, question)
         assert sum(move.first_pass for move in result.moves) == min(3, len(result.moves))
     assert not any(move.first_pass for move in planned(HOT, PLAIN, Question(moves_left=0)).moves)
+
+
+# --- Room and order ----------------------------------------------------------------------------------------------------------------
+
+
+def test_who_leaves_a_node_anyway_goes_where_nobody_else_must_go() -> None:
+    """Best for the guest of the node in maintenance would be the one node to which another is pinned, and both do not fit there."""
+    nodes = [node(f"pve{i}", 64) for i in (1, 2, 3, 4)]
+    crowd = [vm(103, "pve3", 12, 1, "plb_ignore"), vm(104, "pve4", 30, 1), vm(105, "pve2", 20, 1)]
+    alone = cluster(*nodes, vm(101, "pve1", 20, 1), *crowd, vm(102, "pve2", 30, 1), drain=["pve1"])
+    assert moves_of(planned(alone)) == [(101, "pve3", "maintenance")]
+    pinned = cluster(*nodes, vm(101, "pve1", 20, 1), *crowd, vm(102, "pve2", 30, 1, "plb_pin_pve3"), drain=["pve1"])
+    assert moves_of(planned(pinned)) == [(102, "pve3", "pin"), (101, "pve2", "maintenance")]
+
+
+@pytest.mark.parametrize("meant", [(), (101,)])
+def test_of_two_guests_that_change_places_the_one_goes_first_for_whom_there_is_room(meant: tuple[int, ...]) -> None:
+    """Whichever the plan meant to go first: 103 does not fit within the reserve of pve1 before 101 has left it."""
+    snapshot = cluster(
+        node("pve1", 64), node("pve2", 64), vm(101, "pve1", 7.4, 1), vm(102, "pve1", 44.9, 1), vm(103, "pve2", 6.6, 1), vm(104, "pve2", 43.3, 1)
+    )
+    steps = [
+        Step(((103, "pve2"),), "pve1", MoveReason.SPREAD, meant),
+        Step(((101, "pve1"),), "pve2", MoveReason.SPREAD),
+    ]
+    batches, stuck = into_batches(Placement(snapshot, PLAIN, Question()), steps)
+    assert [[step.vmids for step in batch] for batch in batches] == [[(101,)], [(103,)]]
+    assert (batches[0][0].until, stuck) == ((103,), [])
+
+
+def test_who_must_wait_with_a_partner_is_refused_for_what_the_partner_waits_for() -> None:
+    affine = [vm(101, "pve1", 4, 0.5, "plb_affinity_a", "plb_pin_pve2"), vm(102, "pve1", 4, 0.5, "plb_affinity_a", ha="started")]
+    ha = HighAvailability((HaResource(102, "started", "started", "pve1"),), closed_nodes=("pve1",))
+    result = planned(cluster(*THREE, *affine, ha=ha))
+    assert [(refusal.vmid, refusal.reason.value, refusal.detail) for refusal in result.refused] == [(101, "ha-empties", "guest 102")]
 
 
 # --- The same question, the same answer --------------------------------------------------------------------------------------------
