@@ -216,11 +216,15 @@ class Conditions:
         """Why the node takes no guest at all, None when it may."""
         return self._closed.get(name, _GONE)
 
-    def _is_mapped_away(self, guest: Guest, verdict: Verdict, refused: Refusal) -> bool:
+    def _is_home(self, guest: Guest, target: str) -> bool:
+        return self.question.homes.get(guest.vmid) == target
+
+    def _is_mapped_away(self, guest: Guest, verdict: Verdict, refused: Refusal, target: str) -> bool:
         """True where PVE misses only storages whose disks go to others: it is not told of the map when it is asked."""
         if refused.reason is not RefusalReason.STORAGE_MISSING or verdict.needs is None:
             return False
-        renamed = {storage for storage, _ in self._suitability.copied(guest, verdict.needs).mapped}
+        home = target if self._is_home(guest, target) else None
+        renamed = {storage for storage, _ in self._suitability.copied(guest, verdict.needs, home).mapped}
         return set(refused.detail.split(", ")) <= renamed
 
     def why_never(self, guest: Guest, target: str, purpose: Purpose) -> Refusal | None:
@@ -234,10 +238,12 @@ class Conditions:
         verdict = self.question.verdicts.get(guest.vmid)
         if verdict is not None:
             refused = dict(verdict.refused_nodes).get(target)
-            if refused is not None and not self._is_mapped_away(guest, verdict, refused):
+            if refused is not None and not self._is_mapped_away(guest, verdict, refused, target):
                 return refused
-            if verdict.needs is not None and (lack := self._suitability.why_not_there(guest, verdict.needs, target)) is not None:
-                return Refusal(guest.vmid, *lack)
+            if verdict.needs is not None:
+                lack = self._suitability.why_not_there(guest, verdict.needs, target, is_home=self._is_home(guest, target))
+                if lack is not None:
+                    return Refusal(guest.vmid, *lack)
         if guest.vmid in self.rules.pins and (broken := self.rules.broken_pins(guest.vmid, target)):
             return Refusal(guest.vmid, RefusalReason.PINNED, broken[0].words)
         return None

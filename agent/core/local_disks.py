@@ -2,7 +2,8 @@
 """Disks that a guest takes along: which they are, where on the target they go, whether they fit there, and how long that takes.
 
 Only a VM takes disks along, and only where `guests.local_disks` says so: a container would be down for as long as they are copied. A
-disk goes to the storage that `guests.storage_map` names for its own, else to the one of the same name. It must fit there below
+disk goes to the storage that `guests.storage_map` names for its own, else to the one of the same name; when its guest comes home after a
+maintenance, where neither is there, back to the one storage for whose disks the map names its own. It must fit there below
 `balance.storage.threshold_percent`, by what PVE told of the storage last; so that this holds, one copy at a time goes to a node.
 """
 
@@ -46,8 +47,8 @@ def may_take_along(guest: Guest, settings: Settings) -> bool:
     return settings.guests.local_disks and guest.type is GuestType.QEMU
 
 
-def copied(guest: Guest, needs: GuestNeeds, storages: Mapping[str, Storage], settings: Settings) -> Copied:
-    """What moving the guest copies; nothing where it may take nothing along.
+def copied(guest: Guest, needs: GuestNeeds, storages: Mapping[str, Storage], settings: Settings, home: str | None = None) -> Copied:
+    """What moving the guest copies; nothing where it may take nothing along. `home` is the node to which it comes home, None elsewhere.
 
     The HA manager drops the storage map, so its guests keep the names.
     """
@@ -60,7 +61,20 @@ def copied(guest: Guest, needs: GuestNeeds, storages: Mapping[str, Storage], set
     )
     may_rename = guest.ha is None and needs.replicated_to is None  # a replica is on the storage of the same name
     renamed = dict(settings.guests.storage_map) if may_rename else {}
-    return Copied(local, {volume.storage: renamed.get(volume.storage, volume.storage) for volume in local})
+    names = {volume.storage: renamed.get(volume.storage, volume.storage) for volume in local}
+    if home is not None and may_rename:
+        names = {storage: _homeward(storage, taker, home, renamed, storages) for storage, taker in names.items()}
+    return Copied(local, names)
+
+
+def _homeward(storage: str, taker: str, home: str, renamed: Mapping[str, str], storages: Mapping[str, Storage]) -> str:
+    """The storage at home for disks that are on `storage`: `taker` where there is one, else the one from which they may have come."""
+
+    def is_there(name: str) -> bool:
+        return name in storages and home in storages[name].nodes
+
+    came_from = [] if is_there(taker) else [name for name, other in renamed.items() if other == storage and is_there(name)]
+    return came_from[0] if len(came_from) == 1 else taker
 
 
 def why_no_disk_room(what: Copied, target: str, uses: Iterable[StorageUse], threshold_percent: float) -> str | None:

@@ -59,9 +59,9 @@ class Suitability:
     def _newest(self, version: Callable[[NodeFacts], Version | None]) -> Version | None:
         return max((found for facts in self._facts.values() if (found := version(facts)) is not None), default=None)
 
-    def copied(self, guest: Guest, needs: GuestNeeds) -> Copied:
-        """The disks that the guest takes along when it moves."""
-        return copied(guest, needs, self._storages, self._settings)
+    def copied(self, guest: Guest, needs: GuestNeeds, home: str | None = None) -> Copied:
+        """The disks that the guest takes along when it moves; `home` is the node to which it comes home, None elsewhere."""
+        return copied(guest, needs, self._storages, self._settings, home)
 
     def why_stays(self, guest: Guest, needs: GuestNeeds) -> Why | None:
         """What ties the guest to its node, None when nothing does."""
@@ -88,9 +88,9 @@ class Suitability:
         storage = self._storages.get(name)
         return storage is not None and storage.shared
 
-    def why_not_there(self, guest: Guest, needs: GuestNeeds, target: str) -> Why | None:
-        """What the guest needs and the node has not, None when it has all."""
-        taken = self.copied(guest, needs)
+    def why_not_there(self, guest: Guest, needs: GuestNeeds, target: str, *, is_home: bool = False) -> Why | None:
+        """What the guest needs and the node has not, None when it has all; `is_home`: it would come home there."""
+        taken = self.copied(guest, needs, target if is_home else None)
         wanted = sorted({taken.names.get(volume.storage, volume.storage) for volume in needs.volumes})
         if missing := [name for name in wanted if name not in self._storages or target not in self._storages[name].nodes]:
             return RefusalReason.STORAGE_MISSING, ", ".join(missing)

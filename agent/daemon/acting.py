@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from agent.core.cluster import Snapshot
 from agent.core.ha_moves import partners
+from agent.core.homes import homes_of
 from agent.core.journal import Level, MessageId, Record
 from agent.core.leadership import Leadership
 from agent.core.migrations import Migration, intended
@@ -76,14 +77,15 @@ class Acting:
         """
         records, self._to_start = self._to_start, []
         unwanted = _unwanted(records, plan, wanted_empty)
-        moves = {move.vmid: move for move in plan.moves}
+        moves, homes = {move.vmid: move for move in plan.moves}, homes_of(self._chronicle.history)
         vmids = {record.intent: record.vmid for record in records}
         outputs: list[Output] = []
         for record in records:
             if (record.along_with or record.intent) in unwanted:  # who moves along with one stays with it
                 self._chronicle.forget([record])
                 continue
-            order = order_of(record, snapshot, self._verdicts.needs(record.vmid), settings)
+            needs, is_home = self._verdicts.needs(record.vmid), homes.get(record.vmid) == record.target
+            order = order_of(record, snapshot, needs, settings, is_home=is_home)
             limit_kib_s = None if record.through_ha else order.bandwidth_limit_kib_s  # the HA manager drops it
             self._chronicle.record_with_next(self._follow.ask(replace(record, limit_kib_s=limit_kib_s), now))
             move, leads = moves.get(record.vmid), vmids.get(record.along_with or "")

@@ -14,8 +14,10 @@ from agent.core.suitability import keeps_connections
 from agent.ports import MigrationOrder
 
 
-def order_of(record: Migration, snapshot: Snapshot, needs: GuestNeeds | None, settings: Settings) -> MigrationOrder:
-    """The request for the guest as it was seen last; `needs` None: its configuration was not read.
+def order_of(
+    record: Migration, snapshot: Snapshot, needs: GuestNeeds | None, settings: Settings, *, is_home: bool = False
+) -> MigrationOrder:
+    """The request for the guest as it was seen last; `needs` None: its configuration was not read; `is_home`: it comes home with it.
 
     A request through the HA manager carries the target alone, as that drops everything else.
     """
@@ -31,7 +33,8 @@ def order_of(record: Migration, snapshot: Snapshot, needs: GuestNeeds | None, se
     )
     if record.through_ha or not is_vm or guest is None or needs is None:
         return order
-    disks = copied(guest, needs, {storage.name: storage for storage in snapshot.storages}, settings)
+    storages = {storage.name: storage for storage in snapshot.storages}
+    disks = copied(guest, needs, storages, settings, record.target if is_home else None)
     return replace(
         order,
         local_disks=order.online and bool(disks.volumes),

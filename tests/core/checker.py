@@ -473,7 +473,7 @@ class _Check:
             yield f"avoided: guest {vmid} failed to migrate to {move.target}"
         if (needs := self.facts.needs.get(vmid)) is not None:
             how = (self.facts.takes_disks, self.facts.storage_map, self.facts.storage_full)
-            lacks = unfit(self.snapshot, guest, needs, move.target, *how)
+            lacks = unfit(self.snapshot, guest, needs, move.target, *how, comes_home=self.facts.homes.get(vmid) == move.target)
             yield from (f"{what}: guest {vmid} does not go with {move.target}" for what in lacks)
         pins = self.tags.pins.get(vmid)
         if pins is not None and move.target not in pins:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.cluster import GIB, HaResource, HighAvailability, Snapshot, Storage, StorageUse
+from agent.core.cluster import GIB, HaResource, HighAvailability, Maintenance, Snapshot, Storage, StorageUse
 from agent.core.local_disks import one_copy_a_node
 from agent.core.migrations import MigrationState
 from agent.core.needs import Volume, VolumeKind
@@ -172,3 +172,51 @@ def test_one_copy_at_a_time_goes_to_a_node() -> None:
 def test_facts_are_still_compared() -> None:
     lacking = changed(ROOMY, "pve2", facts=replace(FACTS, bridges=()))
     assert told(planned(lacking, bridges=("vmbr0",))) == [(101, "pve3")]
+
+
+# --- The way home -------------------------------------------------------------------------------------------------------------------
+
+AWAY = cluster(*THREE, vm(101, "pve2", 8, 2))
+MOVED = (volume("zfs:vm-101-disk-0", gib=100),)
+HOME = Question(verdicts=needing(101, volumes=MOVED), homes={101: "pve1"})
+
+
+def at_home(*names: str, map_: dict[str, str], misses: str = "") -> list[object]:
+    """The moves of a guest that came to zfs on pve2, where pve1 has storages of these names, and PVE misses one there."""
+    storages = (Storage("zfs", False, ("pve1", "pve2") if "zfs" in names else ("pve2",)),)
+    storages += tuple(Storage(name, False, ("pve1",)) for name in ("lvm", "old") if name in names)
+    snapshot = stored(AWAY, *((name, "pve1", 0, 500) for name in names), storages=storages)
+    how = settings({"guests": {"local_disks": True, "storage_map": map_}})
+    assert wrong_in(snapshot, plan(snapshot, how, HOME), how, HOME) == []
+    refused = (("pve1", Refusal(101, R.STORAGE_MISSING, misses)),) if misses else ()
+    return told(plan(snapshot, how, replace(HOME, verdicts={101: replace(HOME.verdicts[101], refused_nodes=refused)})))
+
+
+def test_disks_come_home_to_the_storage_from_which_the_map_took_them() -> None:
+    assert at_home("lvm", map_={"lvm": "zfs"}) == [(101, "pve1")]
+    assert at_home("zfs", map_={"lvm": "zfs"}) == [(101, "pve1")]
+    assert at_home("lvm", map_={}) == [(R.STORAGE_MISSING, "zfs")]
+
+
+def test_where_several_lead_to_it_or_none_is_at_home_nobody_guesses() -> None:
+    assert at_home("lvm", "old", map_={"lvm": "zfs", "old": "zfs"}) == [(R.STORAGE_MISSING, "zfs")]
+    assert at_home("lvm", map_={"lvm": "zfs", "old": "zfs"}) == [(101, "pve1")]
+    assert at_home(map_={"lvm": "zfs"}) == [(R.STORAGE_MISSING, "zfs")]
+
+
+def test_pve_that_misses_the_storage_elsewhere_is_not_heard_for_the_way_home() -> None:
+    assert at_home("lvm", map_={"lvm": "zfs"}, misses="zfs") == [(101, "pve1")]
+    assert at_home("lvm", map_={"lvm": "zfs"}, misses="nfs, zfs") == [(R.STORAGE_MISSING, "nfs, zfs")]
+    assert at_home("zfs", map_={"lvm": "zfs"}, misses="zfs") == [(R.STORAGE_MISSING, "zfs")]
+
+
+def test_to_a_node_that_is_not_its_home_nobody_goes_against_the_map() -> None:
+    snapshot = stored(
+        replace(AWAY, maintenance=(Maintenance("pve2", "flag"),)),
+        ("lvm", "pve1", 0, 500),
+        storages=(Storage("zfs", False, ("pve2",)), Storage("lvm", False, ("pve1",))),
+    )
+    how = settings({"guests": {"local_disks": True, "storage_map": {"lvm": "zfs"}}})
+    assert plan(snapshot, how, Question(verdicts=needing(101, volumes=MOVED))).moves == ()
+    (back,) = plan(snapshot, how, HOME).moves
+    assert (back.target, back.reason.value) == ("pve1", "maintenance")

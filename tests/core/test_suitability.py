@@ -110,7 +110,7 @@ def test_who_lacks_it_is_no_target_and_the_next_best_is(name: str) -> None:
 @pytest.mark.parametrize("name", LACKS)
 def test_a_check_that_says_yes_to_all_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot, question = scene(LACKS[name])
-    monkeypatch.setattr(Suitability, "why_not_there", lambda *_: None)
+    monkeypatch.setattr(Suitability, "why_not_there", lambda *_, **__: None)
     found = planner.plan(snapshot, PLAIN, question)
     assert [(move.vmid, move.target) for move in found.moves] == [(101, "pve2")]
     assert LACKS[name].word in {finding.split(":")[0] for finding in wrong_in(snapshot, found, PLAIN, question)}
@@ -134,7 +134,7 @@ def test_what_ties_a_guest_to_its_node_keeps_it(name: str, monkeypatch: pytest.M
     assert [(refusal.reason, refusal.detail) for refusal in found.refused if refusal.vmid == 101] == [(reason, detail)]
     assert found.moves == ()
     monkeypatch.setattr(Suitability, "why_stays", lambda *_: None)
-    monkeypatch.setattr(Suitability, "why_not_there", lambda *_: None)
+    monkeypatch.setattr(Suitability, "why_not_there", lambda *_, **__: None)
     blind = planner.plan(snapshot, PLAIN, question)
     assert {"tied", "local"} & {finding.split(":")[0] for finding in wrong_in(snapshot, blind, PLAIN, question)}
 

@@ -10,9 +10,18 @@ Snapshot = Guest = GuestNeeds = Any  # as a snapshot's file names their fields
 
 
 def unfit(
-    snapshot: Snapshot, guest: Guest, needs: GuestNeeds, target: str, takes_disks: bool, renamed: Mapping[str, str], full: float
+    snapshot: Snapshot,
+    guest: Guest,
+    needs: GuestNeeds,
+    target: str,
+    takes_disks: bool,
+    renamed: Mapping[str, str],
+    full: float,
+    comes_home: bool = False,
 ) -> Iterator[str]:
     """What speaks against it, a word each; nothing when nothing does. `full` is the fraction to which a storage may be filled."""
+    if comes_home:
+        renamed = _back(snapshot, target, renamed)
     yield from _of_volumes(snapshot, guest, needs, target, takes_disks, renamed, full)
     facts = {node.name: node.facts for node in snapshot.nodes}
     if needs.devices or needs.args or needs.affinity:
@@ -44,6 +53,17 @@ def unfit(
         yield "older"
     if _numbers(there_facts.pve_version)[:1] < _numbers(here_facts.pve_version)[:1]:
         yield "older"
+
+
+def _back(snapshot: Snapshot, home: str, renamed: Mapping[str, str]) -> dict[str, str]:
+    """The map by which disks come home: where home has not what the map leads to, against the map's direction if that leads to one."""
+    at_home = {storage.name for storage in snapshot.storages if home in storage.nodes}
+    ways = dict(renamed)
+    for elsewhere in set(renamed.values()):
+        origins = [origin for origin, taker in renamed.items() if taker == elsewhere and origin in at_home]
+        if renamed.get(elsewhere, elsewhere) not in at_home and len(origins) == 1:
+            ways[elsewhere] = origins[0]
+    return ways
 
 
 def _of_volumes(

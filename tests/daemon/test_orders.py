@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.cluster import GuestType, NodeFacts
+from agent.core.cluster import GuestType, NodeFacts, Storage
 from agent.core.migrations import MigrationState
 from agent.core.needs import GuestNeeds
 from agent.daemon.orders import order_of
@@ -53,3 +53,14 @@ def test_of_the_storage_map_only_the_guests_own_local_storages_are_named() -> No
     assert order_of(ASKED, SEEN, GuestNeeds((volume("ceph:a"),)), TAKES_DISKS).local_disks is False
     assert order_of(ASKED, SEEN, NEEDS, PLAIN).local_disks is False
     assert order_of(ASKED, SEEN, None, TAKES_DISKS).local_disks is False
+
+
+def test_who_comes_home_is_asked_for_with_the_map_read_backwards_as_far_as_that_helps() -> None:
+    home = replace(
+        cluster(node("pve1"), node("pve2"), vm(101, "pve1")),
+        storages=(Storage("local-lvm", False, ("pve2",)), Storage("zfs", False, ("pve1",))),
+    )
+    needs = GuestNeeds((volume("zfs:b", gib=1),))
+    how = settings({"guests": {"local_disks": True, "storage_map": {"local-lvm": "zfs"}}})
+    assert order_of(ASKED, home, needs, how).storage_map == ()
+    assert order_of(ASKED, home, needs, how, is_home=True).storage_map == (("zfs", "local-lvm"),)
