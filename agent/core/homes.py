@@ -44,13 +44,22 @@ def with_look(history: HistoryFile, snapshot: Snapshot) -> HistoryFile:
     """
     nodes = {node.name for node in snapshot.nodes}
     of_ha = _of_ha(snapshot)
-    kept = {home.vmid: home for home in history.homes if home.home in nodes and _is_away(home, snapshot, of_ha)}
+    homes = (_released(home, snapshot) for home in history.homes)
+    kept = {home.vmid: home for home in homes if home.home in nodes and _is_away(home, snapshot, of_ha)}
     since = {home.vmid: home.since for home in history.homes}
     for vmid, (home, place) in sorted(of_ha.items())[:MOST_OF_HA]:
         if home in nodes and (vmid not in kept or kept[vmid].by_ha):
             kept[vmid] = Home(vmid, home, place, since.get(vmid, snapshot.taken_at), by_ha=True)
-    homes = tuple(home for _, home in sorted(kept.items()))
-    return history if homes == history.homes else replace(history, homes=homes)
+    result = tuple(home for _, home in sorted(kept.items()))
+    return history if result == history.homes else replace(history, homes=result)
+
+
+def _released(home: Home, snapshot: Snapshot) -> Home:
+    """The home, no longer the HA manager's concern once that does not have the guest any more: then the agent brings it home."""
+    guest = snapshot.guest(home.vmid) if home.by_ha else None
+    if guest is None or guest.ha is not None or snapshot.ha.resource(home.vmid) is not None:
+        return home
+    return replace(home, put_on=guest.node, by_ha=False)
 
 
 def _is_away(home: Home, snapshot: Snapshot, of_ha: Mapping[int, tuple[str, str]]) -> bool:

@@ -144,8 +144,9 @@ class Repairs:
             if guest is None or sketch.at[vmid] == home or self._draft.step_of(vmid) is not None:
                 continue
             unit = sketch.unit_here(vmid)
-            if any(homes.get(other) != home for other in unit):
-                continue  # its partners live elsewhere: together is worth more than at home
+            if (other := next((other for other in unit if homes.get(other) != home), None)) is not None:
+                self._refuse(Refusal(vmid, RefusalReason.AFFINITY, f"guest {other}, with which it stays, does not come to {home}"))
+                continue  # together is worth more than at home
             refusal = sketch.why_unit_stays(unit, Purpose.DRAIN) or sketch.why_not_target(unit, home, Purpose.LOAD)
             if refusal is None:
                 self._draft.take(unit, home, MoveReason.RETURN_HOME)

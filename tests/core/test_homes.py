@@ -87,6 +87,15 @@ def test_it_is_away_until_the_ha_manager_has_brought_it_home_or_will_not() -> No
     assert homes.with_look(away, cluster(*NODES)).homes == (), "it is gone"
 
 
+def test_whom_the_ha_manager_does_not_have_any_more_the_agent_brings_home() -> None:
+    away = homes.with_look(NOBODY, AWAY)
+    released = homes.with_look(away, cluster(*NODES, vm(101, "pve3")))
+    assert released.homes == (Home(101, "pve1", "pve3", NOW),)
+    assert homes.with_look(away, cluster(*NODES, vm(101, "pve1"))).homes == ()
+    unclear = cluster(*NODES, vm(101, "pve3", ha="started"))
+    assert homes.with_look(away, unclear).homes == (), "PVE says that it has it, and the HA manager nothing of a way home"
+
+
 def test_whom_the_agent_has_moved_it_brings_home_itself() -> None:
     left = homes.with_success(NOBODY, LEFT)
     assert homes.with_look(left, AWAY) == left

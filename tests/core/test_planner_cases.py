@@ -451,7 +451,11 @@ def test_who_came_home_is_not_moved_on_for_load_in_the_same_plan() -> None:
 
 def test_a_group_comes_home_only_when_it_is_the_home_of_all() -> None:
     pair = [vm(101, "pve2", 4, 0.5, "plb_affinity_a"), vm(102, "pve2", 4, 0.5, "plb_affinity_a")]
-    assert planned(cluster(*THREE, *pair), PLAIN, Question(homes={101: "pve1"})).moves == ()
+    alone = planned(cluster(*THREE, *pair), PLAIN, Question(homes={101: "pve1"}))
+    assert alone.moves == ()
+    assert [(one.vmid, one.reason.value, one.detail) for one in alone.refused] == [
+        (101, "affinity", "guest 102, with which it stays, does not come to pve1")
+    ]
     result = planned(cluster(*THREE, *pair), PLAIN, Question(homes={101: "pve1", 102: "pve1"}))
     assert {(move.target, move.batch) for move in result.moves} == {("pve1", 1)}
 
