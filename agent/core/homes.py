@@ -82,9 +82,12 @@ def _of_ha(snapshot: Snapshot) -> dict[int, tuple[str, str]]:
 
 
 def _is_brought(home: Home, snapshot: Snapshot) -> bool:
-    """True while the HA manager is bringing the guest home: it has forgotten by then why."""
-    resource = snapshot.ha.resource(home.vmid)
-    return resource is not None and resource.state in MOVING_STATES and resource.target == home.home
+    """True while the HA manager is bringing the guest home, as it has forgotten by then why, and while it does not say what it does."""
+    resource, guest = snapshot.ha.resource(home.vmid), snapshot.guest(home.vmid)
+    if resource is None or guest is None:
+        return False
+    is_silent = not resource.state and guest.node != home.home
+    return is_silent or (resource.state in MOVING_STATES and resource.target == home.home)
 
 
 # who is not waited for any more

@@ -87,6 +87,13 @@ def test_it_is_away_until_the_ha_manager_has_brought_it_home_or_will_not() -> No
     assert homes.with_look(away, cluster(*NODES)).homes == (), "it is gone"
 
 
+def test_while_the_ha_manager_does_not_say_what_it_does_nobody_is_given_up() -> None:
+    """Its status counts for nothing while its master changes."""
+    away = homes.with_look(NOBODY, AWAY)
+    assert homes.with_look(away, under_ha("pve2")) == away
+    assert homes.with_look(away, under_ha("pve1")).homes == ()
+
+
 def test_whom_the_ha_manager_does_not_have_any_more_the_agent_brings_home() -> None:
     away = homes.with_look(NOBODY, AWAY)
     released = homes.with_look(away, cluster(*NODES, vm(101, "pve3")))
