@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from bisect import insort
+from collections.abc import Collection, Sequence
 
 from agent.core.conditions import Purpose
 from agent.core.draft import Draft
+from agent.core.lines import Line, Row, by_memory
 from agent.core.placement import Burden
 from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.steps import Step
@@ -19,31 +20,9 @@ NOTHING_GAINED = 1e-9
 TRIED_FIRST = 8  # the hottest and the coolest nodes hold a good step nearly always
 
 
-class Row(NamedTuple):
-    """A unit where it is in the sketch. `cost` of moving it from there; `refund` when it goes back to `origin` instead."""
-
-    counted_cpu: float
-    counted_memory: float
-    pressure: float
-    cost: float
-    vmid: int
-    unit: tuple[int, ...]
-    burden: Burden
-    origin: int | None
-    refund: float
-
-    def cost_to(self, node: int) -> float:
-        """What going there costs."""
-        return -self.refund if node == self.origin else self.cost
-
-
-class _Seen(NamedTuple):
-    """No step, or exchange, between two nodes took more than `most` off the goal when they were at these versions and this uneven."""
-
-    most: float
-    source_version: int
-    target_version: int
-    when: int
+# No step, or exchange, between two nodes took more than the first off the goal when source and target were at these versions and the
+# cluster as uneven as at the moment that comes last. A plain tuple: each search makes hundreds of them.
+_Seen = tuple[float, int, int, int]
 
 
 class Candidates:
@@ -61,13 +40,13 @@ class Candidates:
         self.sources = sorted(self._goal.index[name] for name in sources)
         self._is_source = [name in self._source_names for name in self._goal.names]
         self._rows: dict[int, dict[int, Row]] = {}
-        self._lines: dict[int, list[tuple[float, float, float, float, Row]]] = {}
-        self._edges: dict[int, tuple[list[tuple[float, float]], float, float, float]] = {}
+        self._ordered: dict[int, list[Row]] = {}  # the same, as lines have them
+        self._lines: dict[int, Line] = {}
         self._rooms: dict[int, Burden] = {}
         self._may: dict[tuple[tuple[int, ...], int], bool] = {}
-        self._free: dict[tuple[int, ...], bool] = {}
         self._seen: dict[bool, list[list[_Seen | None]]] = {}  # of single steps and of exchanges, by source and target
-        self._deviations: list[tuple[float, ...]] = []  # how uneven the cluster was, by `when`
+        self._deviations: list[tuple[float, ...]] = []  # how uneven the cluster was, moment by moment
+        self._moment = 0  # when pairs were last looked at
         self._version = [0] * len(self._goal.names)
         self._forget_pairs()
         self.cheapest = MOVING_ON * self._goal.cost(0.0, 0)
@@ -86,29 +65,30 @@ class Candidates:
                         rows[vmid] = self._row(unit)
         return rows
 
-    def line(self, node: int) -> list[tuple[float, float, float, float, Row]]:
-        """The same, each with its first four fields in front, for loops that look at all of them."""
+    def line(self, node: int) -> Line:
+        """The same as a line."""
         line = self._lines.get(node)
         if line is None:
-            line = self._lines[node] = [(row[0], row[1], row[2], row[3], row) for row in self.rows_at(node).values()]
+            ordered = self._ordered.get(node)
+            if ordered is None:
+                ordered = self._ordered[node] = sorted(self.rows_at(node).values(), key=by_memory)
+            line = self._lines[node] = Line(ordered)
         return line
 
-    def line_to(self, node: int, target: int) -> list[tuple[float, float, float, float, Row]]:
-        """The same, with the cost of going to that target, which is a refund for those who came from there."""
-        return [entry if entry[4][7] != target else (*entry[:3], entry[4].cost_to(target), entry[4]) for entry in self.line(node)]
+    def rows_to(self, node: int, target: int) -> Sequence[Row]:
+        """The same in the line's order, with the cost of going to that target, which is a refund for those who came from there."""
+        line = self.line(node)
+        if target not in line.origins:
+            return line.rows
+        return [row if row[4][3] != target else row._replace(cost=row.cost_to(target)) for row in line.rows]
 
-    def row_of(self, vmid: int) -> Row | None:
-        """The unit of which this is the first guest, None when it may not leave its node."""
-        node = self._goal.index.get(self._sketch.at[vmid])
-        return None if node is None else self.rows_at(node).get(vmid)
+    def cheapest_to(self, node: int, target: int) -> float:
+        """The least that going to that target costs any of them."""
+        line = self.line(node)
+        return line.cheapest if target not in line.origins else min([row[3] for row in self.rows_to(node, target)])
 
     def _is_free(self, unit: tuple[int, ...]) -> bool:
-        if self._is_settled(unit):
-            return False
-        free = self._free.get(unit)
-        if free is None:
-            free = self._free[unit] = self._sketch.why_unit_stays(unit, Purpose.LOAD) is None
-        return free
+        return not self._is_settled(unit) and self._sketch.is_free(unit)
 
     def _is_settled(self, unit: tuple[int, ...]) -> bool:
         """Whether the steps that brought the unit where it is stand, whatever the load."""
@@ -126,13 +106,11 @@ class Candidates:
         return False
 
     def _row(self, unit: tuple[int, ...]) -> Row:
-        burden, cost = self._sketch.burden_of_unit(unit), self._draft.cost_of(unit)
+        row = self._draft.row_of(unit)
         step = None if self._as_new else self._draft.step_of(unit[0])
-        origin, refund = None, 0.0
-        if step is not None:
-            origin = self.origin(step, unit)
-            cost, refund = self.cheapest, cost
-        return Row(burden[2], burden[3], burden[4], cost, unit[0], unit, burden, origin, refund)
+        if step is None:
+            return row
+        return row._replace(cost=self.cheapest, who=row.who._replace(origin=self.origin(step, unit), refund=row.cost))
 
     def origin(self, step: Step, unit: tuple[int, ...]) -> int | None:
         """The node to which a unit that moved for load can be taken back, None when it cannot."""
@@ -172,19 +150,20 @@ class Candidates:
 
     def pairs(self, sources: Collection[int], targets: Collection[int], *, exchanged: bool = False) -> list[tuple[float, int, int]]:
         """Pairs of nodes between which a unit, or an exchange, may gain, with more than it can, negated: the best hope first."""
-        goal, prices, version = self._goal, self._goal.prices, self._version
-        least, is_wide = self.cheapest, exchanged or len(targets) > TRIED_FIRST
+        goal, prices, version, least = self._goal, self._goal.prices, self._version, self.cheapest
         lowest_cpu, lowest_memory, lowest_pressure = (min((prices[node][i] for node in targets), default=0.0) for i in range(3))
         found = []
-        now, grown = self._now(), dict[int, float]()
+        now = self._moment = self._now()
+        grown = dict[int, float]()
+        lines = {target: self.line(target) for target in targets} if exchanged else {}
         for source in sources:
             cpu, memory, pressure = prices[source]
-            edge, most_cpu, most_memory, most_pressure = self._edge(source, is_wide)
-            if not edge and not exchanged:
-                continue
-            hope = most_cpu * (cpu - lowest_cpu) + most_memory * (memory - lowest_memory) + most_pressure * (pressure - lowest_pressure)
-            if not exchanged and hope <= least:
-                continue
+            line = self.line(source)
+            most_cpu, most_memory, most_pressure = line.most_cpu, line.most_memory, line.most_pressure
+            if not exchanged:
+                hope = most_cpu * (cpu - lowest_cpu) + most_memory * (memory - lowest_memory) + most_pressure * (pressure - lowest_pressure)
+                if hope <= least:
+                    continue
             self._draft.evaluations += len(targets)
             known, of = self._seen[exchanged][source], version[source]
             for target in targets:
@@ -203,20 +182,20 @@ class Candidates:
                 if by_cpu > 0 or by_memory > 0:
                     loose = (most_cpu * by_cpu if by_cpu > 0 else 0.0) + (most_memory * by_memory if by_memory > 0 else 0.0)
                     if exchanged or loose + most > least:
-                        most += max([x * by_cpu + y * by_memory for x, y in edge], default=0.0)
+                        most += line.worth(by_cpu, by_memory)
                 if exchanged:
-                    back, _, _, back_pressure = self._edge(target, is_wide)
-                    most += max([-x * by_cpu - y * by_memory for x, y in back], default=0.0)
-                    most += back_pressure * -by_pressure if by_pressure < 0 else 0.0
+                    back = lines[target]
+                    most += back.worth(-by_cpu, -by_memory)
+                    most += back.most_pressure * -by_pressure if by_pressure < 0 else 0.0
                 if most > least and (most := min(most, goal.ideal(source, target))) > least:
                     found.append((-most, source, target))
-                known[target] = _Seen(most, of, version[target], now)
+                known[target] = most, of, version[target], now
         return sorted(found)
 
     def note(self, source: int, target: int, most: float, *, exchanged: bool = False) -> None:
-        """Remember that nothing between these nodes gains more now, its cost taken off."""
+        """Remember that nothing between these nodes, of those that `pairs` gave last, gains more now, its cost taken off."""
         version, gross = self._version, most + self.cheapest if most > NOTHING_GAINED else 0.0
-        self._seen[exchanged][source][target] = _Seen(gross, version[source], version[target], self._now())
+        self._seen[exchanged][source][target] = gross, version[source], version[target], self._moment
 
     def is_stale(self) -> bool:
         """Whether anything was noted when the cluster was less even; it is forgotten, so that `pairs` shows what it may have left out."""
@@ -224,7 +203,7 @@ class Candidates:
         for table in self._seen.values():
             for known in table:
                 for target, seen in enumerate(known):
-                    if seen is not None and seen.when != now:
+                    if seen is not None and seen[3] != now:
                         known[target], is_stale = None, True
         return is_stale
 
@@ -247,65 +226,28 @@ class Candidates:
         self._seen = {exchanged: [[None] * count for _ in range(count)] for exchanged in (False, True)}
         self._deviations.clear()
 
-    def _edge(self, node: int, is_wide: bool) -> tuple[list[tuple[float, float]], float, float, float]:
-        """Of the node's units: the hull of their cpu and memory, a corner of which is worth most at any prices; the largest of each.
-
-        Where the hull would be used for few targets alone, all of them instead: it takes as long as ten targets do without.
-        """
-        found = self._edges.get(node)
-        if found is None:
-            line = self.line(node)
-            edge = _hull({entry[:2] for entry in line}) if is_wide else [entry[:2] for entry in line]
-            found = (
-                edge,
-                max([cpu for cpu, _ in edge], default=0.0),
-                max([memory for _, memory in edge], default=0.0),
-                max([entry[2] for entry in line], default=0.0),
-            )
-            if is_wide:
-                self._edges[node] = found
-        return found
-
     # changing
 
     def take(self, unit: tuple[int, ...], target: int, until: tuple[int, ...] = ()) -> None:
         """Make the step."""
         source = self._goal.index[self._sketch.at[unit[0]]]
-        rows = self._rows.get(source)
-        if rows is not None:
-            rows.pop(unit[0], None)
+        left = self._rows[source].pop(unit[0], None) if source in self._rows else None
+        if left is not None and source in self._ordered:
+            self._ordered[source].remove(left)
         self._draft.take(unit, self._goal.names[target], self._reason, until)
         if target in self._rows and self._is_source[target] and self._may_move_on:
-            self._rows[target][unit[0]] = self._row(unit)
+            come = self._rows[target][unit[0]] = self._row(unit)
+            if target in self._ordered:
+                insort(self._ordered[target], come, key=by_memory)
         for node in (source, target):
             self._version[node] += 1
             self._lines.pop(node, None)
-            self._edges.pop(node, None)
             self._rooms.pop(node, None)
 
     def forget(self) -> None:
         """Look at the draft anew."""
         self._forget_pairs()
         self._rows.clear()
+        self._ordered.clear()
         self._lines.clear()
-        self._edges.clear()
         self._rooms.clear()
-
-
-def _hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners of the convex hull, by Andrew's monotone chain."""
-    found: list[tuple[float, float]] = []
-    ordered = sorted(points)
-    if len(ordered) < 3:
-        return ordered
-    for way in (ordered, ordered[::-1]):
-        chain: list[tuple[float, float]] = []
-        for x, y in way:
-            while len(chain) > 1:
-                (x1, y1), (x2, y2) = chain[-2:]
-                if (x2 - x1) * (y - y1) > (y2 - y1) * (x - x1):
-                    break
-                chain.pop()
-            chain.append((x, y))
-        found += chain[:-1]
-    return found

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 
 from agent.core.backups import backup_nodes, due_backups
 from agent.core.cluster import BULK_KINDS, CLUSTER_BULK_KINDS, MIGRATE_KINDS, NODE_BULK_KINDS, NODE_SETTLED_S, Guest, Node, Snapshot
-from agent.core.load import measured_load, memory_limit_bytes, why_not_measured
+from agent.core.load import GuestLoad, memory_limit_bytes, why_not_measured
 from agent.core.local_disks import may_take_along, why_too_long
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.question import Question
@@ -38,11 +38,13 @@ class Purpose(Enum):
 class Conditions:
     """The conditions of one snapshot: nothing here changes while a plan is made.
 
-    Shape:   `draining` are the nodes to be emptied, `open_nodes` those that may take guests at all, sorted.
+    Shape:   `measured` are the measured loads of the snapshot's guests; `draining` are the nodes to be emptied, `open_nodes` those that
+             may take guests at all, sorted.
     """
 
-    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question, rules: Rules) -> None:
+    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question, rules: Rules, measured: Mapping[int, GuestLoad]) -> None:
         self.snapshot, self.settings, self.question, self.rules = snapshot, settings, question, rules
+        self._measured = measured
         self.node_of = {node.name: node for node in snapshot.nodes}
         self.draining = {maintenance.node for maintenance in snapshot.maintenance}
         self.draining |= {name for name in self.node_of if _named(name, settings.nodes.maintenance)}
@@ -57,6 +59,7 @@ class Conditions:
         self._starting_all = {task.node for task in snapshot.tasks if task.is_running and task.kind == _STARTS_ALL}
         self._due = due_backups(snapshot)
         self._backup_nodes = backup_nodes(snapshot, self._due)
+        self._holding = {name: held for name, node in self.node_of.items() if (held := self._why_node_keeps(node)) is not None}
         self._closed = {name: self._judged(node) for name, node in sorted(self.node_of.items())}
         self.open_nodes = tuple(name for name, why in self._closed.items() if why is None)
 
@@ -79,15 +82,10 @@ class Conditions:
 
         if guest.template:
             return refuse(RefusalReason.TEMPLATE)
-        node = self.node_of.get(guest.node)
-        if node is None or not node.online:
+        if guest.node not in self.node_of:
             return refuse(RefusalReason.NODE_OFFLINE, guest.node)
-        if guest.node in self.snapshot.going_down:
-            return refuse(RefusalReason.NODE_SHUTS_DOWN, guest.node)
-        if guest.node not in self.draining and _named(guest.node, settings.nodes.ignore):
-            return refuse(RefusalReason.NODE_IGNORED, guest.node)
-        if (starting := self._why_starting(node)) is not None:
-            return refuse(RefusalReason.NODE_STARTING, starting)  # who runs there is not known, or about to change
+        if guest.node in self._holding:
+            return refuse(*self._holding[guest.node])
         if (why := self._why_ha_keeps(guest)) is not None:
             return why
         if vmid in self.rules.ignored:
@@ -124,7 +122,7 @@ class Conditions:
                 return refuse(RefusalReason.COOLDOWN, self.question.cooling[vmid])
             if (due := self._due.guests.get(vmid)) is not None:
                 return refuse(RefusalReason.BACKUP_DUE, due.words)
-            if measured_load(guest) is None:
+            if vmid not in self._measured:
                 return refuse(RefusalReason.LOAD_UNKNOWN)
         return None
 
@@ -132,6 +130,18 @@ class Conditions:
         """Which of PVE's bulk actions may have the guest next: one that finds it elsewhere fails for it. One of the whole cluster may be
         of anybody: it holds up no drain, for which somebody waits."""
         return self._bulk_of_nodes.get(guest.node) or (None if purpose is Purpose.DRAIN else self._bulk_of_all)
+
+    def _why_node_keeps(self, node: Node) -> tuple[RefusalReason, str] | None:
+        """Why nobody leaves the node, None when who is there may."""
+        if not node.online:
+            return RefusalReason.NODE_OFFLINE, node.name
+        if node.name in self.snapshot.going_down:
+            return RefusalReason.NODE_SHUTS_DOWN, node.name
+        if node.name not in self.draining and _named(node.name, self.settings.nodes.ignore):
+            return RefusalReason.NODE_IGNORED, node.name
+        if (starting := self._why_starting(node)) is not None:
+            return RefusalReason.NODE_STARTING, starting  # who runs there is not known, or about to change
+        return None
 
     def _why_starting(self, node: Node) -> str | None:
         """Why the node's guests are not left to themselves yet: it has just booted, or is still starting them."""

@@ -14,19 +14,22 @@ Ties go to the smallest VMID, then to the node's name.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from itertools import combinations
 
-from agent.core.candidates import NOTHING_GAINED, TRIED_FIRST, Candidates, Row
+from agent.core.candidates import NOTHING_GAINED, TRIED_FIRST, Candidates
 from agent.core.draft import Draft, Mark
 from agent.core.goal import Transfer
+from agent.core.lines import Row
 from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sequences import SHORTEST, best_sequence, is_small
 from agent.core.two_steps import Found, Taken, TwoSteps
 
 WORTH_KNOWING = 0.75  # of the best step so far: what is less between two nodes is not looked for; what is not is taken with the best
 ROUNDING = 1e-12  # of a goal of at most a few units: far above what sums lose, far below what a step must gain
+_CPU, _MEMORY, _PRESSURE = range(3)  # as Transfer numbers what counts
 MOST_SWEPT = 20_000  # pairs of steps times guests times nodes, for which one step is looked for in the place of two
 
 
@@ -41,6 +44,7 @@ class Descent:
         self._may_move_on = may_move_on
         self._candidates = Candidates(draft, sources, reason, may_move_on=may_move_on, as_new=as_new)
         self._two = TwoSteps(draft, self._candidates)
+        self._last_best: dict[int, Row] = {}  # by the node that it would leave
 
     def run(self) -> None:
         """Take all the steps that gain; where the cluster is small, those of a better way if there is one."""
@@ -148,54 +152,87 @@ class Descent:
             gain, row = self._best_between(source, target, near)
             candidates.note(source, target, gain)
             if row is not None:
-                found.append((-gain, row.vmid, target, source, row))
+                found.append((-gain, row.who.vmid, target, source, row))
                 best = max(best, gain)
         chosen: list[Found] = []
         touched: set[int] = set()
         for lost, _, target, source, row in sorted(found):
             if -lost >= WORTH_KNOWING * best and touched.isdisjoint((source, target)):
-                chosen.append(Found(-lost, (Taken(row.unit, target),)))
+                chosen.append(Found(-lost, (Taken(row.who.unit, target),)))
                 touched |= {source, target}
         return chosen
 
     def _best_between(self, source: int, target: int, least: float) -> tuple[float, Row | None]:
         """The unit that gains most by going from the one node to the other, and what it gains; `least` and None when none gains as much."""
-        candidates, goal, line = self._candidates, self._goal, self._candidates.line(source)
-        here, there = goal.prices[source], goal.prices[target]
-        by_cpu, by_memory, by_pressure = here[0] - there[0], here[1] - there[1], here[2] - there[2]
-        self._draft.evaluations += len(line)
-        # the gradient promises no less than the gain, and is sooner computed
-        line = [entry for entry in line if entry[0] * by_cpu + entry[1] * by_memory + entry[2] * by_pressure - entry[3] >= least]
-        if not line:
+        candidates, line, room = self._candidates, self._candidates.line(source), self._candidates.room(target)
+        self._draft.evaluations += 1
+        if room[2] < line.least_cpu or room[3] < line.least_memory:
             return least, None
-        room, transfer = candidates.room(target), Transfer(goal, source, target)
-        promises = zip(transfer.promises(line), line, strict=True)
+        transfer = Transfer(self._goal, source, target)
+        # nobody gains more than what, of all, somebody may gain by cpu alone, somebody by memory alone, and somebody by pressure alone
+        most_cpu = transfer.most(_CPU, line.least_cpu, line.most_cpu)
+        most_memory = transfer.most(_MEMORY, line.least_memory, line.most_memory)
+        most_pressure = transfer.most(_PRESSURE, 0.0, line.most_pressure)
+        if most_cpu + most_memory + most_pressure - line.cheapest < least - ROUNDING:
+            return least, None
+        enough = max(least, self._gain_of_last(source, transfer, target)) - ROUNDING
+        # so whoever gains enough gains so much at the least by cpu, and by memory
+        needed = enough + line.cheapest - most_pressure
+        low, high = transfer.window(_CPU, needed - most_memory)
+        low_memory, high_memory = transfer.window(_MEMORY, needed - most_cpu)
+        begin, end = bisect_left(line.memory, low_memory), bisect_right(line.memory, min(high_memory, room[3]))
+        self._draft.evaluations += max(0, end - begin)
+        here, there = self._goal.prices[source], self._goal.prices[target]
+        by_cpu, by_memory, by_pressure = here[0] - there[0], here[1] - there[1], here[2] - there[2]
+        high = min(high, room[2])
+        # the gradient promises no less than the gain, and is sooner computed
+        near = [
+            row
+            for row in line.rows[begin:end]
+            if low <= row[0] <= high and row[0] * by_cpu + row[1] * by_memory + row[2] * by_pressure - row[3] >= enough
+        ]
+        if not near:
+            return least, None
+        promises = zip(transfer.promises(near), near, strict=True)
         best, best_row = least, None
-        for most, _, row in sorted([(-promise, entry[4].vmid, entry[4]) for promise, entry in promises if promise >= least]):
+        for most, _, row in sorted([(-promise, row.who.vmid, row) for promise, row in promises if promise >= enough]):
             if -most < best - ROUNDING:
                 break
-            if row.burden.fits_into(room):
+            who = row.who
+            if who.burden.fits_into(room):
                 self._draft.evaluations += 1
-                gain = transfer.gain(row[0], row[1], row[2]) - row.cost
-                if (gain > best or (best_row is None and gain == best)) and candidates.is_allowed(row.unit, target):
+                gain = transfer.gain(row[0], row[1], row[2]) - row[3]
+                if (gain > best or (best_row is None and gain == best)) and candidates.is_allowed(who.unit, target):
                     best, best_row = gain, row
+        if best_row is not None:
+            self._last_best[source] = best_row
         return best, best_row
+
+    def _gain_of_last(self, source: int, transfer: Transfer, target: int) -> float:
+        """What the unit gains that was best to leave the source for another node: likely much here, too, so that few can gain more."""
+        candidates, row = self._candidates, self._last_best.get(source)
+        if row is None or candidates.rows_at(source).get(row.who.vmid) is not row or not row.who.burden.fits_into(candidates.room(target)):
+            return NOTHING_GAINED
+        gain = transfer.gain(row[0], row[1], row[2]) - row[3]
+        return gain if gain > NOTHING_GAINED and candidates.is_allowed(row.who.unit, target) else NOTHING_GAINED
 
     def _taken_back(self) -> Found | None:
         """A unit that better stays where it came from, now that others have moved."""
         candidates, index, prices = self._candidates, self._goal.index, self._goal.prices
         for step in self._draft.steps:
-            row = candidates.row_of(step.sources[0][0]) if step.reason in LOAD_REASONS else None
-            if row is None or row.origin is None:
+            here = index[step.target]
+            row = candidates.rows_at(here).get(step.sources[0][0])
+            if row is None or row.who.origin is None:
                 continue
-            here, home = index[step.target], row.origin
-            promise = sum([amount * (a - b) for amount, a, b in zip(row[:3], prices[here], prices[home], strict=True)])
-            if promise + row.refund <= NOTHING_GAINED or not row.burden.fits_into(candidates.room(home)):
+            who, home = row.who, row.who.origin
+            (cpu, memory, pressure), (cpu_home, memory_home, pressure_home) = prices[here], prices[home]
+            promise = row[0] * (cpu - cpu_home) + row[1] * (memory - memory_home) + row[2] * (pressure - pressure_home)
+            if promise + who.refund <= NOTHING_GAINED or not who.burden.fits_into(candidates.room(home)):
                 continue  # the gradient promises no less than the gain
             self._draft.evaluations += 1
-            gain = self._goal.gain(row.burden, here, home) + row.refund
-            if gain > NOTHING_GAINED and candidates.is_allowed(row.unit, home):
-                return Found(gain, (Taken(row.unit, home),))
+            gain = self._goal.gain(who.burden, here, home) + who.refund
+            if gain > NOTHING_GAINED and candidates.is_allowed(who.unit, home):
+                return Found(gain, (Taken(who.unit, home),))
         return None
 
     def _fewer(self) -> bool:

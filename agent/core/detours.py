@@ -50,19 +50,19 @@ def _ways(draft: Draft, candidates: Candidates, highest: float) -> Iterator[tupl
         state = draft.sketch.states[goal.names[node]]
         rows = sorted(
             candidates.rows_at(node).values(),
-            key=lambda row: (-max(row.counted_cpu / state.cpu_cores, row.counted_memory / state.memory), row.vmid),
+            key=lambda row: (-max(row.cpu / state.cpu_cores, row.memory / state.memory), row.who.vmid),
         )
         for row in rows[:UNITS]:
             ways = (
                 (-gain, target)
                 for target in range(len(goal.names))
                 if target != node
-                and row.burden.fits_into(candidates.room(target))
-                and candidates.is_allowed(row.unit, target)
-                and goal.value - (gain := goal.gain(row.burden, node, target)) <= highest
+                and row.who.burden.fits_into(candidates.room(target))
+                and candidates.is_allowed(row.who.unit, target)
+                and goal.value - (gain := goal.gain(row.who.burden, node, target)) <= highest
             )
             draft.evaluations += len(goal.names)
-            found += [(row.unit, best[1])] if (best := min(ways, default=None)) is not None else []
+            found += [(row.who.unit, best[1])] if (best := min(ways, default=None)) is not None else []
     yield from found  # all are known before the first is tried
 
 

@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agent.core.cluster import GuestType, Snapshot
+from agent.core.cluster import GuestType
 from agent.core.conditions import Purpose
 from agent.core.goal import Goal
+from agent.core.lines import Mover, Row
 from agent.core.placement import NOTHING, Placement
 from agent.core.plan_types import Refusal
-from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason, RefusalReason
 from agent.core.sentences import nodes_words
-from agent.core.settings import Settings
 from agent.core.steps import Step
 
 
@@ -39,15 +38,16 @@ class Draft:
              at, pairs of nodes bounded, transfers weighed.
     """
 
-    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question) -> None:
-        self.settings, self.question = settings, question
-        self.sketch = Placement(snapshot, settings, question)
-        self.goal = Goal(self.sketch)
+    def __init__(self, sketch: Placement) -> None:
+        self.settings, self.question = sketch.settings, sketch.question
+        self.sketch = sketch
+        self.goal = Goal(sketch)
         self.refused: dict[int, Refusal] = {}
         self.evaluations = 0
         self._step_of: dict[int, Step] = {}
-        self._steps: dict[Step, float] = {}  # and what moving its guests costs
-        self._in_flight = {flight.vmid for flight in question.ledger.in_flight}
+        self._steps: dict[Step, float] = {}  # and what moving its guests for load costs
+        self._rows: dict[tuple[int, ...], Row] = {}  # at full price
+        self._in_flight = {flight.vmid for flight in self.question.ledger.in_flight}
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -76,7 +76,7 @@ class Draft:
         self.goal.changed()
         if leaves:
             step = Step(leaves, target, reason, until)
-            self._steps[step] = self.cost_of(step.vmids)
+            self._steps[step] = self.cost_of(step.vmids) if reason in LOAD_REASONS else 0.0
             self._step_of.update(dict.fromkeys(step.vmids, step))
 
     def mark(self) -> Mark:
@@ -98,24 +98,36 @@ class Draft:
 
     def cost_of(self, unit: tuple[int, ...]) -> float:
         """What moving the guests must bring at the least."""
-        containers = sum(self.sketch.guest_of[vmid].type is GuestType.LXC for vmid in unit)
+        containers = sum([self.sketch.guest_of[vmid].type is GuestType.LXC for vmid in unit])
         return self.goal.cost(self.sketch.copied_bytes(unit), containers)
+
+    def row_of(self, unit: tuple[int, ...]) -> Row:
+        """What the guests take along, and what moving them costs, wherever they are: made once, for search after search."""
+        row = self._rows.get(unit)
+        if row is None or self.goal.thrift != 1.0:
+            burden = self.sketch.burden_of_unit(unit)
+            row = Row(burden[2], burden[3], burden[4], self.cost_of(unit), Mover(unit[0], unit, burden, None, 0.0))
+            if self.goal.thrift == 1.0:
+                self._rows[unit] = row
+        return row
 
     def potential(self) -> float:
         """The goal, and what all load moves cost: what evening out lowers."""
-        return self.goal.value + sum([cost for step, cost in self._steps.items() if step.reason in LOAD_REASONS])
+        return self.goal.value + sum(self._steps.values())
 
     def best_target(self, unit: tuple[int, ...], targets: Iterable[str], purpose: Purpose) -> tuple[str | None, Refusal]:
         """The allowed target with the lowest goal, and, when there is none, why the nodes refuse."""
         sketch, goal = self.sketch, self.goal
-        burden, source = sketch.burden_of_unit(unit), goal.index.get(sketch.at[unit[0]])
+        burden, here = sketch.burden_of_unit(unit), sketch.at[unit[0]]
+        source = goal.index.get(here)
         found: tuple[float, float, str] | None = None
-        refusals: dict[str, Refusal] = {}
+        reasons: dict[str, RefusalReason] = {}
         for name in targets:
-            refusal = sketch.why_not_target(unit, name, purpose)
-            if refusal is not None:
-                if name != sketch.at[unit[0]]:
-                    refusals[name] = refusal
+            refusal = sketch.why_not_allowed(unit, name, purpose)
+            reason = sketch.limit_broken(burden, name, purpose) if refusal is None else refusal.reason
+            if reason is not None:
+                if name != here:
+                    reasons[name] = reason
                 continue
             self.evaluations += 1
             loss = -goal.gain(burden, source, goal.index[name])
@@ -124,4 +136,9 @@ class Draft:
                 found = (loss, idle, name)
         if found is not None:
             return found[2], Refusal(unit[0], RefusalReason.NO_GAIN, f"best on {found[2]}")
-        return None, Refusal(unit[0], RefusalReason.NO_TARGET, nodes_words(refusals) or "there is no other node")
+
+        def detail(name: str) -> str:
+            refusal = sketch.why_not_target(unit, name, purpose)
+            return "" if refusal is None else refusal.detail
+
+        return None, Refusal(unit[0], RefusalReason.NO_TARGET, nodes_words(reasons, detail) or "there is no other node")

@@ -40,14 +40,24 @@ _CPU, _MEMORY, _PRESSURE = 2, 3, 4  # where a `Burden` holds what counts
 
 
 class _Measure:
-    """One statistic over the usable nodes."""
+    """One statistic over the usable nodes.
 
-    __slots__ = ("capacity", "deviation", "field", "fraction", "mean", "squares", "top", "weight")
+    Shape:   node by node: `capacity`, and `share`, what one unit of load is of it; `bend[source][target]`, which Transfer calls k2, one
+             row for all nodes of one size; of now: `fraction`, how far it is `away` from the mean, and `pull`, that times the share.
+    """
+
+    __slots__ = ("away", "bend", "capacity", "deviation", "field", "fraction", "mean", "pull", "share", "squares", "top", "weight")
 
     def __init__(self, field: int, weight: float, top: float | None, capacity: list[float]) -> None:
         self.field, self.weight, self.capacity = field, weight, capacity
         self.top = math.inf if top is None else top
+        self.share = [1 / size for size in capacity]
+        n = len(capacity)
+        bends = {here: [here * here + there * there - (there - here) ** 2 / n for there in self.share] for here in set(self.share)}
+        self.bend = [bends[here] for here in self.share]
         self.fraction: list[float] = []
+        self.away: list[float] = []
+        self.pull: list[float] = []
         self.mean = self.squares = self.deviation = 0.0
 
 
@@ -64,19 +74,20 @@ class Transfer:
         n = self._n = goal.n
         terms: list[tuple[float, ...] | None] = [None, None, None]
         for measure in goal.measures:
-            there, far = 1 / measure.capacity[target], measure.fraction[target]
-            here, near = (0.0, measure.mean) if source is None else (1 / measure.capacity[source], measure.fraction[source])
-            mean, top = measure.mean, measure.top
-            k1 = 2 * ((far - mean) * there - (near - mean) * here)
-            k2 = here * here + there * there - (there - here) ** 2 / n
+            top, there = measure.top, measure.share[target]
+            if source is None:
+                here, over, k1, k2 = 0.0, -math.inf, 2 * measure.pull[target], there * there - there**2 / n
+            else:
+                here, over = measure.share[source], measure.fraction[source] - top
+                k1, k2 = 2 * (measure.pull[target] - measure.pull[source]), measure.bend[source][target]
             terms[measure.field - _CPU] = (
                 measure.weight,
                 measure.deviation,
                 measure.squares,
                 k1,
                 k2,
-                -math.inf if source is None else near - top,
-                far - top,
+                over,
+                measure.fraction[target] - top,
                 here,
                 there,
             )
@@ -84,9 +95,10 @@ class Transfer:
 
     def gain(self, cpu: float, memory: float, pressure: float) -> float:
         """What that load takes off the goal, below 0 when it adds to it."""
-        n = self._n
+        n, amounts = self._n, (cpu, memory, pressure)
         total = 0.0
-        for amount, term in zip((cpu, memory, pressure), self._terms, strict=True):
+        for number, term in enumerate(self._terms):
+            amount = amounts[number]
             if term is None or not amount:
                 continue
             weight, deviation, squares, k1, k2, over, other_over, here, there = term
@@ -139,6 +151,36 @@ class Transfer:
         saved = deviation - math.sqrt(lowest) if lowest > 0 else deviation
         return weight * (saved + OVERLOAD_WEIGHT * (max(0.0, over) + max(0.0, other_over)) / self._n)
 
+    def most(self, number: int, low: float, high: float) -> float:
+        """No less than what any amount of cpu (0), memory (1) or pressure (2) in this range, not below 0, gains by going there."""
+        term = self._terms[number]
+        if term is None:
+            return 0.0
+        weight, deviation, squares, k1, k2, over = term[:6]
+        best = -k1 / (2 * k2) if k2 > 0 else high
+        amount = low if best < low else min(best, high)
+        variance = (squares + amount * (k1 + amount * k2)) / self._n
+        saved = deviation - math.sqrt(variance) if variance > 0 else deviation
+        return weight * (saved + OVERLOAD_WEIGHT * over / self._n if over > 0 else saved)
+
+    def chord(self, number: int) -> tuple[float, float, float]:
+        """Three numbers a, b, c: no x of cpu (0), memory (1) or pressure (2), there or back, gains more than max(0, x (a + x b)) + c.
+
+        With q what x changes the variance by, that is D - sqrt(D^2 + q) = -q / (D + sqrt(D^2 + q)), and no root is less than the one at
+        the vertex. It is nearly the truth, as two nodes of many change little of D, and it needs no root for each x.
+        """
+        term = self._terms[number]
+        if term is None:
+            return 0.0, 0.0, 0.0
+        weight, deviation, squares, k1, k2, over, other_over, _, _ = term
+        excess = weight * OVERLOAD_WEIGHT * (max(0.0, over) + max(0.0, other_over)) / self._n
+        lowest = (squares - k1 * k1 / (4 * k2)) / self._n if k2 > 0 else 0.0
+        sum_of_roots = deviation + (math.sqrt(lowest) if lowest > 0 else 0.0)
+        if sum_of_roots <= 0:
+            return 0.0, 0.0, excess
+        scale = -weight / (self._n * sum_of_roots)
+        return scale * k1, scale * k2, excess
+
     def window(self, number: int, least: float) -> tuple[float, float]:
         """Between which amounts of cpu (0) or memory (1) the transfer may take at least so much off the goal.
 
@@ -187,7 +229,7 @@ class Goal:
         self._prices: list[tuple[float, float, float]] = []
         self._heat: list[float] = []
         self._imbalance = self._excess = 0.0
-        self._is_known = False
+        self._is_known = self._has_gradient = False
         everywhere = placement.states.values()  # so that no move changes it, be it out of a node that is to be emptied
         if guests := sum(len(state.present) for state in everywhere):
             loaded = 0.0
@@ -198,27 +240,27 @@ class Goal:
 
     def changed(self) -> None:
         """What was read of the sketch is no longer true."""
-        self._is_known = False
+        self._is_known = self._has_gradient = False
 
     @property
     def measures(self) -> list[_Measure]:
         """The statistics, of now."""
-        if not self._is_known:
-            self._read()
+        if not self._has_gradient:
+            self._read_gradient()
         return self._measures
 
     @property
     def prices(self) -> list[tuple[float, float, float]]:
         """The gradient, node by node."""
-        if not self._is_known:
-            self._read()
+        if not self._has_gradient:
+            self._read_gradient()
         return self._prices
 
     @property
     def heat(self) -> list[float]:
         """The gradient for the whole size of each node."""
-        if not self._is_known:
-            self._read()
+        if not self._has_gradient:
+            self._read_gradient()
         return self._heat
 
     @property
@@ -242,29 +284,39 @@ class Goal:
 
     def _read(self) -> None:
         n = self.n
-        self._imbalance = over = 0.0
-        prices = [[0.0, 0.0, 0.0] for _ in self.names]
-        self._heat = [0.0] * len(self.names)
+        self._imbalance = self._excess = 0.0
         for measure in self._measures:
-            field, capacity, weight, top = measure.field, measure.capacity, measure.weight, measure.top
-            fraction = [state.sums[field] / size for state, size in zip(self._states, capacity, strict=True)]
+            field, weight, top = measure.field, measure.weight, measure.top
+            fraction = [state.sums[field] / size for state, size in zip(self._states, measure.capacity, strict=True)]
             mean = math.fsum(fraction) / n
             measure.fraction, measure.mean = fraction, mean
-            # around the mean of now, so that the subtractions in `gain` lose no digits
-            measure.squares = math.fsum([(f - mean) ** 2 for f in fraction])
+            measure.away = [f - mean for f in fraction]  # so that the subtractions in `gain` lose no digits
+            measure.squares = math.fsum([distance**2 for distance in measure.away])
             measure.deviation = math.sqrt(measure.squares / n)
             self._imbalance += weight * measure.deviation
-            slope = weight / (n * measure.deviation) if measure.deviation > 0 else 0.0
-            for i, f in enumerate(fraction):
-                steepness = slope * (f - mean)
+            for f in fraction:
                 if f > top:
-                    over += weight * (f - top)
-                    steepness += OVERLOAD_WEIGHT * weight / n
-                self._heat[i] += steepness
-                prices[i][field - _CPU] = steepness / capacity[i]
-        self._prices = [(cpu, memory, pressure) for cpu, memory, pressure in prices]
-        self._excess = over
+                    self._excess += weight * (f - top)
         self._is_known = True
+
+    def _read_gradient(self) -> None:
+        if not self._is_known:
+            self._read()
+        n = self.n
+        prices = [[0.0] * len(self.names) for _ in range(3)]
+        self._heat = [0.0] * len(self.names)
+        for measure in self._measures:
+            weight, top = measure.weight, measure.top
+            measure.pull = [distance * share for distance, share in zip(measure.away, measure.share, strict=True)]
+            slope = weight / (n * measure.deviation) if measure.deviation > 0 else 0.0
+            steepness = [slope * distance for distance in measure.away]
+            for i, f in enumerate(measure.fraction):
+                if f > top:
+                    steepness[i] += OVERLOAD_WEIGHT * weight / n
+            self._heat = [heat + steep for heat, steep in zip(self._heat, steepness, strict=True)]
+            prices[measure.field - _CPU] = [steep / size for steep, size in zip(steepness, measure.capacity, strict=True)]
+        self._prices = list(zip(*prices, strict=True))
+        self._has_gradient = True
 
     def gain(self, burden: Burden, source: int | None, target: int) -> float:
         """What the transfer takes off the goal, its cost left aside; a source that is not usable (None) counts for nothing."""
@@ -272,17 +324,17 @@ class Goal:
 
     def ideal(self, source: int, target: int) -> float:
         """More than any load, however divided, can gain by going from the one node to the other."""
-        n = self.n
+        n, root = self.n, math.sqrt
         total = 0.0
         for measure in self.measures:
-            here, there = 1 / measure.capacity[source], 1 / measure.capacity[target]
-            lever = (measure.fraction[source] - measure.mean) * here - (measure.fraction[target] - measure.mean) * there
+            pull = measure.pull
+            lever = pull[source] - pull[target]
             if lever > 0:
-                bend = here * here + there * there - (there - here) ** 2 / n
+                bend = measure.bend[source][target]
                 variance = (measure.squares - lever * lever / bend) / n if bend > 0 else 0.0
-                total += measure.weight * (measure.deviation - (math.sqrt(variance) if variance > 0 else 0.0))
-            if (excess := measure.fraction[source] - measure.top) > 0:
-                total += OVERLOAD_WEIGHT * measure.weight * excess / n
+                total += measure.weight * (measure.deviation - root(variance) if variance > 0 else measure.deviation)
+            if measure.fraction[source] > measure.top:
+                total += OVERLOAD_WEIGHT * measure.weight * (measure.fraction[source] - measure.top) / n
         return total
 
     def cost(self, memory_bytes: float, containers: int) -> float:

@@ -8,8 +8,8 @@ keeps apart who must be apart.
 One exception, for thresholds alone: the first half of an exchange may lift its target over one, within reserve and cores, when
 the second half leaves that node in the very next batch and goes where it fits as any other step does, and the node then stands
 under its thresholds or no higher above one than before. Who changes places with whom is what the plan found first; where that
-leaves steps over, any two steps may, one of which leaves the node that the other goes to. Nothing else goes to the two nodes while the first half is under way, nor
-to the lifted one before the second half is over.
+leaves steps over, any two steps may, one of which leaves the node that the other goes to. Nothing else goes to the two nodes
+while the first half is under way, nor to the lifted one before the second half is over.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def into_batches(sketch: Placement, steps: Sequence[Step]) -> tuple[list[list[St
     return batches, stuck
 
 
-def _greedy(
-    sketch: Placement, steps: Sequence[Step], *, may_overtake: bool, any_pair: bool = False
-) -> tuple[list[list[Step]], list[Step]]:
+def _greedy(sketch: Placement, steps: Sequence[Step], *, may_overtake: bool, any_pair: bool = False) -> tuple[list[list[Step]], list[Step]]:
     """With `any_pair` two steps change places only where no other step of the batch can be made, whoever the plan meant for it."""
     sketch.rollback()
     batches: list[list[Step]] = []
@@ -125,7 +123,7 @@ class _Arrivals:
             if not self._guests[target].isdisjoint(sketch.rules.apart.get(vmid, ())):
                 return False
         purpose = Purpose.LOAD if target in self._thresholds else step.purpose
-        return sketch.why_no_room(self._with(step), step.vmids[0], target, purpose) is None
+        return sketch.limit_broken(self._with(step), target, purpose) is None
 
     def add(self, step: Step) -> None:
         self._burden[step.target] = self._with(step)
@@ -140,12 +138,12 @@ class _Arrivals:
             return False
         if sketch.why_rules_forbid(first.vmids, first.target) is not None:
             return False
-        if sketch.why_no_room(sketch.burden_of_unit(first.vmids), first.vmids[0], first.target, Purpose.RULE) is not None:
+        if sketch.limit_broken(sketch.burden_of_unit(first.vmids), first.target, Purpose.RULE) is not None:
             return False
         before, mark = sketch.room(first.target, Purpose.LOAD), sketch.mark()
         sketch.move(first.vmids, first.target)
         can = sketch.why_rules_forbid(second.vmids, second.target) is None
-        can = can and sketch.why_no_room(sketch.burden_of_unit(second.vmids), second.vmids[0], second.target, Purpose.LOAD) is None
+        can = can and sketch.limit_broken(sketch.burden_of_unit(second.vmids), second.target, Purpose.LOAD) is None
         sketch.move(second.vmids, second.target)
         after = sketch.room(first.target, Purpose.LOAD)
         state = sketch.states[first.target]

@@ -175,10 +175,11 @@ class Placement:
                 for name in (flight.source, flight.target):
                     if name in self.states:
                         self.states[name].present.add(flight.vmid)
-        self.conditions = Conditions(snapshot, settings, question, self.rules)
+        self.conditions = Conditions(snapshot, settings, question, self.rules, measured)
         self.draining = self.conditions.draining
         self.usable = self.conditions.open_nodes
         self._undo: list[_Undo] = []
+        self._free: dict[tuple[int, ...], bool] = {}
 
     # guests
 
@@ -221,6 +222,13 @@ class Placement:
                 return Refusal(unit[0], RefusalReason.AFFINITY, f"guest {vmid} stays: {refusal.reason} {refusal.detail}".rstrip())
         return None
 
+    def is_free(self, unit: tuple[int, ...]) -> bool:
+        """Whether the guests can leave together for load."""
+        free = self._free.get(unit)
+        if free is None:
+            free = self._free[unit] = self.why_unit_stays(unit, Purpose.LOAD) is None
+        return free
+
     def load_of_unit(self, unit: Iterable[int]) -> GuestLoad:
         """What the guests take together."""
         cpu = memory = 0.0
@@ -232,7 +240,7 @@ class Placement:
 
     def copied_bytes(self, unit: Iterable[int]) -> float:
         """What moving the guests copies: their memory, and disks that they take along."""
-        return sum(self.load_of[vmid].memory_bytes + self.conditions.disk_bytes(self.guest_of[vmid]) for vmid in unit)
+        return sum([self.load_of[vmid].memory_bytes + self.conditions.disk_bytes(self.guest_of[vmid]) for vmid in unit])
 
     def burden_of_unit(self, unit: tuple[int, ...]) -> Burden:
         """What the guests add to a node together."""
@@ -254,7 +262,7 @@ class Placement:
 
     def why_not_allowed(self, unit: tuple[int, ...], target: str, purpose: Purpose) -> Refusal | None:
         """As `why_not_target`, room left aside."""
-        if self.conditions.why_closed(target) is None and any(self.at[member] == target for member in unit):
+        if target in [self.at[member] for member in unit] and self.conditions.why_closed(target) is None:
             return Refusal(unit[0], RefusalReason.SAME_NODE)
         for member in unit:
             if (never := self.conditions.why_never(self.guest_of[member], target, purpose)) is not None:
@@ -283,25 +291,38 @@ class Placement:
         idle = (self.guest_of[vmid] for vmid in state.present if self.load_of[vmid] == NO_LOAD)
         return sum(assigned_memory_bytes(guest) for guest in idle) / state.memory
 
-    def why_no_room(self, burden: Burden, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
+    def limit_broken(self, burden: Burden, target: str, purpose: Purpose) -> RefusalReason | None:
         """Which limit of the node the guests would break, None when they fit with everything that is on its way."""
-        room = self.room(target, purpose)
+        room, state = self.room(target, purpose), self.states[target]
         if burden.fits_into(room):
             return None
-        state = self.states[target]
-        memory_limit, cores = state.memory_limit, state.cpu_cores
         if burden.memory_bytes > room.memory_bytes:
-            over = memory_limit + burden.memory_bytes - room.memory_bytes
-            return Refusal(vmid, RefusalReason.NO_MEMORY, f"{_gib(over)} of {_gib(memory_limit)} GiB")
+            return RefusalReason.NO_MEMORY
         if burden.cpu_cores > room.cpu_cores:
-            return Refusal(vmid, RefusalReason.NO_CPU, f"{cores + burden.cpu_cores - room.cpu_cores:.1f} of {cores:g} cores")
-        if (over_assigned := why_over_assigned(burden.assigned_bytes, state.sums.assigned_bytes, state.assigned_limit)) is not None:
-            return Refusal(vmid, RefusalReason.OVER_ASSIGNED, over_assigned)
+            return RefusalReason.NO_CPU
+        if why_over_assigned(burden.assigned_bytes, state.sums.assigned_bytes, state.assigned_limit) is not None:
+            return RefusalReason.OVER_ASSIGNED
+        return RefusalReason.OVER_THRESHOLD
+
+    def why_no_room(self, burden: Burden, vmid: int, target: str, purpose: Purpose) -> Refusal | None:
+        """As `limit_broken`, with how far."""
+        reason = self.limit_broken(burden, target, purpose)
+        return None if reason is None else Refusal(vmid, reason, self._how_far(burden, target, purpose, reason))
+
+    def _how_far(self, burden: Burden, target: str, purpose: Purpose, reason: RefusalReason) -> str:
+        room, state = self.room(target, purpose), self.states[target]
+        memory_limit, cores = state.memory_limit, state.cpu_cores
+        if reason is RefusalReason.NO_MEMORY:
+            return f"{_gib(memory_limit + burden.memory_bytes - room.memory_bytes)} of {_gib(memory_limit)} GiB"
+        if reason is RefusalReason.NO_CPU:
+            return f"{cores + burden.cpu_cores - room.cpu_cores:.1f} of {cores:g} cores"
+        if reason is RefusalReason.OVER_ASSIGNED:
+            return why_over_assigned(burden.assigned_bytes, state.sums.assigned_bytes, state.assigned_limit) or ""
         if burden.counted_memory_bytes > room.counted_memory_bytes:
             over = (burden.counted_memory_bytes - room.counted_memory_bytes) / state.memory + (self.weights.memory_threshold or 0.0)
-            return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"memory {100 * over:.0f} %")
+            return f"memory {100 * over:.0f} %"
         over = (burden.counted_cpu_cores - room.counted_cpu_cores) / cores + (self.weights.cpu_threshold or 0.0)
-        return Refusal(vmid, RefusalReason.OVER_THRESHOLD, f"cpu {100 * over:.0f} %")
+        return f"cpu {100 * over:.0f} %"
 
     # changing
 

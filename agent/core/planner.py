@@ -49,14 +49,15 @@ def plan(snapshot: Snapshot, settings: Settings, question: Question | None = Non
         guests=tuple(sorted(snapshot.guests, key=lambda guest: guest.vmid)),
         tasks=tuple(sorted(snapshot.tasks, key=lambda task: (task.started_at, task.upid))),
     )
-    evaluations = 0
+    draft = Draft(Placement(snapshot, settings, question))
+    blank = draft.mark()
     for freedom in (Freedom.MOVED_ON, Freedom.ONCE):
-        planner = _Planner(snapshot, settings, question, freedom)
+        planner = _Planner(draft, freedom)
         result = planner.run()
-        evaluations += result.evaluations
         if not planner.stuck:
-            return replace(result, evaluations=evaluations)
-    return _Planner(snapshot, settings, question, Freedom.NONE).run()
+            return result
+        draft.back_to(blank)
+    return _Planner(draft, Freedom.NONE).run()
 
 
 class Freedom(Enum):
@@ -76,10 +77,12 @@ class _Start(NamedTuple):
 
 
 class _Planner:
-    def __init__(self, snapshot: Snapshot, settings: Settings, question: Question, freedom: Freedom) -> None:
-        self.snapshot, self.settings, self.question, self.freedom = snapshot, settings, question, freedom
-        self.draft = Draft(snapshot, settings, question)
-        self.sketch: Placement = self.draft.sketch
+    """One attempt, on a draft without steps; in the end its sketch stands where all of them lead to."""
+
+    def __init__(self, draft: Draft, freedom: Freedom) -> None:
+        self.draft, self.freedom = draft, freedom
+        self.sketch: Placement = draft.sketch
+        self.snapshot, self.settings, self.question = self.sketch.snapshot, draft.settings, draft.question
         self.weights = self.sketch.weights
         self.stuck: list[Step] = []
         self._trial: Placement | None = None
@@ -205,6 +208,7 @@ class _Planner:
         sketch = self.sketch
         loads = sketch.loads()
         over = {name for name in sources if over_threshold(loads[name], self.weights)}
+        rooms = [(name, sketch.room(name, Purpose.LOAD)) for name in sketch.usable]
         for vmid in sorted(vmid for name in over for vmid in sketch.states[name].present if sketch.at[vmid] == name):
             guest = sketch.guest_of[vmid]
             if guest.template or not guest.is_running or vmid in self.draft.refused:
@@ -213,7 +217,7 @@ class _Planner:
             refusal = sketch.why_unit_stays(unit, Purpose.LOAD)
             if refusal is None:
                 burden = sketch.burden_of_unit(unit)
-                roomy = [name for name in sketch.usable if burden.fits_into(sketch.room(name, Purpose.LOAD))]
+                roomy = [name for name, room in rooms if burden.fits_into(room)]
                 target, refusal = self.draft.best_target(unit, roomy, Purpose.LOAD)
                 if target is None:  # only then what all the others have against it is put into words
                     _, refusal = self.draft.best_target(unit, sorted(sketch.node_of), Purpose.LOAD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from agent.core.cluster import GIB, Snapshot
@@ -74,25 +74,26 @@ def nothing_words(plan: Plan, weights: Weights, without: AbstractSet[str] = froz
 MOST_NODES = 3  # of one reason, that are named
 
 
-def nodes_words(refusals: Mapping[str, Refusal]) -> str:
+def nodes_words(reasons: Mapping[str, RefusalReason], detail_of: Callable[[str], str]) -> str:
     """Why nodes refuse, a reason at a time, the commonest first: `pinned on pve1, pve2 (pinned to pve9); no-memory on pve4 and 7 more`.
 
-    What exactly is told once where it is the same for all, and node by node where the nodes are few.
+    What exactly is told once where it is the same for all, and node by node where the nodes are few; nobody is asked for more of it.
     """
     by_reason: dict[RefusalReason, list[str]] = {}
-    for name in sorted(refusals):
-        by_reason.setdefault(refusals[name].reason, []).append(name)
+    for name in sorted(reasons):
+        by_reason.setdefault(reasons[name], []).append(name)
     parts = []
     for reason, names in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
-        details = [f" ({refusals[name].detail})" if refusals[name].detail else "" for name in names]
+        first = detail_of(names[0])
+        is_one = all(detail_of(name) == first for name in names[1:])
+        shown = [_named(name, "" if is_one or len(names) > MOST_NODES else detail_of(name)) for name in names[:MOST_NODES]]
         rest = f" and {len(names) - MOST_NODES} more" if len(names) > MOST_NODES else ""
-        if len(set(details)) == 1:
-            parts.append(f"{reason} on {', '.join(names[:MOST_NODES])}{rest}{details[0]}")
-        elif rest:
-            parts.append(f"{reason} on {', '.join(names[:MOST_NODES])}{rest}")
-        else:
-            parts.append(f"{reason} on {', '.join(name + detail for name, detail in zip(names, details, strict=True))}")
+        parts.append(f"{reason} on {', '.join(shown)}{rest}" + (_named("", first) if is_one else ""))
     return "; ".join(parts)
+
+
+def _named(name: str, detail: str) -> str:
+    return f"{name} ({detail})" if detail else name
 
 
 _PASSING = frozenset({RefusalReason.HA_EMPTIES, RefusalReason.NODE_STARTING})  # what ends by itself before long

@@ -52,23 +52,23 @@ def best_sequence(draft: Draft, candidates: Candidates, longest: int, potential:
             moved = {step.unit for step in sequence.steps}
             transfers: dict[tuple[int, int], Transfer] = {}
             for row in rows:
-                if row.unit in moved:
+                if row.who.unit in moved:
                     continue
-                source = goal.index[sketch.at[row.vmid]]
+                source = goal.index[sketch.at[row.who.vmid]]
                 for target in range(len(goal.names)):
                     if (
                         target == source
-                        or not row.burden.fits_into(candidates.room_now(target))
-                        or not candidates.is_allowed(row.unit, target)
+                        or not row.who.burden.fits_into(candidates.room_now(target))
+                        or not candidates.is_allowed(row.who.unit, target)
                     ):
                         continue
                     transfer = transfers.get((source, target)) or transfers.setdefault((source, target), Transfer(goal, source, target))
                     draft.evaluations += 1
                     value = sequence.potential - transfer.gain(row[0], row[1], row[2]) + row.cost
-                    end = tuple(sorted((*sequence.end, (row.vmid, target))))
+                    end = tuple(sorted((*sequence.end, (row.who.vmid, target))))
                     known = longer.get(end)
                     if known is None or value < known.potential:
-                        longer[end] = _Sequence(value, end, (*sequence.steps, Taken(row.unit, target)))
+                        longer[end] = _Sequence(value, end, (*sequence.steps, Taken(row.who.unit, target)))
             sketch.rollback(mark)
         kept = sorted(longer.values(), key=lambda sequence: (sequence.potential, sequence.end))[:KEPT]
         if not kept:

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from agent.core.candidates import Candidates, Row
+from agent.core.candidates import Candidates
 from agent.core.conditions import Purpose
 from agent.core.draft import Draft
 from agent.core.goal import Transfer
+from agent.core.lines import Row
 from agent.core.placement import Burden
 
 EXCHANGED = 64  # pairs of nodes looked at for an exchange, the most promising first
 ROOMS_MADE = 32  # the same, for room that is made
-MOST_WEIGHED = 20_000  # pairs of units that one search weighs
+MOST_WEIGHED = 20_000  # pairs of units that one search weighs, and a quarter of those that may change places as far as memory goes
 NEARLY_AS_GOOD = 0.5  # of the best exchange: what is taken with it, between other nodes
 WORTH_TWO = 0.1  # of the least gain, that two steps must bring beyond what they cost
+ROUNDING = 1e-12  # of a gain: far above what sums lose, far below what one must be
 TRIALS = 200  # exchanges of one search that are tried for whether they can be carried out
 ROOMS_TRIED = 12  # units that would go to a full node, and for each the units that could make room
 
@@ -88,31 +91,33 @@ class TwoSteps:
         Only those are weighed whose difference in memory, and in cpu, may gain enough even if all else were ideal.
         """
         candidates, transfer = self._candidates, Transfer(self._goal, source, target)
+        best_cpu, best_memory, best_pressure = transfer.ideal()
+        cost_back = candidates.cheapest_to(target, source)
+        if best_cpu + best_memory + best_pressure <= floor + candidates.cheapest_to(source, target) + cost_back:
+            return None
         here, there = self._goal.prices[source], self._goal.prices[target]
         by_cpu, by_memory, by_pressure = here[0] - there[0], here[1] - there[1], here[2] - there[2]
         # the gradient promises a sum over the two units, and no exchange gains more: what falls short of it is not weighed
-        coming = [
-            (y, row[4], x, cost, x * by_cpu + y * by_memory + z * by_pressure + cost, row)
-            for x, y, z, cost, row in candidates.line_to(target, source)
-        ]
-        if not coming:
+        back, line = candidates.rows_to(target, source), candidates.line(target)
+        losses = [x * by_cpu + y * by_memory + z * by_pressure + cost for x, y, z, cost, _ in back]
+        if not losses:
             return None
-        cheapest = min([entry[4] for entry in coming])
+        cheapest = min(losses)
         least = floor + cheapest
         leaving = [
-            (promise, row[4], x, y, cost, row)
-            for x, y, z, cost, row in candidates.line_to(source, target)
-            if (promise := x * by_cpu + y * by_memory + z * by_pressure - cost) > least
+            (promise, row[4][0], row)
+            for row in candidates.rows_to(source, target)
+            if (promise := row[0] * by_cpu + row[1] * by_memory + row[2] * by_pressure - row[3]) > least
         ]
         if not leaving:
             return None
         leaving.sort(reverse=True)
         enough = leaving[0][0] - floor
-        coming = [entry for entry in coming if entry[4] < enough]
-        coming.sort()
-        amounts = [entry[0] for entry in coming]
-        needed = floor + min([entry[4] for entry in leaving]) + min([entry[3] for entry in coming])
-        best_cpu, best_memory, best_pressure = transfer.ideal()
+        amounts: Sequence[float] = line.memory
+        if max(losses) >= enough:
+            coming = [(row[1], row[3]) for loss, row in zip(losses, back, strict=True) if loss < enough]
+            amounts, cost_back = [memory for memory, _ in coming], min([cost for _, cost in coming])
+        needed = floor + min([row[3] for _, _, row in leaving]) + cost_back
         room, room_there = candidates.room(source), candidates.room(target)
         least_memory, most_memory = transfer.window(1, needed - best_cpu - best_pressure)
         least_cpu, most_cpu = transfer.window(0, needed - best_memory - best_pressure)
@@ -121,23 +126,45 @@ class TwoSteps:
         most_memory = min(most_memory, max(0.0, room_there.counted_memory_bytes))
         least_cpu = max(least_cpu, -max(0.0, room.counted_cpu_cores))
         most_cpu = min(most_cpu, max(0.0, room_there.counted_cpu_cores))
+        if least_memory > most_memory:
+            return None
+        # who comes back must fit by memory, by cpu, and by what is lost by it: looked at are those who do by cpu, or by loss if fewer do
+        cores, rising, cpu_of, memory_of = line.cores, line.rising, line.cpu, line.memory
+        rising_loss = sorted(range(len(losses)), key=losses.__getitem__)
+        lost = [losses[i] for i in rising_loss]
+        (a_cpu, b_cpu, c_cpu), (a_memory, b_memory, c_memory) = transfer.chord(0), transfer.chord(1)
+        spare = best_pressure + c_cpu + c_memory + ROUNDING
         best: Found | None = None
-        self._draft.evaluations += len(leaving)
-        for promise, _, cpu, memory, cost, one in leaving:
-            if promise - cheapest <= floor or self._left <= 0:
+        left, looked_at = self._left, len(leaving)
+        for promise, _, one in leaving:
+            if promise - cheapest <= floor or left <= 0:
                 break
-            begin, end = bisect_left(amounts, memory - most_memory), bisect_right(amounts, memory - least_memory)
+            cpu, memory, pressure, cost, _ = one
+            low_memory, high_memory = memory - most_memory, memory - least_memory
+            count = bisect_right(amounts, high_memory) - bisect_left(amounts, low_memory)
+            if count <= 0:
+                continue
             enough, low, high = promise - floor, cpu - most_cpu, cpu - least_cpu
-            fit = [entry for entry in coming[begin:end] if entry[4] < enough and low <= entry[2] <= high]
-            self._left -= len(fit) + max(0, end - begin) // 4
-            self._draft.evaluations += max(0, end - begin)
-            for memory_back, _, cpu_back, cost_back, _, other in fit:
-                gain = transfer.gain(cpu - cpu_back, memory - memory_back, one[2] - other[2]) - cost - cost_back
+            first, last, cheap = bisect_left(cores, low), bisect_right(cores, high), bisect_left(lost, enough)
+            near = rising[first:last] if last - first < cheap else rising_loss[:cheap]
+            fit = [i for i in near if losses[i] < enough and low <= cpu_of[i] <= high and low_memory <= memory_of[i] <= high_memory]
+            left -= len(fit) + count // 4  # who fits by memory counts, too, so that the search ends where next to nobody fits otherwise
+            looked_at += len(near)
+            for i in sorted(fit):
+                other = back[i]
+                x, y = cpu - cpu_of[i], memory - memory_of[i]
+                saved_cpu, saved_memory = x * (a_cpu + x * b_cpu), y * (a_memory + y * b_memory)
+                most = (saved_cpu if saved_cpu > 0 else 0.0) + (saved_memory if saved_memory > 0 else 0.0) + spare
+                if most <= floor + cost + other[3]:
+                    continue  # a bound that is sooner computed than the gain, and nearly as low
+                gain = transfer.gain(cpu - other[0], memory - other[1], pressure - other[2]) - cost - other[3]
                 if gain > floor and self._trials > 0:
                     self._trials -= 1
                     steps = self._carried_out(one, source, other, target)
                     if steps is not None:
                         best, floor = Found(gain, steps), gain
+        self._left = left
+        self._draft.evaluations += looked_at
         return best
 
     def _carried_out(self, one: Row, source: int, other: Row, target: int) -> tuple[Taken, ...] | None:
@@ -146,19 +173,20 @@ class TwoSteps:
         for purpose in (Purpose.LOAD, Purpose.RULE):  # under the thresholds all the way, else over one in between
             for first, to_first, second, to_second in orders:
                 if self._can_follow(first, to_first, second, to_second, purpose):
-                    until = () if purpose is Purpose.LOAD else second.unit
-                    return Taken(first.unit, to_first, until), Taken(second.unit, to_second)
+                    until = () if purpose is Purpose.LOAD else second.who.unit
+                    return Taken(first.who.unit, to_first, until), Taken(second.who.unit, to_second)
         return None
 
     def _can_follow(self, first: Row, to_first: int, second: Row, to_second: int, purpose: Purpose) -> bool:
         """Whether the first unit has room for that purpose, and after it the second has room for load."""
         candidates, names = self._candidates, self._goal.names
         room = candidates.room(to_first) if purpose is Purpose.LOAD else self._sketch.room(names[to_first], purpose)
-        if not first.burden.fits_into(room) or not candidates.is_allowed(first.unit, to_first):
+        if not first.who.burden.fits_into(room) or not candidates.is_allowed(first.who.unit, to_first):
             return False
         mark = self._sketch.mark()
-        self._sketch.move(first.unit, names[to_first])
-        can = candidates.is_allowed(second.unit, to_second) and second.burden.fits_into(self._sketch.room(names[to_second], Purpose.LOAD))
+        self._sketch.move(first.who.unit, names[to_first])
+        after = self._sketch.room(names[to_second], Purpose.LOAD)
+        can = candidates.is_allowed(second.who.unit, to_second) and second.who.burden.fits_into(after)
         self._sketch.rollback(mark)
         return can
 
@@ -174,17 +202,17 @@ class TwoSteps:
             for row in candidates.rows_at(source).values():
                 if self._left <= 0:
                     break
-                if not row.burden.fits_into(room) and -most > row.cost:
+                if not row.who.burden.fits_into(room) and -most > row.cost:
                     self._left -= 1
                     gain = transfer.gain(row[0], row[1], row[2]) - row.cost
-                    if gain > self._least and candidates.is_allowed(row.unit, target):
-                        wanted.append((-gain, row.vmid, target, row))
+                    if gain > self._least and candidates.is_allowed(row.who.unit, target):
+                        wanted.append((-gain, row.who.vmid, target, row))
         best: Found | None = None
         for _, _, target, row in sorted(wanted)[:ROOMS_TRIED]:
-            source = goal.index[sketch.at[row.vmid]]
-            leaving = sorted(candidates.rows_at(target).values(), key=lambda other: (other.burden.memory_bytes, other.vmid))
+            source = goal.index[sketch.at[row.who.vmid]]
+            leaving = sorted(candidates.rows_at(target).values(), key=lambda other: (other.who.burden.memory_bytes, other.who.vmid))
             room = candidates.room(target)
-            for other in [other for other in leaving if row.burden.fits_into(room.plus(other.burden))][:ROOMS_TRIED]:
+            for other in [other for other in leaving if row.who.burden.fits_into(room.plus(other.who.burden))][:ROOMS_TRIED]:
                 found = self._after_leaving(other, row, source, target)
                 if found is not None and (best is None or found.gain > best.gain):
                     best = found
@@ -194,26 +222,26 @@ class TwoSteps:
     def _after_leaving(self, other: Row, row: Row, source: int, target: int) -> Found | None:
         """What both steps gain, `other` going from `target` to the best third node, None when there is none."""
         goal, sketch, candidates = self._goal, self._sketch, self._candidates
-        before = goal.value
+        before, unit, burden = goal.value, other.who.unit, other.who.burden
         thirds = [
-            (other.cost_to(third) - goal.gain(other.burden, target, third), third)
+            (other.cost_to(third) - goal.gain(burden, target, third), third)
             for third in range(len(goal.names))
-            if third not in (source, target) and other.burden.fits_into(candidates.room(third)) and candidates.is_allowed(other.unit, third)
+            if third not in (source, target) and burden.fits_into(candidates.room(third)) and candidates.is_allowed(unit, third)
         ]
         self._left -= len(thirds)
         if not thirds:
             return None
         third = min(thirds)[1]
         mark = sketch.mark()
-        sketch.move(other.unit, goal.names[third])
-        fits = row.burden.fits_into(self._full_room(target)) and candidates.is_allowed(row.unit, target)
+        sketch.move(unit, goal.names[third])
+        fits = row.who.burden.fits_into(self._full_room(target)) and candidates.is_allowed(row.who.unit, target)
         if fits:
-            sketch.move(row.unit, goal.names[target])
+            sketch.move(row.who.unit, goal.names[target])
             goal.changed()
         gain = before - goal.value - row.cost_to(target) - other.cost_to(third) if fits else 0.0
         sketch.rollback(mark)
         goal.changed()
-        return Found(gain, (Taken(other.unit, third), Taken(row.unit, target))) if gain > self._least else None
+        return Found(gain, (Taken(unit, third), Taken(row.who.unit, target))) if gain > self._least else None
 
     def _full_room(self, node: int) -> Burden:
         return self._sketch.room(self._goal.names[node], Purpose.LOAD)

@@ -40,6 +40,11 @@ def test_no_load_gains_more_than_its_bounds_say(draw: Draw, seed: int) -> None:
         assert gain <= min(promise, gradient) + 1e-12
         assert gain + cost <= sum(transfer.ideal()) + 1e-12
         amounts = (cpu, memory, pressure)
+        reach = dice.uniform(0, 2)  # of each amount: from there, or up to there
+        assert gain + cost <= sum(transfer.most(i, *sorted((x, reach * x))) for i, x in enumerate(amounts)) + 1e-12
+        for way in (1.0, -1.0):
+            chords = [(way * x, transfer.chord(i)) for i, x in enumerate(amounts)]
+            assert transfer.gain(*(x for x, _ in chords)) <= sum(max(0.0, x * (a + x * b)) + c for x, (a, b, c) in chords) + 1e-12
         if is_under and all(m.fraction[target] + amounts[m.field - 2] / m.capacity[target] <= m.top for m in goal.measures):
             assert math.isclose(gain, promise, abs_tol=1e-12)
 

@@ -17,8 +17,8 @@ from agent.core.settings import Settings
 from agent.sim.generator import Shape, generate
 
 SEEDS = (1, 2)
-MOST_OF_A_GUEST = 400  # evaluations; measured are 8 to 307, the most where many sequences of steps are tried on three nodes
-MOST_OF_A_START = 30_000  # measured are 90 to 21 211, the most with 60 guests on a node
+MOST_OF_A_GUEST = {3: 400, 16: 280}  # evaluations, by nodes; measured are up to 294 where many sequences of steps are tried, else 8 to 206
+MOST_OF_A_START = 16_000  # measured are 58 to 11 428, the most with 60 guests on a node
 
 
 @functools.cache
@@ -48,13 +48,16 @@ def of_one_start(nodes: int, guests: int, shape: Shape) -> int:
 @pytest.mark.parametrize("shape", Shape)
 @pytest.mark.parametrize(("nodes", "guests"), [(3, 12), (16, 125), (16, 250), (16, 500)])
 def test_a_whole_plan_takes_a_bounded_number_of_evaluations_for_each_guest(nodes: int, guests: int, shape: Shape) -> None:
-    assert 0 < whole(nodes, guests, shape) <= MOST_OF_A_GUEST * guests * len(SEEDS)
+    assert 0 < whole(nodes, guests, shape) <= MOST_OF_A_GUEST[nodes] * guests * len(SEEDS)
 
 
 @pytest.mark.parametrize(("small", "large"), [((16, 125), (16, 250)), ((16, 250), (16, 500))])
-def test_twice_the_guests_take_less_than_two_and_a_half_times_the_evaluations(small: tuple[int, int], large: tuple[int, int]) -> None:
-    few, many = sum(whole(*small, shape) for shape in Shape), sum(whole(*large, shape) for shape in Shape)
-    assert many < 2.5 * few
+def test_twice_the_guests_take_less_than_twice_the_evaluations_and_of_no_shape_more_than_two_and_a_half_times(
+    small: tuple[int, int], large: tuple[int, int]
+) -> None:
+    few, many = ([whole(*size, shape) for shape in Shape] for size in (small, large))
+    assert sum(many) < 2.0 * sum(few)
+    assert all(after < 2.5 * before for before, after in zip(few, many, strict=True))
 
 
 @pytest.mark.parametrize("shape", Shape)

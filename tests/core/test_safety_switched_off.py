@@ -54,9 +54,9 @@ def never(method: str, *reasons: RefusalReason) -> Off:
         owner = Placement if hasattr(Placement, method) else Conditions
         real = getattr(owner, method)
 
-        def blind(*arguments: object) -> Refusal | None:
-            refusal: Refusal | None = real(*arguments)
-            return None if refusal is not None and refusal.reason in reasons else refusal
+        def blind(*arguments: object) -> Refusal | RefusalReason | None:
+            found: Refusal | RefusalReason | None = real(*arguments)
+            return None if (found.reason if isinstance(found, Refusal) else found) in reasons else found
 
         patch.setattr(owner, method, blind)
 
@@ -196,7 +196,7 @@ PLAIN_GUEST = cluster(*TWO, vm(101, "pve1"))
 APART = "plb_anti_affinity_a"
 SCENES = {
     "memory limit": Scene(no_memory_limit, "memory", pinned_to("pve2", node("pve1"), SMALL, vm(101, "pve1", 61))),
-    "cpu limit": Scene(never("why_no_room", R.NO_CPU), "cpu", pinned_to("pve2", TWO[0], node("pve2", 64, 2), vm(101, "pve1", 4, 3))),
+    "cpu limit": Scene(never("limit_broken", R.NO_CPU), "cpu", pinned_to("pve2", TWO[0], node("pve2", 64, 2), vm(101, "pve1", 4, 3))),
     "thresholds": Scene(
         no_threshold, "threshold",
         cluster(*TWO, *[vm(101 + i, "pve1", 12, 1) for i in range(10)], *[vm(201 + i, "pve2", 12, 1) for i in range(8)]), PLAIN, FORCE,

@@ -87,7 +87,7 @@ def why_not(snapshot: Snapshot, question: Question, target: str) -> Refusal | No
     rules = read_rules(snapshot, Settings())
     guest = snapshot.guest(101)
     assert guest is not None
-    return Conditions(snapshot, PLAIN, question, rules).why_never(guest, target, Purpose.DRAIN)
+    return Conditions(snapshot, PLAIN, question, rules, {}).why_never(guest, target, Purpose.DRAIN)
 
 
 def test_it_would_go_to_the_emptiest_node_if_that_had_all() -> None:
