@@ -61,8 +61,18 @@ def survival_text(before: Survival, after: Survival | None, snapshot: Snapshot) 
         text = f"N+1: {now}"
     else:
         text = f"N+1, now and after these moves: {now}" if now == then else f"N+1 now: {now}\nN+1 after these moves: {then}"
+        text = _worse_words(before, after) + text
     hidden = len(snapshot.unseen)
     return text + (f"\n  {counted(hidden, 'guest')} not shown to the token {'is' if hidden == 1 else 'are'} not counted" if hidden else "")
+
+
+def _worse_words(before: Survival, after: Survival) -> str:
+    """Which nodes could be lost before the moves and not after them, as a line; empty where there is none."""
+    could = {loss.node for loss in before.losses if not loss.survives}
+    worse = [loss.node for loss in after.losses if not loss.survives and loss.node not in could]
+    if not worse:
+        return ""
+    return f"N+1 gets worse by these moves: {few(worse)} can be lost now, and not any more then\n"
 
 
 def _survival_words(found: Survival, snapshot: Snapshot) -> str:

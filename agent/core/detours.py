@@ -17,17 +17,17 @@ from agent.core.draft import Draft
 from agent.core.evenness import apart
 from agent.core.reasons import MoveReason
 
-NODES = UNITS = 2  # those furthest apart, and the largest on each, tried with the best target alone: a trial is as much work as many steps
+WIDTH = 2  # nodes, those furthest apart, and units, the largest on each, tried with the best target alone: a trial is as much as many steps
 MOST_FOLLOWING = 60  # steps of one trial: what a unit that fills half a node leaves room for
 
 
-def take_detour(draft: Draft, sources: Sequence[str], reason: MoveReason, highest: float) -> bool:
+def take_detour(draft: Draft, sources: Sequence[str], reason: MoveReason, highest: float, width: int = WIDTH) -> bool:
     """Take the best detour; False when none gains, or no node stands apart.
 
     Units:   the goal is never above `highest` in between.
     """
     before, best, least = draft.mark(), None, draft.potential() - NOTHING_GAINED
-    for unit, target in _ways(draft, Candidates(draft, sources, reason, may_move_on=True), highest):
+    for unit, target in _ways(draft, Candidates(draft, sources, reason, may_move_on=True), highest, width):
         _go(draft, sources, reason, unit, target)
         if draft.potential() < least:
             best, least = (unit, target), draft.potential()
@@ -38,7 +38,7 @@ def take_detour(draft: Draft, sources: Sequence[str], reason: MoveReason, highes
     return True
 
 
-def _ways(draft: Draft, candidates: Candidates, highest: float) -> Iterator[tuple[tuple[int, ...], int]]:
+def _ways(draft: Draft, candidates: Candidates, highest: float, width: int) -> Iterator[tuple[tuple[int, ...], int]]:
     """The units, and for each the target, with which a detour may begin."""
     goal = draft.goal
     measures = range(len(goal.measures))
@@ -46,13 +46,13 @@ def _ways(draft: Draft, candidates: Candidates, highest: float) -> Iterator[tupl
     standing = frozenset[int]().union(*(apart(goal, number) for number in measures))
     nodes = sorted(standing.intersection(candidates.sources), key=lambda node: (-distance[node], node))
     found = []
-    for node in nodes[:NODES]:
+    for node in nodes[:width]:
         state = draft.sketch.states[goal.names[node]]
         rows = sorted(
             candidates.rows_at(node).values(),
             key=lambda row: (-max(row.cpu / state.cpu_cores, row.memory / state.memory), row.who.vmid),
         )
-        for row in rows[:UNITS]:
+        for row in rows[:width]:
             ways = (
                 (-gain, target)
                 for target in range(len(goal.names))

@@ -127,8 +127,17 @@ class _Planner:
             if self.draft.steps == steps:
                 break
             before, start = self.draft.mark(), self._start()
-        if self.freedom is Freedom.ONCE:
+        for _ in range(MOST_ROUNDS if self.freedom is Freedom.ONCE else 0):
             evening_out.run_in_order()
+            before = self.draft.mark()
+            repairs.run()
+            if self.draft.steps == before.steps:
+                break
+            if not self._can_be_ordered():
+                late = [vmid for step in self.draft.steps if step not in before.steps for vmid in step.vmids]
+                self.draft.back_to(before)
+                self.draft.refused |= {vmid: Refusal(vmid, RefusalReason.NO_ORDER) for vmid in late}
+                break
 
     def _can_be_ordered(self) -> bool:
         if self._trial is None:

@@ -3,20 +3,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from enum import StrEnum
 
 from agent.core.cluster import Snapshot
+from agent.core.descent import Descent
+from agent.core.detours import take_detour
+from agent.core.draft import Draft
+from agent.core.evenness import even_out_the_rest
 from agent.core.planner import plan
+from agent.core.reasons import MoveReason
+from agent.core.repairs import Repairs
 from agent.core.settings import Settings
 from agent.core.settings_check import check
 from tests.bench.judge import FACTS, Evenness, judge
-from tests.bench.own import Variant, batches_of, document, question
+from tests.bench.own import Variant, batches_of, document, question, settings
 from tests.bench.results import Batches
 from tests.core.checker import State
 
 EVEN_POINTS = 5.0
+WIDTH = 6  # nodes, and units on each, of a wider search; the planner looks at two
+MOST_DETOURS = 12
 
 
 class Why(StrEnum):
@@ -28,7 +37,9 @@ class Why(StrEnum):
     WORTH = "a more even placement is not worth its moves (proven)"
     STAYS = "rules, and guests that must stay"
     LIMITS = "no target may be filled so far"
-    UNKNOWN = "not looked far enough, or unknown"
+    OVERLOOKED = "another placement would be worth its moves (proven), and is overlooked"
+    NARROW = "a wider search finds a placement that is more even"
+    UNKNOWN = "nor does a wider search find one; unknown whether there is any"
 
 
 def why_uneven(snapshot: Snapshot, batches: Batches, most_even: Evenness | None, worthiest: Evenness | None) -> Why:
@@ -40,7 +51,7 @@ def why_uneven(snapshot: Snapshot, batches: Batches, most_even: Evenness | None,
     if worthiest is not None and not _is_even(worthiest):
         return Why.WORTH
     if worthiest is not None:
-        return Why.UNKNOWN
+        return Why.OVERLOOKED
     if _no_room_beside(snapshot):
         return Why.BESIDE
     free = replace(snapshot, guests=tuple(replace(guest, tags=(), ha=None) for guest in snapshot.guests))
@@ -48,7 +59,7 @@ def why_uneven(snapshot: Snapshot, batches: Batches, most_even: Evenness | None,
         return Why.STAYS
     if _is_even(_after(free, balance={"cpu": {"threshold_percent": 100}, "memory": {"threshold_percent": 100}})):
         return Why.LIMITS
-    return Why.UNKNOWN
+    return Why.NARROW if _is_even(searched_widely(snapshot)[1]) else Why.UNKNOWN
 
 
 def _is_even(now: Evenness) -> bool:
@@ -59,6 +70,21 @@ def _after(snapshot: Snapshot, **changed: object) -> Evenness:
     used = check(document(Variant.BOTH) | changed)
     assert isinstance(used, Settings), used
     return judge(snapshot, batches_of(plan(snapshot, used, question(snapshot)))).after
+
+
+@functools.lru_cache(maxsize=8)
+def searched_widely(snapshot: Snapshot) -> tuple[int, Evenness]:
+    """How many moves it takes, and how even it is, when load is evened out with detours of any loss, WIDTH squared at a time."""
+    draft = Draft(snapshot, settings(Variant.BOTH), question(snapshot))
+    sources, reason = draft.sketch.usable, MoveReason.MANUAL
+    Repairs(draft, set(), may_move_on=True).run()
+    for _ in range(MOST_DETOURS):
+        Descent(draft, sources, reason, may_move_on=True).run()
+        even_out_the_rest(draft, lambda: Descent(draft, sources, reason, may_move_on=True, as_new=True))
+        if not take_detour(draft, sources, reason, math.inf, WIDTH):
+            break
+    moves = tuple((vmid, step.target) for step in draft.steps for vmid in step.vmids)
+    return len(moves), judge(snapshot, (moves,)).after
 
 
 def _no_room_beside(snapshot: Snapshot) -> bool:

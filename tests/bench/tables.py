@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tests.bench.clusters import SHAPES, Case, all_sizes
-from tests.bench.judge import Judgement, judge, least_bytes, moves_until
+from tests.bench.judge import Evenness, Judgement, judge, least_bytes, moves_until
 from tests.bench.optimum import costs
 from tests.bench.own import Variant
 from tests.bench.proxlb import Rival
-from tests.bench.reasons import EVEN_POINTS, Why, why_uneven
+from tests.bench.reasons import EVEN_POINTS, Why, searched_widely, why_uneven
 from tests.bench.results import Results, Run
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -232,7 +232,7 @@ def evenness(results: Results) -> str:
 
 
 def uneven(results: Results) -> str:
-    """Why a spread of five points or more is left, counted, and the clusters where no reason is known."""
+    """Why a spread of five points or more is left, counted, and the clusters where it need not be or nobody knows, each with what is known."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     unexplained = []
     for one in judged(results, [Variant.BOTH.value]):
@@ -241,12 +241,26 @@ def uneven(results: Results) -> str:
         most_even, worthiest = (_proven(results, one.run.case, who) for who in (MOST_EVEN, WORTHIEST))
         why = why_uneven(_snapshot(one.run.case), one.run.batches, most_even and most_even.does.after, worthiest and worthiest.does.after)
         found[one.run.case.size][why] += 1
-        if why is Why.UNKNOWN:
-            after = one.does.after
-            unexplained.append(f"- {one.run.case}: cpu {after.cpu_spread:.1f}, memory {after.memory_spread:.1f} points")
+        if why in (Why.OVERLOOKED, Why.NARROW, Why.UNKNOWN):
+            other = _overlooked(one, worthiest) if worthiest is not None else _found_widely(one)
+            unexplained.append(f"- {one.run.case}: {one.does.moves} moves, {_spreads(one.does.after)}; {other}")
     head = ("spread of 5 points or more left", *(why.value for why in Why))
     lines = [[size, *(number(counts[why]) for why in Why)] for size, counts in found.items()]
     return "\n".join([table(head, lines), *(["", *unexplained] if unexplained else [])]) if lines else ""
+
+
+def _overlooked(one: Judged, best: Judged) -> str:
+    less = one.does.after.imbalance + _cost(one) - best.does.after.imbalance - _cost(best)
+    return f"{best.does.moves} moves, {_spreads(best.does.after)}, would be {less:.2f} points better in the sum of imbalance and cost"
+
+
+def _found_widely(one: Judged) -> str:
+    moves, after = searched_widely(_snapshot(one.run.case))
+    return f"a wider search ends with {moves} moves, {_spreads(after)}"
+
+
+def _spreads(after: Evenness) -> str:
+    return f"cpu {after.cpu_spread:.1f}, memory {after.memory_spread:.1f} points"
 
 
 def _proven(results: Results, case: Case, who: str) -> Judged | None:

@@ -136,6 +136,17 @@ class TestPlan:
         assert "  pve2: 1 of 1 guest, vm:110 guest110 (pinned: to pve2)" in out
         assert "N+1 after these moves: can be lost: " in out
 
+    def test_moves_that_leave_no_room_for_a_large_guest_of_a_lost_node_are_told_first(
+        self, saved: Callable[..., tuple[str, ...]], run: Run
+    ) -> None:
+        nodes = [node(f"pve{i}", 64, 32) for i in (1, 2, 3)]
+        many = [vm(110 + i, "pve2" if i < 26 else "pve1", 2, 0.1) for i in range(36)]
+        out = run("plan", *saved(*nodes, vm(101, "pve1", 30, 0.5, "plb_ignore"), *many)).out
+        worse, now, then = out.splitlines()[-4:-1]
+        assert worse == "N+1 gets worse by these moves: pve1 can be lost now, and not any more then"
+        assert now == "N+1 now: any one node can be lost, the others have a place for all its guests"
+        assert then == "N+1 after these moves: can be lost: pve2, pve3; of the others no place was found for all guests"
+
     def test_a_quiet_cluster_can_lose_any_node(self, saved: Callable[..., tuple[str, ...]], run: Run) -> None:
         ran = run("plan", *saved(*THREE, vm(101, "pve1", 2, 0.5)))
         assert ran.out.endswith("N+1: any one node can be lost, the others have a place for all its guests\n")

@@ -612,7 +612,8 @@ class _Check:
             there = [
                 guest
                 for guest in self.guests.values()
-                if target in state.nodes_of(guest.vmid) and guest.status not in ("stopped", "unknown")
+                if (state.at[guest.vmid] == target or (target in state.nodes_of(guest.vmid) and guest.node != state.at[guest.vmid]))
+                and guest.status not in ("stopped", "unknown")  # who has arrived already is on its target alone
             ]
             assigned = sum(_size(guest.memory_bytes) for guest in there)
             assigned += sum(_size(self.guests[move.vmid].memory_bytes) for move in arriving)

@@ -28,6 +28,7 @@ HOW: list[Settings] = [
             "guests": {"containers": "never", "ignore": ["100-109"]},
         }
     ),
+    settings({"balance": {"assigned_memory_cap_percent": 100, "min_gain_percent": 0}, "guests": {"local_disks": True}}),
     settings(
         {"nodes": {"ignore": ["pve1"], "maintenance": ["PVE2"]}, "balance": {"cpu": {"threshold_percent": 0}}, "drain": {"stopped": True}}
     ),
