@@ -13,6 +13,7 @@ from agent.core.descent import Descent
 from agent.core.detours import take_detour
 from agent.core.draft import Draft
 from agent.core.evenness import even_out_the_rest
+from agent.core.placement import Placement
 from agent.core.planner import plan
 from agent.core.reasons import MoveReason
 from agent.core.repairs import Repairs
@@ -75,7 +76,7 @@ def _after(snapshot: Snapshot, **changed: object) -> Evenness:
 @functools.lru_cache(maxsize=8)
 def searched_widely(snapshot: Snapshot) -> tuple[int, Evenness]:
     """How many moves it takes, and how even it is, when load is evened out with detours of any loss, WIDTH squared at a time."""
-    draft = Draft(snapshot, settings(Variant.BOTH), question(snapshot))
+    draft = Draft(Placement(snapshot, settings(Variant.BOTH), question(snapshot)))
     sources, reason = draft.sketch.usable, MoveReason.MANUAL
     Repairs(draft, set(), may_move_on=True).run()
     for _ in range(MOST_DETOURS):
