@@ -38,6 +38,10 @@ class PermanentError(OutsideError):
         self.hint = hint
 
 
+class UnknownTokenError(PermanentError):
+    """PVE does not know the API token, or the token's secret is another."""
+
+
 class NotMountedError(TemporaryError):
     """pmxcfs is not mounted (or is restarting): nothing was read or written."""
 

@@ -53,6 +53,7 @@ from agent.ports import (
     OutsideError,
     PermanentError,
     SettingsSource,
+    UnknownTokenError,
 )
 from agent.service import Service
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 NODE_CONFIG = "/etc/proxlb-agent/config.yaml"
 CLUSTER_CONFIG = "proxlb/config.yaml"
 LAST_GOOD = "cluster-config.last-good.yaml"
+INSTANCE_LOCK = "agent.lock"
 
 
 class WrongSettingsError(PermanentError):
@@ -85,6 +87,7 @@ class ConfigFiles:
         self._own: tuple[Json, Settings | tuple[settings_check.Problem, ...]] | None = None
         self._seen: tuple[Json, str | None] | None = None
         self._result: Settings | tuple[settings_check.Problem, ...] | None = None
+        self._good: tuple[Settings, str | None] | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -110,13 +113,19 @@ class ConfigFiles:
         if self._result is None or self._seen != (node, text):
             cluster = None if text is None else yaml_files.parse(text, str(self.paths[1]))
             self._result, self._seen = settings_check.combine(node, cluster), (node, text)
+            if isinstance(self._result, Settings):
+                self._good = (self._result, text)
         return self._checked(self._result)
+
+    def cluster_text(self, settings: Settings) -> tuple[str | None] | None:
+        """The text of the cluster's file that made these settings, None in it when there was no file; None when others came after."""
+        return (self._good[1],) if self._good is not None and self._good[0] is settings else None
 
     def _checked(self, result: Settings | tuple[settings_check.Problem, ...]) -> Settings:
         if isinstance(result, Settings):
             return result
         names = {
-            File.CLUSTER: "the cluster's config.yaml",
+            File.CLUSTER: str(self.paths[-1]),
             File.NODE: NODE_CONFIG,
             File.ONE: self._config or "the settings",
         }
@@ -137,6 +146,19 @@ def load_settings(config: str | None = None) -> Settings:
         return source.node_settings()
 
 
+def settings_in_force(config: str | None = None) -> tuple[Settings, str]:
+    """The settings that this node's agent works with, and what is wrong with the cluster's file where those are older than it.
+
+    Raises:  PermanentError that names every problem of this node's file, or of the one given by hand; or that only root may read them.
+    """
+    try:
+        return load_settings(config), ""
+    except PermanentError as error:
+        node_settings = ConfigFiles(config).node_settings()
+        make_files(node_settings).read(CLUSTER_CONFIG)  # a mistake in a file that cannot be read is not what is wrong
+        return last_good_settings(node_settings) or node_settings, str(error)
+
+
 def settings_paths(config: str | None = None) -> tuple[Path, ...]:
     """The files that hold the settings."""
     return ConfigFiles(config).paths
@@ -155,6 +177,12 @@ def local_files(settings: Settings) -> LocalFiles:
 def status_path(settings: Settings) -> Path:
     """Where this node's agent says how it is."""
     return Path(settings.paths.run) / local_folders.STATUS
+
+
+def has_ended(settings: Settings) -> bool:
+    """True when this node's agent has left its lock file behind, and its process is gone; False where that cannot be seen."""
+    holder = InstanceLock(str(Path(settings.paths.run) / INSTANCE_LOCK)).holder()
+    return holder is not None and not Path(f"/proc/{holder}").exists()
 
 
 def own_node(settings: Settings) -> str | None:
@@ -222,8 +250,10 @@ def _token_secret(path: str) -> str | None:
         return None
     except PermissionError:
         raise PermanentError(f"{path}: only root may read the token", "run this as root, or set PROXLB_AGENT_TOKEN") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PermanentError(f"{path}: the token cannot be read: {error}", "run: proxlb-agent setup") from None
+    except UnicodeDecodeError:
+        raise UnknownTokenError(f"{path}: this is no token's secret", "run: proxlb-agent setup") from None
+    except OSError as error:
+        raise PermanentError(f"{path}: the token cannot be read: {error.strerror}", "it should be a file that root can read") from None
 
 
 def look(settings: Settings) -> Snapshot:
@@ -296,7 +326,7 @@ def set_up_access(settings: Settings) -> tuple[tuple[str, bool], ...]:
 
     Raises:  as `agent.adapters.pveum.set_up`, and what reading and writing below /etc/pve raises.
     """
-    from agent.adapters.pveum import Pveum, set_up
+    from agent.adapters.pveum import TOKEN_ID, Pveum, set_up
 
     files = make_files(settings)
     maps_storages = settings.guests.local_disks and bool(settings.guests.storage_map)
@@ -305,8 +335,25 @@ def set_up_access(settings: Settings) -> tuple[tuple[str, bool], ...]:
         lambda: (files.read(SECRET_PATH) or "").strip() or None,
         lambda secret: files.write(SECRET_PATH, secret + "\n"),
         maps_storages=maps_storages,
+        is_refused=lambda: settings.api.token_id == TOKEN_ID and refuses_the_token(settings),
     )
     return tuple((step.text, step.changed) for step in steps)
+
+
+def refuses_the_token(settings: Settings) -> bool:
+    """True when the API answers and does not know the token with the secret that is stored; False, too, where it cannot be asked."""
+    if os.environ.get("PROXLB_AGENT_TOKEN") or settings.api.token_file != str(Path(settings.paths.pmxcfs) / SECRET_PATH):
+        return False
+    api = make_api(settings)
+    try:
+        api.look()
+    except UnknownTokenError:
+        return True
+    except OutsideError:
+        return False
+    finally:
+        api.close()
+    return False
 
 
 class _WatchedInbox:
@@ -338,36 +385,46 @@ class _OneApi:
 
 def first_settings(source: SettingsSource, node_settings: Settings, journal: JournalSink) -> Settings:
     """The settings to begin with: a broken file of the cluster gives way to its last good copy, else to mode observe."""
-    last_good = Path(node_settings.paths.state) / LAST_GOOD
     try:
         return source.read()
     except NotMountedError:
         return node_settings  # read again when /etc/pve is there; until then nothing is done anyway
     except OutsideError as error:
-        with suppress(OutsideError, OSError):
-            result = settings_check.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), yaml_files.read(str(last_good)))
-            if isinstance(result, Settings):
-                _say(journal, Level.ERROR, MessageId.SETTINGS, f"the cluster's settings are broken, its last good ones are used: {error}")
-                return result
+        if (last_good := last_good_settings(node_settings)) is not None:
+            _say(journal, Level.ERROR, MessageId.SETTINGS, f"the cluster's settings are broken, its last good ones are used: {error}")
+            return last_good
         _say(journal, Level.ERROR, MessageId.SETTINGS, f"the cluster's settings are broken, so the agent only observes: {error}")
         result = settings_check.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), {"mode": Mode.OBSERVE.value})
         return result if isinstance(result, Settings) else node_settings
 
 
-def keep_last_good(settings: Settings) -> None:
-    """Keep a copy of the cluster's settings that were taken, for a start with broken ones."""
-    with suppress(OSError, OutsideError):
-        text = make_files(settings).read(CLUSTER_CONFIG)
-        path = Path(settings.paths.state) / LAST_GOOD
-        if text is not None and (not path.exists() or path.read_text(encoding="utf-8") != text):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(text, encoding="utf-8")
+def last_good_settings(node_settings: Settings) -> Settings | None:
+    """This node's settings with the last good ones of the cluster that its agent has taken, None without a copy of them."""
+    copy = Path(node_settings.paths.state) / LAST_GOOD
+    with suppress(OutsideError):
+        result = settings_check.combine(yaml_files.read(NODE_CONFIG, missing_ok=True), yaml_files.read(str(copy)))
+        return result if isinstance(result, Settings) else None
+    return None
+
+
+def keep_last_good(text: str | None, state_folder: str, journal: JournalSink) -> None:
+    """Keep a copy of the cluster's settings that were taken, for a start with broken ones; none of those before where there are none now.
+
+    Whoever writes the first file and gets it wrong did not ask for the defaults: then a start only observes.
+    """
+    path = Path(state_folder) / LAST_GOOD
+    temporary = path.with_suffix(".tmp")
+    try:
+        if text is None:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or path.read_bytes() != text.encode():
+            temporary.write_bytes(text.encode())
             temporary.replace(path)
-
-
-def _keep_last_good_aside(settings: Settings) -> None:
-    """Keep the copy in a thread of its own: it reads below /etc/pve, where a call may hang."""
-    threading.Thread(target=keep_last_good, args=(settings,), name="last-good", daemon=True).start()
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        problem = f"the copy of the cluster's settings, for a start with broken ones, cannot be kept: {path}: {error.strerror}"
+        _say(journal, Level.WARNING, MessageId.SETTINGS, problem)
 
 
 def run_agent(config: str | None = None) -> int:
@@ -383,7 +440,7 @@ def run_agent(config: str | None = None) -> int:
     with suppress(OSError):  # tmpfiles.d makes them; this is for a folder that somebody removed, and for trying the agent out
         folder.mkdir(mode=0o755, exist_ok=True)
         (folder / "inbox").mkdir(mode=0o700, exist_ok=True)
-    instance = InstanceLock(str(folder / "agent.lock"))
+    instance = InstanceLock(str(folder / INSTANCE_LOCK))
     if not instance.take():
         holder = instance.holder()
         raise PermanentError(f"another agent runs on this node{f' (PID {holder})' if holder else ''}", "see: systemctl status proxlb-agent")
@@ -396,7 +453,9 @@ def run_agent(config: str | None = None) -> int:
 
     def taken(settings: Settings) -> None:
         journal.level = Level[settings.log.level.name]
-        keep_last_good(settings)
+        if (taken_from := source.cluster_text(settings)) is not None:
+            kept = (*taken_from, node_settings.paths.state, journal)
+            threading.Thread(target=keep_last_good, args=kept, name="last-good", daemon=True).start()  # a disk may hang
 
     service = Service(agent, clock, notifier, watchdog_s(os.environ), on_settings=taken, tidy=tidy)
     bell = InboxBell(lambda: service.put(inputs.BellRang()), inbox)

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 
-from agent.ports import TemporaryError
+from agent.ports import PermanentError, TemporaryError
 
 TRIES = 10  # each means that somebody removed the file in the very instant it was locked
 
@@ -30,7 +30,7 @@ class InstanceLock:
     def take(self) -> bool:
         """Return whether this process has the lock, now and until its end; False when another process has it.
 
-        Raises:  TemporaryError when the file cannot be made.
+        Raises:  PermanentError for anybody but root; TemporaryError when the file cannot be made.
         """
         if self._fd is not None:
             return True
@@ -45,6 +45,8 @@ class InstanceLock:
                     self._sign(fd)
                     return True
                 os.close(fd)  # locked a file that is gone: the next process would make and lock a new one
+        except PermissionError as error:
+            raise PermanentError(f"{self._path}: cannot lock it: {error.strerror}", "run this as root") from None
         except OSError as error:
             raise TemporaryError(f"{self._path}: cannot lock it: {error.strerror}") from None
         raise TemporaryError(f"{self._path}: it is removed again and again")

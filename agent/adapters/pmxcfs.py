@@ -237,7 +237,7 @@ def _errors_told(path: str, *, writes: bool) -> Iterator[None]:
         if error.errno in _GONE:
             raise _not_mounted() from None
         if error.errno in _REFUSED and os.geteuid() != 0:
-            raise PermanentError(f"{path}: {error.strerror}", "run this as root") from None
+            raise PermanentError(f"{path} in the cluster filesystem: {error.strerror}", "run this as root") from None
         if error.errno in _REFUSED and writes:
             raise _no_quorum() from None
         raise TemporaryError(f"{path} in the cluster filesystem: {error.strerror}") from None

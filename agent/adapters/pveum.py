@@ -96,22 +96,26 @@ class Pveum:
 
 
 def set_up(
-    pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], None], *, maps_storages: bool = False
+    pveum: Pveum,
+    load: Callable[[], str | None],
+    store: Callable[[str], None],
+    *,
+    maps_storages: bool = False,
+    is_refused: Callable[[], bool] = lambda: False,
 ) -> tuple[SetupStep, ...]:
     """Return what was seen to, after which the token exists, may do what the agent needs, and its secret is stored.
 
     What is in order is left alone, and so is what somebody added: further privileges of the role, further permissions.
-    Broken off anywhere, it is put right by the next run. A stored secret that is not the token's is not noticed: only
-    the API can tell. The token's privileges are separated from the user's (both have the role on /), so that what
+    Broken off anywhere, it is put right by the next run. The token's privileges are separated from the user's (both have the role on /), so that what
     somebody grants the user later is not the agent's.
 
     Shape:   `maps_storages` says that disks are to change their storage; `load` gives the stored secret, None when there is none;
-             `store` replaces it.
+             `store` replaces it; `is_refused` tells whether the API refuses the token with that secret.
     Raises:  NotMountedError, NoQuorumError, TemporaryError (busy; or another setup at the same time), PermanentError (no
              pveum here, not root, user disabled, anything else that it refuses); and what `load` and `store` raise.
     """
     privileges = tuple(sorted({*PRIVILEGES, *(FOR_A_STORAGE_MAP if maps_storages else ())}))
-    return (_role(pveum, privileges), _user(pveum), _token(pveum, load, store), *_permissions(pveum))
+    return (_role(pveum, privileges), _user(pveum), _token(pveum, load, store, is_refused), *_permissions(pveum))
 
 
 def _role(pveum: Pveum, privileges: tuple[str, ...]) -> SetupStep:
@@ -144,7 +148,9 @@ def _user(pveum: Pveum) -> SetupStep:
     return SetupStep(f"made the user {USER}, without a password", changed=True)
 
 
-def _token(pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], None]) -> SetupStep:
+def _token(
+    pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], None], is_refused: Callable[[], bool]
+) -> SetupStep:
     token = next((row for row in pveum.rows("user", "token", "list", USER) if row.get("tokenid") == TOKEN), None)
     has_secret = bool((load() or "").strip())
     if token is not None:
@@ -153,7 +159,7 @@ def _token(pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], 
                 f"the token {TOKEN_ID} has expired",
                 f"if the agent shall work again: pveum user token modify {USER} {TOKEN} --expire 0; then run this again",
             )
-        if has_secret:
+        if has_secret and not is_refused():
             return SetupStep(f"the token {TOKEN_ID} is there, and so is its secret", changed=False)
         pveum.run("user", "token", "remove", USER, TOKEN)  # `delete` came only in the course of PVE 8
     made = pveum.object("user", "token", "add", USER, TOKEN, "--privsep", "1", "--comment", COMMENT)
@@ -162,7 +168,8 @@ def _token(pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], 
         raise PermanentError(f"pveum made the token {TOKEN_ID} and named no secret", "run this again")
     store(secret)
     if token is not None:
-        return SetupStep(f"removed the token {TOKEN_ID}, whose secret was lost, and made it anew", changed=True)
+        why = "refused" if has_secret else "lost"
+        return SetupStep(f"removed the token {TOKEN_ID}, whose secret was {why}, and made it anew", changed=True)
     return SetupStep(f"made the token {TOKEN_ID} and stored its secret", changed=True)
 
 

@@ -20,7 +20,7 @@ from agent import wiring
 from agent.commands.draining import SAME_LOOKS, running_on
 from agent.commands.planning import asker, checked_plan, question_of, remembered
 from agent.commands.tables import counted
-from agent.commands.wrong_use import WrongUseError, settings_of
+from agent.commands.wrong_use import WrongUseError, settings_in_force
 from agent.core.cluster import MIGRATE_KINDS, Guest, Snapshot
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
 from agent.core.others import foreign_migrations
@@ -52,7 +52,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     if not wiring.is_enabled(UNIT):
         return 0
-    return watched(lambda beat: empty(settings_of(arguments), beat))
+    return watched(lambda beat: empty(settings_in_force(arguments), beat))
 
 
 def watched(work: Callable[[Beat], int], silent_s: float = SILENT_S) -> int:

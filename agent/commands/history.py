@@ -9,7 +9,7 @@ import time
 
 from agent import wiring
 from agent.commands.tables import aligned, clock, counted, gib, label
-from agent.commands.wrong_use import own_node_or_refuse, settings_of
+from agent.commands.wrong_use import own_node_or_refuse, settings_in_force
 from agent.core import history as memory
 from agent.core.aside import is_active
 from agent.core.codec import to_json
@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the history."""
-    settings = settings_of(arguments)
+    settings = settings_in_force(arguments)
     own_node_or_refuse(settings, "history")
     now = time.time()
     history = wiring.read_history(settings)

@@ -13,7 +13,7 @@ from agent.commands.draining import wait_until_empty, wait_until_home
 from agent.commands.flag_files import asked_by, changeable_files, duration
 from agent.commands.plan import known_node
 from agent.commands.tables import aligned
-from agent.commands.wrong_use import own_node_or_refuse, settings_of
+from agent.commands.wrong_use import own_node_or_refuse, settings_in_force
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.flags import Flag, flag_text, flag_words, read_flag
 from agent.core.settings import Mode, Settings
@@ -45,7 +45,7 @@ def _action(actions: argparse._SubParsersAction[argparse.ArgumentParser], name: 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Enter, leave or list."""
-    settings = settings_of(arguments)
+    settings = settings_in_force(arguments)
     own_node_or_refuse(settings, "maintenance")
     if arguments.action == "list":
         return _list(settings, wiring.make_files(settings))

@@ -7,7 +7,7 @@ import argparse
 
 from agent import wiring
 from agent.commands.flag_files import asked_by, changeable_files, duration
-from agent.commands.wrong_use import own_node_or_refuse, settings_of
+from agent.commands.wrong_use import own_node_or_refuse, settings_in_force
 from agent.core.flags import Flag, flag_text, flag_words
 from agent.daemon.outside import PAUSE_PATH
 
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Set the flag; a pause that is there already is replaced."""
-    settings = settings_of(arguments)
+    settings = settings_in_force(arguments)
     own_node_or_refuse(settings, "pause")
     files = changeable_files(settings)
     until = None if arguments.for_s is None else wiring.wall_s() + arguments.for_s

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from agent.commands.flag_files import changeable_files
-from agent.commands.wrong_use import own_node_or_refuse, settings_of
+from agent.commands.wrong_use import own_node_or_refuse, settings_in_force
 from agent.daemon.outside import PAUSE_PATH
 
 
@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Remove the flag."""
-    settings = settings_of(arguments)
+    settings = settings_in_force(arguments)
     own_node_or_refuse(settings, "resume")
     files = changeable_files(settings)
     if files.read(PAUSE_PATH) is None:

@@ -13,7 +13,7 @@ from agent import wiring
 from agent.commands.flag_files import paused_by
 from agent.commands.following import told_by_files
 from agent.commands.tables import aligned, clock, counted, label, percent
-from agent.commands.wrong_use import settings_of
+from agent.commands.wrong_use import settings_in_force
 from agent.core.documents import DocumentError, LeaderFile, LeaderState, parse
 from agent.core.durations import words
 from agent.core.flags import Flag, flag_words
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the status."""
-    settings = settings_of(arguments)
+    settings = settings_in_force(arguments)
     document = read_status(settings)
     if document["stage"] != "leading":
         document |= told_by_files(settings, wiring.wall_s())
@@ -61,6 +61,8 @@ def read_status(settings: Settings) -> JsonObject:
         raise PermanentError(f"{path}: only root may read it", "run this as root") from None
     except (OSError, ValueError) as error:
         raise TemporaryError(f"{path} cannot be read: {error}") from None
+    if wiring.has_ended(settings):
+        raise PermanentError(f"the agent does not run: it has ended, and last said how it is {age_s:.0f} s ago{_who_leads(settings)}", _SEE)
     if age_s > STALE_S:
         text = f"the agent does not run or hangs: it last said how it is {age_s:.0f} s ago ({path})"
         raise PermanentError(text + _who_leads(settings), _SEE)
@@ -92,6 +94,7 @@ def status_text(document: JsonObject, leader: LeaderFile | None, now: float, pau
     for title, key in (("answering", "answering"), ("waiting for", "waiting_for"), ("last decision", "last_decision"), ("alarm", "alarm")):
         if document[key]:
             facts.append((title, str(document[key])))
+    facts += [("problem", problem) for problem in cast(list[str], document.get("problems", []))]
     if paused is not None:
         end = "" if paused.until is not None else ", until proxlb-agent resume"
         facts.append(("paused", f"nobody is moved{end} ({flag_words(paused)})" if flag_words(paused) else f"nobody is moved{end}"))

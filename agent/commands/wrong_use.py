@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 
 from agent import wiring
 from agent.core.settings import Settings
@@ -42,6 +43,21 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise WrongUseError(text, error.hint) from None
     except PermanentError as error:
         raise WrongUseError(str(error), error.hint) from None
+
+
+def settings_in_force(arguments: argparse.Namespace) -> Settings:
+    """As `settings_of`, for a command that must work at night, too: a mistake in the cluster's file is noted, and the settings are those
+    that the agent goes on with.
+
+    Raises:  WrongUseError for a mistake in this node's file.
+    """
+    try:
+        settings, problem = wiring.settings_in_force(arguments.config)
+    except PermanentError:
+        return settings_of(arguments)  # which says what is wrong
+    if problem:
+        print(f"proxlb-agent: note: the last good settings are in force: {problem}", file=sys.stderr)
+    return settings
 
 
 def own_node_or_refuse(settings: Settings, what: str) -> str:

@@ -227,6 +227,11 @@ class Agent:
         return settings if self.leading is None else self.leading.network.bound(settings)
 
     @property
+    def settings_problems(self) -> tuple[str, ...]:
+        """Why other settings are in force than the files hold now."""
+        return (f"the settings are not taken: {self._in_force.problem}",) if self._in_force.problem else ()
+
+    @property
     def filesystem(self) -> FilesystemState | None:
         """What can be done below /etc/pve as far as is known, None before the first look."""
         return self.lead.filesystem

@@ -12,6 +12,7 @@ from agent.core.shutdown import parse_flag
 from agent.daemon import inputs, outputs
 from agent.daemon.inputs import LockAnswer, LockOutcome, PostOutcome
 from agent.daemon.outside import FLAG_FOLDER, HISTORY_PATH, LEADER_PATH, Ports, text_of, words_of
+from agent.daemon.own_files import OwnFiles
 from agent.daemon.reading import Reading
 from agent.daemon.unanswered import unanswered
 from agent.ports import InDoubtError, NotHolderError, OutsideError, PermanentError, RefusedError, TemporaryError
@@ -20,13 +21,14 @@ from agent.ports import InDoubtError, NotHolderError, OutsideError, PermanentErr
 class Performer:
     """Turns one output into calls of ports, and their answers or errors into one input.
 
-    Raises nothing that a port may raise: every OutsideError becomes an answer. Holds no state but the ports.
+    Raises nothing that a port may raise: every OutsideError becomes an answer, or a line where nothing waits for one.
     """
 
     def __init__(self, ports: Ports, times: LockTimes) -> None:
         self._ports = ports
         self._times = times
         self._reading = Reading(ports)
+        self._own_files = OwnFiles(ports.local, ports.journal)
 
     def perform(self, output: outputs.Output) -> inputs.Input | None:  # noqa: C901  # one case an output
         """Do it; returns the answer for the daemon, None when there is none to give."""
@@ -46,12 +48,8 @@ class Performer:
                     return inputs.InboxSeen(self._ports.inbox.claim())
                 except OutsideError as error:
                     return inputs.InboxSeen(None, words_of(error))
-            case outputs.WriteStatus():
-                self._try(lambda: self._ports.local.write_status(output.text))
-            case outputs.KeepDecision():
-                self._try(lambda: self._ports.local.append_decision(output.line))
-            case outputs.KeepLoads():
-                self._try(lambda: self._ports.local.write_loads(output.text))
+            case outputs.WriteStatus() | outputs.KeepDecision() | outputs.KeepLoads():
+                self._own_files.write(output)
             case outputs.StartMigration():
                 return self._start(output)
             case outputs.StartGuest():

@@ -10,14 +10,17 @@ from agent.daemon.outputs import Output, ReadSettings, Say, TellReady
 
 
 class SettingsInForce:
-    """What the admin has chosen, as far as it could be read."""
+    """What the admin has chosen, as far as it could be read.
+
+    problem:  why what the files say now is not in force, as the journal has told; "" when it is.
+    """
 
     def __init__(self, settings: Settings, every_s: float) -> None:
         self.settings = settings
         self._every_s = every_s
         self._read_s = -1e9
         self._is_reading = False
-        self._said = ""
+        self.problem = ""
 
     def due(self, now: Now) -> list[Output]:
         """The question for the settings, where the last one is old and has its answer."""
@@ -40,13 +43,18 @@ class SettingsInForce:
         if seen.settings is None:
             if not seen.is_broken and not seen.asked:
                 return False, ready  # the cluster's file cannot be read just now: the last good copy serves
-            is_known = seen.error == self._said and not seen.asked
+            is_known = seen.error == self.problem and not seen.asked
             said = [] if is_known else [_said(Level.ERROR, f"the settings are not taken: {seen.error}")]
-            self._said = seen.error
+            self.problem = seen.error
             return False, [*said, *ready]
-        self._said = ""
+        was_broken, self.problem = self.problem != "", ""
         if seen.settings == self.settings:
-            return False, [*([_said(Level.NOTICE, "settings read again, nothing changed")] if seen.asked else []), *ready]
+            said = []
+            if was_broken:
+                said = [_said(Level.NOTICE, f"the settings are in order again, and those in force: mode {self.settings.mode.value}")]
+            elif seen.asked:
+                said = [_said(Level.NOTICE, "settings read again, nothing changed")]
+            return False, [*said, *ready]
         self.settings = seen.settings
         return True, [_said(Level.NOTICE, f"new settings taken, mode {self.settings.mode.value}"), *ready]
 

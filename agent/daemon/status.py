@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from agent import __version__
-from agent.core.json_types import JsonObject
+from agent.core.json_types import Json, JsonObject
 from agent.core.leadership import STAGE_MEANING, Stage
 from agent.daemon.inputs import Now
 from agent.daemon.outputs import Output, SetStatusLine, WriteStatus
@@ -30,6 +30,7 @@ NO_WORK: JsonObject = {
     "calibrations": [],
     "set_aside": [],
     "alarm": None,
+    "problems": [],
     "corosync_link": None,
     "other_balancers": [],
     "survival": None,
@@ -85,6 +86,8 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
     """The status as a JSON document; `agent/schemas/status-1.json` describes it."""
     state = agent.lead.state
     filesystem = agent.filesystem
+    rows = NO_WORK if agent.leading is None else agent.leading.rows(agent.settings, now)
+    problems = cast(list[Json], rows["problems"])
     return {
         "schema": STATUS_SCHEMA,
         "version": __version__,
@@ -96,5 +99,6 @@ def status_document(agent: Agent, now: Now) -> JsonObject:
         "leader": agent.lead.leader_name(),
         "epoch": state.epoch if state.stage is Stage.LEADING else (state.leader.epoch if state.leader is not None else None),
         "lease_until": round(now.wall_s + state.lease_until_s - now.boot_s) if state.stage is Stage.LEADING else None,
-        **(NO_WORK if agent.leading is None else agent.leading.rows(agent.settings, now)),
+        **rows,
+        "problems": [*agent.settings_problems, *problems],
     }

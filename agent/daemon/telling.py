@@ -176,14 +176,12 @@ class Telling:
             return []
         if not snapshot.unseen:
             return [Say(Record(Level.NOTICE, MessageId.OUTSIDE, "the token sees all guests again"))]
-        which = f"guest{'s' if len(snapshot.unseen) != 1 else ''} {few(snapshot.unseen)}"
-        text = f"only observes, as the token does not see {which}: run proxlb-agent setup"
-        return [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
+        return [Say(Record(Level.WARNING, MessageId.OUTSIDE, _unseen_words(snapshot.unseen)))]
 
     def failure(self, error: str, hint: str) -> list[Output]:
         """The cluster could not be looked at."""
-        is_known, self._failure = error == self._failure, error
         text = f"the cluster cannot be looked at: {error}" + (f" ({hint})" if hint else "")
+        is_known, self._failure = text == self._failure, text
         return [] if is_known else [Say(Record(Level.WARNING, MessageId.OUTSIDE, text))]
 
     def success(self) -> list[Output]:
@@ -191,10 +189,20 @@ class Telling:
         failed, self._failure = self._failure, ""
         return [Say(Record(Level.NOTICE, MessageId.OUTSIDE, "the cluster can be looked at again"))] if failed else []
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was told of the world outside, still is so, and keeps the agent from its work."""
+        return tuple(text for text in (self._failure, _unseen_words(self._unseen) if self._unseen else "") if text)
+
 
 def of_event(level: Level, text: str, event: Event) -> Say:
     """A line about an event, with its fields."""
     return Say(Record(level, MessageId.EVENT, text, event=event.kind.value, vmid=event.vmid, source=event.node))
+
+
+def _unseen_words(vmids: tuple[int, ...]) -> str:
+    which = f"guest{'s' if len(vmids) != 1 else ''} {few(vmids)}"
+    return f"only observes, as the token does not see {which}: run proxlb-agent setup"
 
 
 def few(vmids: tuple[int, ...]) -> str:

@@ -125,6 +125,11 @@ class Work:
         return self._hearing.pending
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps the leader from looking or from acting, as the journal has told it."""
+        return self._telling.problems
+
+    @property
     def guest_types(self) -> dict[int, GuestType]:
         """What kind of guest each is, as last seen."""
         return {} if self.snapshot is None else {guest.vmid: guest.type for guest in self.snapshot.guests}

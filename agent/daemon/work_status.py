@@ -31,7 +31,8 @@ def work_line(work: Work) -> str:
     text = f"{running} migration{'' if running == 1 else 's'} under way"
     if work.paused is not None:
         text += f", {pause_words(work.paused)}"
-    return f"{text}; {work.sentence}" if work.sentence else text
+    about = "; ".join(work.problems) or work.sentence
+    return f"{text}; {about}" if about else text
 
 
 def work_rows(work: Work, senses: Senses, shared: SharedLink | None, settings: Settings, now: Now) -> JsonObject:
@@ -55,6 +56,7 @@ def work_rows(work: Work, senses: Senses, shared: SharedLink | None, settings: S
         "calibrations": [*calibration.rows(work.history)],
         "set_aside": [*aside.rows(work.history, work.guest_types, now.wall_s)],
         "alarm": memory.alarm(work.history, now.wall_s),
+        "problems": [*work.problems],
         "corosync_link": None if shared is None else _shared(shared, several=settings.migration.parallel_on_corosync_link),
         "other_balancers": [*map(_balancer, work.beside.found)],
         "survival": None if work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},

@@ -54,8 +54,10 @@ class Cluster:
     def store(self, secret: str) -> None:
         self.stored = secret
 
-    def set_up(self, timeout_s: float = 30, *, maps_storages: bool = False) -> tuple[SetupStep, ...]:
-        return set_up(Pveum(str(self.executable), timeout_s), lambda: self.stored, self.store, maps_storages=maps_storages)
+    def set_up(self, timeout_s: float = 30, *, maps_storages: bool = False, refused: str | None = None) -> tuple[SetupStep, ...]:
+        """refused:  a secret that the API refuses."""
+        pveum = Pveum(str(self.executable), timeout_s)
+        return set_up(pveum, lambda: self.stored, self.store, maps_storages=maps_storages, is_refused=lambda: self.stored == refused)
 
     def by_hand(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Type a pveum command."""
@@ -146,6 +148,16 @@ def test_a_token_whose_secret_was_lost_is_made_anew(ready: Cluster, stored: str 
     ]
     assert ready.stored != old
     assert_ready(ready)
+
+
+def test_a_token_whose_stored_secret_the_api_refuses_is_made_anew_once(ready: Cluster) -> None:
+    ready.stored = "another"
+    assert changed(ready.set_up(refused="another")) == [
+        "removed the token proxlb@pve!agent, whose secret was refused, and made it anew",
+        "gave proxlb@pve!agent the role ProxLBAgent on /",
+    ]
+    assert_ready(ready)
+    assert changed(ready.set_up(refused="another")) == []
 
 
 def test_a_secret_without_its_token_is_replaced(cluster: Cluster) -> None:

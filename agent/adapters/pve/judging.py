@@ -7,7 +7,7 @@ import socket
 
 from agent.adapters.pve.trust import SETUP_HINT, ApiAccess, HostError
 from agent.adapters.pve.wire import Exchange, Line, has, is_about_tls, is_timeout, is_unread, root_cause, said, text_of, why_not_trusted
-from agent.ports import InDoubtError, PermanentError, TemporaryError
+from agent.ports import InDoubtError, PermanentError, TemporaryError, UnknownTokenError
 
 # pveproxy passes a request on to pvedaemon or another node. When that fails it answers with the client's own codes (AnyEvent::HTTP):
 # 595 says that nothing was sent on, the others do not say.
@@ -44,7 +44,7 @@ def judged_answer(
         unfit = PermanentError(f"{host} answered {what} with {status}, a way to somewhere else", "set api.hosts to nodes of Proxmox VE")
         raise unfit if is_post else HostError(unfit)
     if status == 401:
-        raise PermanentError(f"{host} refuses the API token {access.token_id}: {text}", SETUP_HINT)
+        raise UnknownTokenError(f"{host} refuses the API token {access.token_id}: {text}", SETUP_HINT)
     if status == 403 and is_post:  # what it may do differs from guest to guest, and from storage to storage
         raise AnsweredError(status, text or "Permission check failed")
     if status == 403:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.adapters.pve.wire import said
-from agent.ports import PermanentError, TemporaryError
+from agent.ports import PermanentError, TemporaryError, UnknownTokenError
 
 DEFAULT_PORT = 8006
 MAX_PEM_BYTES = 1 << 20
@@ -53,7 +53,7 @@ class HostError(Exception):
 
 
 def secret_of(access: ApiAccess) -> str:
-    no_secret = PermanentError("the API token's secret is not one: it has more than one word, or signs that no token has", SETUP_HINT)
+    no_secret = UnknownTokenError("the API token's secret is not one: it has more than one word, or signs that no token has", SETUP_HINT)
     try:
         secret = (access.token_secret() or "").strip()
     except OSError as error:
