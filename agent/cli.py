@@ -29,7 +29,7 @@ COMMANDS = {
     "balance": "show the plan, ask, and have the leader carry it out",
     "maintenance": "empty a node and keep it empty, end that, or list",
     "pause": "move nobody in the whole cluster for a while",
-    "resume": "end that",
+    "resume": "end the pause",
     "drain": "empty this node before it shuts down; a unit of its own runs this",
     "history": "past migrations and decisions",
     "snapshot": "write what the agent sees to a file",

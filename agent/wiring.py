@@ -124,12 +124,16 @@ class ConfigFiles:
     def _checked(self, result: Settings | tuple[settings_check.Problem, ...]) -> Settings:
         if isinstance(result, Settings):
             return result
-        names = {
-            File.CLUSTER: str(self.paths[-1]),
-            File.NODE: NODE_CONFIG,
-            File.ONE: self._config or "the settings",
-        }
-        raise WrongSettingsError(tuple(f"{names[problem.file]}: {problem.line}" for problem in result))
+        raise WrongSettingsError(tuple(f"{self._name(problem.file)}: {problem.line}" for problem in result))
+
+    def _name(self, file: File) -> str:
+        match file:
+            case File.CLUSTER:
+                return str(self.paths[-1])
+            case File.NODE:
+                return NODE_CONFIG
+            case File.ONE:
+                return self._config or "the settings"
 
 
 def load_settings(config: str | None = None) -> Settings:
@@ -156,7 +160,7 @@ def settings_in_force(config: str | None = None) -> tuple[Settings, str]:
     except PermanentError as error:
         node_settings = ConfigFiles(config).node_settings()
         make_files(node_settings).read(CLUSTER_CONFIG)  # a mistake in a file that cannot be read is not what is wrong
-        return last_good_settings(node_settings) or node_settings, str(error)
+        return last_good_settings(node_settings) or node_settings, f"{error}; {error.hint}" if error.hint else str(error)
 
 
 def settings_paths(config: str | None = None) -> tuple[Path, ...]:

@@ -106,8 +106,8 @@ def set_up(
     """Return what was seen to, after which the token exists, may do what the agent needs, and its secret is stored.
 
     What is in order is left alone, and so is what somebody added: further privileges of the role, further permissions.
-    Broken off anywhere, it is put right by the next run. The token's privileges are separated from the user's (both have the role on /), so that what
-    somebody grants the user later is not the agent's.
+    Broken off anywhere, it is put right by the next run. The token's privileges are separated from the user's (both have
+    the role on /), so that what somebody grants the user later is not the agent's.
 
     Shape:   `maps_storages` says that disks are to change their storage; `load` gives the stored secret, None when there is none;
              `store` replaces it; `is_refused` tells whether the API refuses the token with that secret.
@@ -148,9 +148,7 @@ def _user(pveum: Pveum) -> SetupStep:
     return SetupStep(f"made the user {USER}, without a password", changed=True)
 
 
-def _token(
-    pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], None], is_refused: Callable[[], bool]
-) -> SetupStep:
+def _token(pveum: Pveum, load: Callable[[], str | None], store: Callable[[str], None], is_refused: Callable[[], bool]) -> SetupStep:
     token = next((row for row in pveum.rows("user", "token", "list", USER) if row.get("tokenid") == TOKEN), None)
     has_secret = bool((load() or "").strip())
     if token is not None:

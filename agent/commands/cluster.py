@@ -8,7 +8,7 @@ import json
 from collections import Counter
 
 from agent import wiring
-from agent.commands.plan import conflicts_document
+from agent.commands.plan import conflict_words, conflicts_document
 from agent.commands.tables import aligned, clock, counted, few, gib, iso, percent
 from agent.commands.wrong_use import settings_of
 from agent.core.cluster import Snapshot, StorageUse
@@ -133,5 +133,5 @@ def cluster_text(snapshot: Snapshot, settings: Settings) -> str:
         parts.append(f"not shown to the token: {', '.join(str(vmid) for vmid in snapshot.unseen[:10])}")
     conflicts = conflicts_of(snapshot, settings)
     if conflicts:
-        parts.append("rules that cannot be kept as they are written:\n" + "\n".join(f"  {c.rule}: {c.detail}" for c in conflicts))
+        parts.append("rules that cannot be kept as they are written:\n" + "\n".join(map(conflict_words, conflicts)))
     return "\n\n".join(parts)

@@ -201,8 +201,7 @@ def plan_text(plan: Plan, view: Outlook, snapshot: Snapshot, settings: Settings)
     if plan.refused:
         parts.append(f"guests that stay:\n{refusals_text(plan.refused, snapshot)}")
     if plan.conflicts:
-        lines = [f"  {conflict.rule}: {conflict.detail} ({_vmids(conflict.vmids)})" for conflict in plan.conflicts]
-        parts.append("rules that cannot be kept as they are written:\n" + "\n".join(lines))
+        parts.append("rules that cannot be kept as they are written:\n" + "\n".join(map(conflict_words, plan.conflicts)))
     parts += [_loads_table(plan), goal_text(view.goal, then="THEN" if plan.moves else None)]
     parts.append(survival_text(view.survival_before, view.survival_after if plan.moves else None, snapshot))
     return "\n\n".join(parts)
@@ -265,5 +264,8 @@ def _loads_table(plan: Plan) -> str:
     return aligned((*header, "CPU THEN", "MEMORY THEN") if plan.moves else header, rows)
 
 
-def _vmids(vmids: tuple[int, ...]) -> str:
-    return f"guests {few([str(vmid) for vmid in vmids])}"
+def conflict_words(conflict: Conflict) -> str:
+    """A line for a rule that cannot be kept: which, why, and whose it is."""
+    vmids = [str(vmid) for vmid in conflict.vmids]
+    whose = f" (guest{'s' if vmids[1:] else ''} {few(vmids)})" if vmids else ""
+    return f"  {conflict.rule}: {conflict.detail}{whose}"

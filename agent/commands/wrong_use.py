@@ -56,7 +56,7 @@ def settings_in_force(arguments: argparse.Namespace) -> Settings:
     except PermanentError:
         return settings_of(arguments)  # which says what is wrong
     if problem:
-        print(f"proxlb-agent: note: the last good settings are in force: {problem}", file=sys.stderr)
+        print(f"proxlb-agent: note: while the settings have a mistake the last good ones count: {problem}", file=sys.stderr)
     return settings
 
 

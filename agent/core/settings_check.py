@@ -362,10 +362,15 @@ def _unknown_below(place: str, key: str, known: Collection[str]) -> str:
     return f"unknown, did you mean {place}.{near[0]}?" if near else f"unknown; known here: {', '.join(known)}"
 
 
+_OF_PROXLB = frozenset({"proxmox_api", "proxmox_cluster", "balancing", "service", "solver"})  # all keys at the top of its file
+
+
 def _unknown(path: str, key: str) -> str:
     """What to say of a key that does not exist: the nearest one that does, if any is near."""
     if "." in key:
         return "unknown; write one key a level, each followed by a colon"
+    if not path and key in _OF_PROXLB:
+        return "unknown; it is one of ProxLB's, what stands for it here is told in /usr/share/doc/proxlb-agent/from-proxlb.md"
     here = [name for name in FIELDS if name.rpartition(".")[0] == path]
     near = _like(key, [name.rpartition(".")[2] for name in here], 1, cutoff=0.7)
     if near:

@@ -18,6 +18,7 @@ AFFINITY = "plb_affinity_"
 ANTI_AFFINITY = "plb_anti_affinity_"
 PIN = "plb_pin_"
 IGNORE = "plb_ignore"
+NO_SUCH_TAG = f"no such tag, it has no effect; known are {AFFINITY}GROUP, {ANTI_AFFINITY}GROUP, {PIN}NODE and {IGNORE}"
 
 _SEPARATORS = re.compile(r"[;,\s]+")
 
@@ -75,6 +76,7 @@ def _registered(snapshot: Snapshot, settings: Settings, stated: Stated) -> froze
 def _tags(guests: list[Guest], nodes: Mapping[str, str], trusted: frozenset[str] | None, stated: Stated) -> None:
     together: dict[str, list[int]] = defaultdict(list)
     apart: dict[str, list[int]] = defaultdict(list)
+    unknown: dict[str, list[int]] = defaultdict(list)
     for guest in guests:
         if not guest.tags:
             continue
@@ -95,10 +97,13 @@ def _tags(guests: list[Guest], nodes: Mapping[str, str], trusted: frozenset[str]
                     stated.conflicts.append(Conflict(tag, (guest.vmid,), "there is no such node; the tag has no effect"))
                 else:
                     wanted[name] = word
+            else:
+                unknown[tag].append(guest.vmid)
         if wanted:  # several are a choice
             stated.hard[guest.vmid].append(Pin(", ".join(sorted(wanted.values())), frozenset(wanted)))
     stated.together += _groups(together, RuleSource.TAG)
     stated.apart += _groups(apart, RuleSource.TAG)
+    stated.conflicts += [Conflict(tag, tuple(vmids), NO_SUCH_TAG) for tag, vmids in sorted(unknown.items())]
 
 
 # pools

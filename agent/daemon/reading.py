@@ -63,7 +63,7 @@ class Reading:
         try:
             return inputs.SettingsSeen(self._ports.settings.read(), asked=asked.asked)
         except PermanentError as error:
-            return inputs.SettingsSeen(None, str(error), is_broken=True, asked=asked.asked)
+            return inputs.SettingsSeen(None, f"{error} ({error.hint})" if error.hint else str(error), is_broken=True, asked=asked.asked)
         except OutsideError as error:
             return inputs.SettingsSeen(None, words_of(error), asked=asked.asked)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_mock import MockerFixture
 
-from agent.ports import TemporaryError
+from agent.ports import PermanentError, TemporaryError
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import SimFiles, SimLocalFiles
 from tests.commands.rig import Run, Stage, entry
@@ -86,6 +86,33 @@ def test_a_pause_and_its_end_are_in_the_status_as_soon_as_they_are_seen(
     run("resume")
     at_s = first_told(on, mocker, 10, lambda status: status["node"] == "pve1" and status["paused"] is None)
     assert at_s == said(on, "the pause is over")
+
+
+def test_what_keeps_the_leader_from_looking_is_told_until_it_is_over(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(CALM)
+    assert must_keep("status", run("status", "--json").out)["problems"] == []
+    on.world.cut_api("pve1")
+    on.live(320)
+    [told] = must_keep("status", run("status", "--json").out)["problems"]
+    assert told.startswith("the cluster cannot be looked at: ")
+    assert f"problem        {told}\n" in run("status").out
+    on.world.cut_api("pve1", cut=False)
+    on.live(30)
+    assert must_keep("status", run("status", "--json").out)["problems"] == []
+    assert "problem" not in run("status").out
+
+
+def test_settings_with_a_mistake_are_told_on_every_node_until_they_are_mended(stage: Callable[..., Stage], run: Run) -> None:
+    on = stage(CALM)
+    on.simulation.settings.error = PermanentError("mode: must be one of off, observe, rules, full")
+    on.live(40)
+    told = "the settings are not taken: mode: must be one of off, observe, rules, full"
+    for name in on.world.nodes:
+        assert json.loads(on.world.nodes[name].status_text or "")["problems"] == [told]
+    assert told in run("status").out
+    on.simulation.settings.error = None
+    on.live(40)
+    assert must_keep("status", run("status", "--json").out)["problems"] == []
 
 
 def test_a_node_that_leads_says_so_at_once(stage: Callable[..., Stage], mocker: MockerFixture) -> None:

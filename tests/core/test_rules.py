@@ -59,6 +59,15 @@ class TestTags:
         assert rules.ignored == {102}
         assert rules.named == {101: ("PLB_Affinity_A", "plb_pin_PVE2"), 102: ("plb_affinity_a", "PLB_ignore_me")}
 
+    def test_a_tag_that_begins_as_ours_and_is_none_is_named_with_its_guests(self) -> None:
+        odd = ("plb_afinity_a", "plb_antiaffinity_a", "plb_affinity_", "PLB_pin_", "plb_anti_affinity", "plb_ignored", "plb_")
+        rules = read(cluster(*THREE, tagged(101, *odd, "plbx", "prod"), tagged(102, "plb_ignored")))
+        assert [(rule, vmids) for rule, vmids, _ in conflicts_of(rules)] == [
+            (tag, (101, 102) if tag == "plb_ignored" else (101,)) for tag in sorted(odd)
+        ]
+        assert not rules.ignored
+        assert not rules.contradicted, "it moves as if it had no such tag"
+
     def test_several_pins_are_a_choice(self) -> None:
         [pin] = read(cluster(*THREE, tagged(101, "plb_pin_pve1", "plb_pin_pve3"))).pins_of[101]
         assert (pin.words, pin.nodes) == ("plb_pin_pve1, plb_pin_pve3", {"pve1", "pve3"})

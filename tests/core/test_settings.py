@@ -128,6 +128,10 @@ def test_what_is_not_said_keeps_its_default_however_deep() -> None:
             "balance.cpu.treshold_percent: unknown, did you mean balance.cpu.threshold_percent?",
         ),
         ({"blance": {}}, "blance: unknown, did you mean balance?"),
+        (
+            {"balancing": {"balanciness": 5}},
+            "balancing: unknown; it is one of ProxLB's, what stands for it here is told in /usr/share/doc/proxlb-agent/from-proxlb.md",
+        ),
         ({"max_moves_per_hour": 3}, "max_moves_per_hour: unknown, did you mean balance.max_moves_per_hour?"),
         ({"parallel_total": 3}, "parallel_total: unknown, did you mean drain.parallel_total or migration.parallel_total?"),
         ({"rules": {"xyz": 3}}, "rules.xyz: unknown; known here: tags"),
