@@ -412,6 +412,40 @@ def test_a_reload_takes_good_settings_and_leaves_bad_ones(steady: Installed) -> 
     steady.wait_said("new settings taken, mode full")
 
 
+def test_a_disk_that_takes_nothing_is_said_once_and_holds_nothing_up(steady: Installed) -> None:
+    state, epoch = "/var/lib/proxlb-agent", steady.leader()["epoch"]
+    steady.machine.run(f"mount -t tmpfs -o size=16k tmpfs {state}; head -c 16384 /dev/zero >{state}/fill")
+    try:
+        for times, (why, breaks, mends) in enumerate(
+            (
+                ("No space left on device", "true", f"rm {state}/fill"),
+                ("Read-only file system", f"mount -o remount,ro {state}", f"mount -o remount,rw {state}"),
+            ),
+            1,
+        ):
+            steady.machine.run(breaks)
+            decide_anew(steady, "rules")
+            decide_anew(steady, "full")
+            steady.wait_said(f"the decision journal cannot be written, .*: {state}/decisions.jsonl: {why}", times=1)
+            assert len(steady.said("the decision journal cannot be written")) == times
+            steady.machine.run(mends)
+            decide_anew(steady, "rules")
+            decide_anew(steady, "full")
+            steady.wait_said("the decision journal is written again; decisions that are missing in it: [2-9]", times=times)
+        assert steady.machine.get(f"{state}/cluster-config.last-good.yaml") == steady.pmxcfs.read("proxlb/config.yaml")
+    finally:
+        steady.machine.run(f"umount --lazy {state}")
+    assert steady.leader()["epoch"] == epoch, "it has led all the while"
+
+
+def decide_anew(up: Installed, mode: str) -> None:
+    """Change the mode, and return when the leader has looked and said what that means."""
+    said = len(up.said("^the settings changed: "))
+    up.settings(**LIVELY | {"mode": mode})
+    up.unit("reload")
+    up.wait_said("^the settings changed: ", times=said + 1)
+
+
 def test_a_stop_hands_the_lead_over_and_a_start_takes_it_at_once(steady: Installed) -> None:
     stopped = steady.unit("stop")
     assert stopped.took_s < 5
@@ -473,6 +507,7 @@ def test_purging_it_gives_the_lead_away_and_leaves_what_is_the_clusters(steady: 
     assert steady.pmxcfs.lock_holder("proxlb-agent") is None
     left = "ls -d /usr/share/proxlb-agent /usr/bin/proxlb-agent /etc/proxlb-agent /run/proxlb-agent /var/lib/proxlb-agent"
     assert steady.machine.run(left, check=False).stdout == ""
+    assert steady.machine.run("systemctl list-units --all --no-legend 'proxlb-agent*'").stdout == ""
     assert "history.json" in steady.machine.run("ls /etc/pve/proxlb").stdout
     assert steady.machine.run("systemctl --failed --no-legend").stdout == ""
 
