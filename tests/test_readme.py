@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+
+from agent.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README, DOCUMENTS = ROOT / "README.md", sorted((ROOT / "packaging/doc").glob("*.md"))
@@ -47,6 +51,23 @@ def test_the_short_table_says_what_the_long_one_says(accept: bool) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     links = [link for link in LINK.findall(document.read_text(encoding="utf-8")) if "://" not in link]
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", [README, *DOCUMENTS], ids=lambda path: path.name)
+def test_only_commands_that_exist_are_named(document: Path) -> None:
+    spans = re.findall(r"`+([^`]+)`+", document.read_text(encoding="utf-8"))
+    named = {word for span in spans for word in re.findall(r"(?:^|\n)proxlb-agent ([a-z][a-z-]*)", span)}
+    assert named <= set(COMMANDS)
+    assert document != README or named >= {"setup", "status", "plan", "maintenance"}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_who_takes_json_is_told(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"agent.commands.{command.replace('-', '_')}").add_options(parser)
+    takes = "--json" in parser.format_help()
+    [line] = [part for part in README.read_text(encoding="utf-8").split("\n\n") if "take `--json`" in part]
+    assert takes == (f"`{command}`" in line.partition("take `--json`")[0])
 
 
 def test_readme_leads_to_every_long_document() -> None:
