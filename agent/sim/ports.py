@@ -205,7 +205,8 @@ class SimLocalFiles:
 
     def write_status(self, text: str) -> None:
         """See `agent.ports.LocalFiles`."""
-        self._node.status_text = text  # below /run, which is not on the disk
+        self._check()
+        self._node.status_text = text
 
     def append_decision(self, line: str) -> None:
         """See `agent.ports.LocalFiles`."""
