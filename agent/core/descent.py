@@ -69,9 +69,9 @@ class Descent:
 
     def undo(self, mark: Mark) -> None:
         """Undo the steps since the mark, and make none of them again."""
-        undone = [(step.vmids[0], step.target) for step in self._draft.steps if step not in mark.steps]
-        for vmid, target in undone:
-            self._candidates.forbid(self._sketch.unit_here(vmid), target)
+        changed = set(self._draft.steps).symmetric_difference(mark.steps)  # a guest that was taken home has no step any more
+        for vmid in sorted(step.vmids[0] for step in changed):
+            self._candidates.forbid(self._sketch.unit_here(vmid), self._sketch.at[vmid])
         self._back_to(mark)
 
     def _back_to(self, mark: Mark) -> None:

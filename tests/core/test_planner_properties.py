@@ -166,6 +166,14 @@ def test_with_gates_open_a_plan_leaves_nothing_to_do() -> None:
     assert sum(twice) <= examples(1)
 
 
+def test_a_guest_that_no_order_lets_go_home_does_not_keep_others_from_moving() -> None:
+    """Of many steps that are left here, the best one, a way home, has no order; each of the others then has."""
+    draw = Draw(seed=2979760947, nodes=11, guests=89, skew=2.0, fill=0.8089699423081138, rules=0.2, oddities=0.1)
+    snapshot = replace(random_cluster(draw), tasks=())
+    result = plan(snapshot, PLAIN, FORCE)
+    assert plan(after_moves(snapshot, result.moves), PLAIN, FORCE).moves == ()
+
+
 def test_a_static_load_never_moves_a_guest_twice_for_load() -> None:
     """Where a plan had moves without an order the next one is another way, and the cooldown keeps who has moved."""
 
