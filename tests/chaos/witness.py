@@ -20,7 +20,9 @@ from tests.scenarios.witness import Witness
 if TYPE_CHECKING:
     from tests.chaos.day import Day
 
-SETTLED_S = 420.0  # loads are smoothed over five minutes; and pvestatd's round, a look, and the way of a request
+MEASURED_S = 60.0  # pvestatd's rounds, a look, and the way of a request: memory is known after that
+SMOOTHED_S = 900.0  # cpu is smoothed over five minutes: after 15, a twentieth of a change is not in it yet
+NEARLY_CORES = 0.02  # of a node's: what is left of that
 KNOWN_S = 180.0  # a tag is seen with the next look; a request may wait for a slot after it
 IN_DOUBT_S = 60.0
 MOVING_S = 60.0  # the agents count from the request, the witness from when the guest is there
@@ -51,13 +53,18 @@ class DayWitness(Witness):
         yield from super()._why_not_ask(replace(post, held_lock=True))
 
     def _overfull(self, post: Post) -> Iterator[str]:
-        if self._world.now_s - self._unsettled_s(post) < SETTLED_S:
+        settled_s = self._world.now_s - self._unsettled_s(post)
+        if settled_s < MEASURED_S:
             return
         self.judged["room on the target"] += 1
         # What guests want beyond what their node has is not seen by anybody.
-        is_cpu_known = all(self._world.now_s - at_s >= SETTLED_S for at_s in self._full_s.values())
+        is_cpu_known = settled_s >= SMOOTHED_S and all(self._world.now_s - at_s >= SMOOTHED_S for at_s in self._full_s.values())
+        use = self._world.use().get(post.order.target)
+        is_nearly = use is not None and use.used_cores <= use.cores * (1 + NEARLY_CORES)
         self.judged["processors of the target"] += is_cpu_known
-        yield from (problem for problem in super()._overfull(post) if is_cpu_known or not problem.startswith("cpu"))
+        for problem in super()._overfull(post):
+            if not problem.startswith("cpu") or (is_cpu_known and not is_nearly):
+                yield problem
 
     def _unsettled_s(self, post: Post) -> float:
         """When that changed last which the target has to bear, of its own and with those who are on their way to it."""
