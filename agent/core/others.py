@@ -28,6 +28,11 @@ class Foreign:
 
 def foreign_migrations(snapshot: Snapshot, ours: AbstractSet[int]) -> tuple[Foreign, ...]:
     """The migrations of others, by VMID: their tasks, and what the HA manager has begun. `ours` are the guests of our own."""
+    online = {node.name for node in snapshot.nodes if node.online}  # what a lost node was moving moves no more
+    return tuple(foreign for foreign in _begun(snapshot, ours) if foreign.source in online)
+
+
+def _begun(snapshot: Snapshot, ours: AbstractSet[int]) -> tuple[Foreign, ...]:
     found: dict[int, Foreign] = {}
     for task in snapshot.tasks:
         if task.is_running and task.kind in MOVE_KINDS and task.vmid is not None:
@@ -39,8 +44,7 @@ def foreign_migrations(snapshot: Snapshot, ours: AbstractSet[int]) -> tuple[Fore
         if resource.vmid in found or place.get(resource.vmid) != resource.target:  # else it is there, and only that is not reported yet
             source = found[resource.vmid].source if resource.vmid in found else resource.node
             found[resource.vmid] = Foreign(resource.vmid, source or "", resource.target)
-    online = {node.name for node in snapshot.nodes if node.online}  # what a lost node was moving moves no more
-    return tuple(foreign for vmid, foreign in sorted(found.items()) if vmid not in ours and foreign.source in online)
+    return tuple(foreign for vmid, foreign in sorted(found.items()) if vmid not in ours)
 
 
 def _target(task: Task, snapshot: Snapshot) -> str | None:
@@ -75,9 +79,10 @@ def arriving(snapshot: Snapshot, records: Iterable[Migration]) -> dict[str, tupl
 def foreign_flights(snapshot: Snapshot, ours: AbstractSet[int], ledger: Ledger) -> tuple[InFlight, ...]:
     """What of it the ledger must count on two nodes: whom others move where that is known, and whom the HA manager is about to bring back.
 
-    A guest that left its node for the HA manager's maintenance goes back as soon as that is over, and needs its room there.
+    A guest that left its node for the HA manager's maintenance goes back as soon as that is over, and needs its room there. One whose
+    source was lost on the way may be there already, or be recovered there: its place is kept until the HA manager says where it is.
     """
-    places = {foreign.vmid: foreign for foreign in foreign_migrations(snapshot, ours)}
+    places = {foreign.vmid: foreign for foreign in _begun(snapshot, ours)}
     for resource in snapshot.ha.resources:
         home = resource.maintenance_node
         if home is None or resource.vmid in ours or resource.vmid in places or resource.node in (None, home):

@@ -70,6 +70,12 @@ def test_what_the_ha_manager_has_begun_counts_before_its_task_runs(state: str) -
     assert flights(found, 101) == []
 
 
+def test_who_was_on_the_way_when_the_source_was_lost_keeps_a_place_at_the_target_but_no_slot() -> None:
+    moving = cluster(*THREE, vm(101, "pve1", ha="migrate"), ha=ha(HaResource(101, state="migrate", node="pve1", target="pve2")))
+    lost = changed(moving, "pve1", online=False)
+    assert (foreign_migrations(lost, set()), flights(lost)) == ((), [(101, "pve1", "pve2")])
+
+
 def test_a_guest_that_is_about_to_go_home_after_a_maintenance_needs_its_room_there() -> None:
     away = HaResource(101, state="started", node="pve2", maintenance_node="pve1")
     guest = vm(101, "pve2", ha="started")
