@@ -251,18 +251,9 @@ class Follow:
                 self._wish_look(now.boot_s + POLL_S)  # the task list lags behind, or somebody moves it again
                 continue
             guest = snapshot.guest(record.vmid)
-            if record.state is MigrationState.PLANNED:
-                if guest is None or guest.node != record.target:
-                    text = "the former leader did not start it" if status == NO_TASK else status
-                    changed += self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now)
-                    outputs.append(said_of(record, None, text))
-                    continue
-                # It was asked for, and PVE has forgotten it; or the HA manager has recovered the guest just there.
-                record = advanced(record, MigrationState.ASKED, record.planned_at)
-            if record.intent in self._unsent and guest is not None and guest.node == record.source:
-                text = "the former leader's request for it never got to PVE: it is looked at anew"
-                changed += self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=text), now)
-                outputs.append(said_of(record, None, text))
+            if (never := self._never_began(record, guest, status)) is not None:
+                changed += self._put(advanced(record, MigrationState.SKIPPED, now.wall_s, text=never), now)
+                outputs.append(said_of(record, None, never))
                 continue
             why = blamed(self._why.get(record.intent, Failure(FailureClass.UNKNOWN)), record.target, snapshot)
             state, text = judged(record, guest, status, why)
@@ -273,12 +264,23 @@ class Follow:
                     continue
                 outputs.append(alarm_of(record, not_running(record, guest)))
             ended_at = ended_unseen(record, snapshot, now.wall_s) if record.intent in self._adopted else None
-            records, said = self._closed(record, state, text, now, why.failure, ended_at)
+            # One that was only written down, and has come to pass: PVE has forgotten it, or the HA manager has recovered the guest there.
+            asked = advanced(record, MigrationState.ASKED, record.planned_at) if record.state is MigrationState.PLANNED else record
+            records, said = self._closed(asked, state, text, now, why.failure, ended_at)
             changed += records
             outputs += said
         if self._ha.is_watching(now) or any(_is_followed_by_looks(record) for record in self.records):
             self._wish_look(now.boot_s + HA_LOOK_S)
         return changed, outputs
+
+    def _never_began(self, record: Migration, guest: Guest | None, status: str) -> str | None:
+        """Why a former leader's attempt, of which there is no task, is nothing but given up; None where it is judged like any other."""
+        where = None if guest is None else guest.node
+        if record.state is MigrationState.PLANNED and where != record.target:
+            return "the former leader did not start it" if status == NO_TASK else status
+        if record.intent in self._unsent and where == record.source:
+            return "the former leader's request for it never got to PVE: it is looked at anew"
+        return None
 
     def _is_being_started(self, record: Migration, guest: Guest, status: str, snapshot: Snapshot, now: Now) -> bool:
         """True while a start that was asked for may still bring the guest up; one that PVE has left stopped is asked for once.

@@ -70,7 +70,8 @@ class DayWitness(Witness):
         """When that changed last which the target has to bear, of its own and with those who are on their way to it."""
         world, target, changed = self._world, post.order.target, self._day.unsettled_guests
         comers = {vmid for vmid, flight in world.migrations.under_way.items() if flight.target == target}
-        return max(self._day.unsettled[target], *(changed.get(vmid, -math.inf) for vmid in {post.order.vmid, *comers, *world.residents(target)}))
+        bear = {post.order.vmid, *comers, *world.residents(target)}
+        return max(self._day.unsettled[target], *(changed.get(vmid, -math.inf) for vmid in bear))
 
     def _breaks_a_rule(self, post: Post) -> Iterator[str]:
         if self._is_tagged_lately(post):

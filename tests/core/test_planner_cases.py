@@ -954,7 +954,12 @@ def test_who_leaves_a_node_anyway_goes_where_nobody_else_must_go() -> None:
 def test_of_two_guests_that_change_places_the_one_goes_first_for_whom_there_is_room(meant: tuple[int, ...]) -> None:
     """Whichever the plan meant to go first: 103 does not fit within the reserve of pve1 before 101 has left it."""
     snapshot = cluster(
-        node("pve1", 64), node("pve2", 64), vm(101, "pve1", 7.4, 1), vm(102, "pve1", 44.9, 1), vm(103, "pve2", 6.6, 1), vm(104, "pve2", 43.3, 1)
+        node("pve1", 64),
+        node("pve2", 64),
+        vm(101, "pve1", 7.4, 1),
+        vm(102, "pve1", 44.9, 1),
+        vm(103, "pve2", 6.6, 1),
+        vm(104, "pve2", 43.3, 1),
     )
     steps = [
         Step(((103, "pve2"),), "pve1", MoveReason.SPREAD, meant),
