@@ -47,7 +47,8 @@ class Draft:
         self._step_of: dict[int, Step] = {}
         self._steps: dict[Step, float] = {}  # and what moving its guests for load costs
         self._rows: dict[tuple[int, ...], Row] = {}  # at full price
-        self._in_flight = {flight.vmid for flight in self.question.ledger.in_flight}
+        online = {node.name for node in self.sketch.snapshot.nodes if node.online}  # off a lost node nobody is under way
+        self._in_flight = {flight.vmid for flight in self.question.ledger.in_flight if flight.source in online}
 
     @property
     def steps(self) -> tuple[Step, ...]:

@@ -167,10 +167,11 @@ class Placement:
             self.load_of[guest.vmid] = load_to_expect(guest, question.ledger, known) if guest.is_running else NO_LOAD
             if not guest.template and guest.node in self.states:
                 self.states[guest.node].present.add(guest.vmid)
+        online = {node.name for node in snapshot.nodes if node.online}
         for flight in question.ledger.in_flight:
             if flight.vmid in self.guest_of:
                 self.load_of[flight.vmid] = flight.load
-                if self.at[flight.vmid] == flight.source:
+                if self.at[flight.vmid] == flight.source and flight.source in online:
                     self.at[flight.vmid] = flight.target  # who must be with it goes there, whom it leaves is apart from it
                 for name in (flight.source, flight.target):
                     if name in self.states:

@@ -337,7 +337,7 @@ class HaManager:
         world.hook(guest, node.name, "pre-stop")
 
         def stopped() -> None:
-            if not node.online or service.target != target:
+            if not node.online or service.target != target or guest.vmid not in self.services:
                 return
             world.settle(node.name)
             guest.status = "stopped"
