@@ -232,7 +232,8 @@ def evenness(results: Results) -> str:
 
 
 def uneven(results: Results) -> str:
-    """Why a spread of five points or more is left, counted, and the clusters where it need not be or nobody knows, each with what is known."""
+    """Why a spread of five points or more is left, counted, and the clusters where it need not be, or where nobody knows, each with what
+    is known."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     unexplained = []
     for one in judged(results, [Variant.BOTH.value]):
