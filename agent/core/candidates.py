@@ -61,8 +61,8 @@ class Candidates:
             name, sketch = self._goal.names[node], self._sketch
             if self._is_source[node]:
                 for vmid in sorted(sketch.states[name].present):
-                    if sketch.at[vmid] == name and (unit := sketch.unit_here(vmid))[0] == vmid and self._is_free(unit):
-                        rows[vmid] = self._row(unit)
+                    if sketch.at[vmid] == name and (unit := sketch.unit_here(vmid))[0] == vmid and (row := self._row(unit)) is not None:
+                        rows[vmid] = row
         return rows
 
     def line(self, node: int) -> Line:
@@ -87,9 +87,6 @@ class Candidates:
         line = self.line(node)
         return line.cheapest if target not in line.origins else min([row[3] for row in self.rows_to(node, target)])
 
-    def _is_free(self, unit: tuple[int, ...]) -> bool:
-        return not self._is_settled(unit) and self._sketch.is_free(unit)
-
     def _is_settled(self, unit: tuple[int, ...]) -> bool:
         """Whether the steps that brought the unit where it is stand, whatever the load."""
         for vmid in unit:
@@ -105,10 +102,10 @@ class Candidates:
                 return step.reason is MoveReason.MAINTENANCE or any(home not in self._source_names for home in homes)
         return False
 
-    def _row(self, unit: tuple[int, ...]) -> Row:
-        row = self._draft.row_of(unit)
+    def _row(self, unit: tuple[int, ...]) -> Row | None:
+        row = None if self._is_settled(unit) else self._draft.row_of(unit)
         step = None if self._as_new else self._draft.step_of(unit[0])
-        if step is None:
+        if step is None or row is None:
             return row
         return row._replace(cost=self.cheapest, who=row.who._replace(origin=self.origin(step, unit), refund=row.cost))
 
@@ -236,9 +233,11 @@ class Candidates:
             self._ordered[source].remove(left)
         self._draft.take(unit, self._goal.names[target], self._reason, until)
         if target in self._rows and self._is_source[target] and self._may_move_on:
-            come = self._rows[target][unit[0]] = self._row(unit)
-            if target in self._ordered:
-                insort(self._ordered[target], come, key=by_memory)
+            come = self._row(unit)
+            if come is not None:
+                self._rows[target][unit[0]] = come
+                if target in self._ordered:
+                    insort(self._ordered[target], come, key=by_memory)
         for node in (source, target):
             self._version[node] += 1
             self._lines.pop(node, None)

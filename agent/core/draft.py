@@ -46,7 +46,7 @@ class Draft:
         self.evaluations = 0
         self._step_of: dict[int, Step] = {}
         self._steps: dict[Step, float] = {}  # and what moving its guests for load costs
-        self._rows: dict[tuple[int, ...], Row] = {}  # at full price
+        self._rows: dict[tuple[int, ...], Row | None] = {}  # at full price
         online = {node.name for node in self.sketch.snapshot.nodes if node.online}  # off a lost node nobody is under way
         self._in_flight = {flight.vmid for flight in self.question.ledger.in_flight if flight.source in online}
 
@@ -102,15 +102,22 @@ class Draft:
         containers = sum([self.sketch.guest_of[vmid].type is GuestType.LXC for vmid in unit])
         return self.goal.cost(self.sketch.copied_bytes(unit), containers)
 
-    def row_of(self, unit: tuple[int, ...]) -> Row:
-        """What the guests take along, and what moving them costs, wherever they are: made once, for search after search."""
-        row = self._rows.get(unit)
-        if row is None or self.goal.thrift != 1.0:
-            burden = self.sketch.burden_of_unit(unit)
-            row = Row(burden[2], burden[3], burden[4], self.cost_of(unit), Mover(unit[0], unit, burden, None, 0.0))
-            if self.goal.thrift == 1.0:
-                self._rows[unit] = row
-        return row
+    def row_of(self, unit: tuple[int, ...]) -> Row | None:
+        """What the guests take along, and what moving them costs, wherever they are; None when they cannot leave together for load.
+
+        Made once at the full price, for search after search.
+        """
+        if unit not in self._rows:
+            row = self._row(unit) if self.sketch.why_unit_stays(unit, Purpose.LOAD) is None else None
+            if row is not None and self.goal.thrift != 1.0:
+                return row
+            self._rows[unit] = row
+        row = self._rows[unit]
+        return row if row is None or self.goal.thrift == 1.0 else row._replace(cost=self.cost_of(unit))
+
+    def _row(self, unit: tuple[int, ...]) -> Row:
+        burden = self.sketch.burden_of_unit(unit)
+        return Row(burden[2], burden[3], burden[4], self.cost_of(unit), Mover(unit[0], unit, burden, None, 0.0))
 
     def potential(self) -> float:
         """The goal, and what all load moves cost: what evening out lowers."""

@@ -180,7 +180,6 @@ class Placement:
         self.draining = self.conditions.draining
         self.usable = self.conditions.open_nodes
         self._undo: list[_Undo] = []
-        self._free: dict[tuple[int, ...], bool] = {}
 
     # guests
 
@@ -222,13 +221,6 @@ class Placement:
                     return Refusal(unit[0], refusal.reason, f"guest {vmid}")  # ends by itself
                 return Refusal(unit[0], RefusalReason.AFFINITY, f"guest {vmid} stays: {refusal.reason} {refusal.detail}".rstrip())
         return None
-
-    def is_free(self, unit: tuple[int, ...]) -> bool:
-        """Whether the guests can leave together for load."""
-        free = self._free.get(unit)
-        if free is None:
-            free = self._free[unit] = self.why_unit_stays(unit, Purpose.LOAD) is None
-        return free
 
     def load_of_unit(self, unit: Iterable[int]) -> GuestLoad:
         """What the guests take together."""
