@@ -34,7 +34,8 @@ def up(root: Path, deb: Path) -> Iterator[Installed]:
         vm(TIED, "pve1", name="gpu1", mem_bytes=2 * GIB, maxmem_bytes=4 * GIB, cpu_cores=0.2, local_resources=["hostpci0"]),
         vm(104, "pve1", name="mail1", mem_bytes=2 * GIB, maxmem_bytes=4 * GIB, cpu_cores=0.2),
     ]
-    state = cluster(dict.fromkeys(("pve1", "pve2", "pve3"), NODE), guests, migration={"duration_s": 8.0})  # longer than from look to look of --wait
+    state = cluster(dict.fromkeys(("pve1", "pve2", "pve3"), NODE), guests, migration={"duration_s": 8.0})
+    # The migrations take longer than from look to look of --wait.
     with Installed(root, state) as node:
         node.install_agent(deb, **SETTINGS)
         node.api.fail_migration(FAILS, detail=UNREACHABLE, early=True)
