@@ -120,7 +120,7 @@ class DayWitness(Witness):
             self.judged["sent again"] += 1
             since_s = sent.at_s - before.at_s
             is_in_doubt = "InDoubtError" in before.answer and sent.order.source == before.order.source
-            if is_in_doubt and since_s < IN_DOUBT_S - 1:
+            if is_in_doubt and since_s < IN_DOUBT_S - 1 and not self._day.was_touched(sent.order.vmid, before.at_s, sent.at_s):
                 yield f"{sent.at_s:.1f} s: {sent.sender} sends {sent.order.vmid} again, {since_s:.0f} s after a request without an answer"
 
     def _echoes(self, requests: Iterable[Sent]) -> Iterator[str]:
