@@ -37,7 +37,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from agent.core.cluster import GIB, Guest, Node, Snapshot
+from agent.core.cluster import GIB, Guest, GuestType, Node, Snapshot
 from agent.core.settings import Measure, Settings
 
 FRESH_S = 25.0  # two rounds of pvestatd, 10 s apart, and its own duration: until then a guest has no two valid samples
@@ -266,10 +266,14 @@ class _Sums:
         if 0 < memory_bytes <= MOST:
             self.assigned_memory += memory_bytes
 
-    def leave(self, guest: Guest, load: GuestLoad) -> None:
-        """A guest that is on its way out, with what it takes until it is gone."""
+    def hold(self, load: GuestLoad) -> None:
+        """What a process takes that is about to end."""
         self.leaving_cpu += load.cpu_cores
         self.leaving_memory += load.memory_bytes
+
+    def leave(self, guest: Guest, load: GuestLoad) -> None:
+        """A guest that is on its way out, with what it takes until it is gone."""
+        self.hold(load)
         self.leaving_assigned += _size(guest.memory_bytes)
 
 
@@ -310,6 +314,8 @@ def node_loads(
                 here.leave(guest, flight.load)
         elif guest.is_running and (expected := load_to_expect(guest, ledger, known)) is not measured:
             here.add(expected, measured)
+        if flight is not None and guest.node == flight.target and guest.is_running and guest.type is GuestType.QEMU:
+            sums[flight.source].hold(flight.load)  # its configuration has moved; its process there goes with the end of the task
         if guest.vmid in ledger.taken and guest.is_running:
             load = load_to_expect(guest, ledger, known) if flight is None else flight.load
             sums[guest.node if flight is None else flight.target].keep_free(ledger.spare(guest.vmid, load))

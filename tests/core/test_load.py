@@ -85,6 +85,17 @@ def test_an_assigned_guest_in_flight_counts_where_it_goes_and_under_the_cap_on_b
     assert gib(loads["pve2"].assigned_limit_bytes or 0) == 64
 
 
+@pytest.mark.parametrize(
+    ("guest", "held_gib"), [(vm(101, "pve2", 4, 2), 4), (ct(101, "pve2", 4, 2), 0), (stopped(vm(101, "pve2", 4, 2)), 0)]
+)
+def test_what_has_moved_leaves_its_process_behind_until_its_task_ends(guest: Guest, held_gib: float) -> None:
+    """Only a VM's does: a container was stopped there before."""
+    flight = InFlight(101, "pve1", "pve2", GuestLoad(2.0, 4 * GIB))
+    load = loads_of(cluster(*TWO, guest), PLAIN, Ledger(in_flight=(flight,)))["pve1"]
+    assert (gib(load.leaving_memory_bytes), load.leaving_cpu_cores) == (held_gib, held_gib / 2)
+    assert gib(load.counted_memory_bytes) == gib(loads_of(cluster(*TWO, guest))["pve1"].counted_memory_bytes), "it is gone for balance"
+
+
 def test_a_guest_that_came_after_the_last_sample_is_assigned_where_it_is() -> None:
     snapshot = cluster(*TWO, stopped(vm(101, "pve2", **SIZED)))
     load = loads_of(snapshot, ASSIGNED, Ledger(unsampled=frozenset({101}), learned={101: GuestLoad(1.0, GIB)}))["pve2"]
