@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.pmxcfs import dotfiles
@@ -223,10 +224,17 @@ class _Lines(socketserver.StreamRequestHandler):
 
 
 class Server(socketserver.ThreadingUnixStreamServer):
-    """Takes commands at a socket, each connection in a thread of its own."""
+    """Takes commands at a socket, each connection in a thread of its own. The socket is there once it listens, not before."""
 
     daemon_threads = True
 
     def __init__(self, path: str, control: Control) -> None:
-        super().__init__(path, _Lines)
         self.control = control
+        self._path = Path(path)
+        deaf = Path(f"{path}.new")
+        deaf.unlink(missing_ok=True)
+        super().__init__(str(deaf), _Lines)
+
+    def server_activate(self) -> None:
+        super().server_activate()
+        Path(self.server_address).rename(self._path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from tests.pmxcfs.client import Pmxcfs, Rows, mounted_below, why_not_possible
+from tests.pmxcfs.cluster import Cluster
+from tests.pmxcfs.control import Control as Commands
+from tests.pmxcfs.control import Server
 
 pytestmark = pytest.mark.skipif(why_not_possible() is not None, reason=str(why_not_possible()))
 ATTRIBUTES_CACHED_S = 1.1  # the kernel keeps attributes, and with them the text of a dot file, for 1 s
@@ -223,6 +228,17 @@ def test_files_and_locks_outlive_a_restart_and_the_log_does_not(tmp_path: Path) 
         assert lock(pve, "pve1").is_dir()
         assert "100" in json.loads(pve.read(".vmlist"))["ids"]
         assert [entry["msg"] for entry in json.loads(pve.read(".clusterlog"))["data"]] == ["starting cluster log"]
+
+
+def test_its_socket_is_there_only_when_it_listens(tmp_path: Path, mocker: MockerFixture) -> None:
+    where = tmp_path / "control"
+    there = []
+    activate = mocker.patch("socketserver.TCPServer.server_activate", autospec=True)
+    activate.side_effect = lambda server: (there.append(where.exists()), server.socket.listen())
+    with Server(str(where), Commands(Cluster({"pve1": ""}), {})):
+        assert there == [False]
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(where))
 
 
 def test_nothing_is_left_when_the_test_is_killed() -> None:
