@@ -79,8 +79,8 @@ def server(certificates: Path) -> Iterator[PveServer]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificates: Path) -> Iterator[Callable[..., Place]]:
-    """Make a machine: `mounted` None is away from a node."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificates: Path, server: PveServer) -> Iterator[Callable[..., Place]]:
+    """Make a machine: `mounted` None is away from a node. Its certificate is one that `server` has made."""
     opened: list[Any] = []
     make_api = wiring.make_api
 
