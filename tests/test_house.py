@@ -30,6 +30,7 @@ LAYER_OF = {
     "adapters": "adapters",
     "sim": "sim",
     "wiring": "wiring",
+    "config_files": "wiring",
     "service": "wiring",
     "simulation": "wiring",
     "cli": "cli",

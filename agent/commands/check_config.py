@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from agent import wiring
+from agent import config_files, wiring
 from agent.commands.wrong_use import WrongUseError
 from agent.core.json_types import Json
 from agent.core.setting_specs import File
@@ -56,9 +56,9 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _paths(config: str | None) -> list[str]:
     try:
-        return [str(path) for path in wiring.settings_paths(config)]
+        return [str(path) for path in config_files.settings_paths(config)]
     except OutsideError:  # the node's file, which says where the cluster's is, is wrong itself: that is told below
-        return [wiring.NODE_CONFIG, f"{PathSettings().pmxcfs}/{wiring.CLUSTER_CONFIG}"] if config is None else [config]
+        return [config_files.NODE_CONFIG, f"{PathSettings().pmxcfs}/{config_files.CLUSTER_CONFIG}"] if config is None else [config]
 
 
 def _checked(files: list[tuple[File, str]], problems: list[str], *, missing_ok: bool) -> Settings | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from agent import wiring
+from agent import config_files, wiring
 from agent.commands.wrong_use import WrongUseError
 from agent.ports import PermanentError
 
@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run until told to stop. What is wrong in this node's settings ends it; the cluster's may mend while it runs."""
     try:
-        wiring.ConfigFiles(arguments.config).node_settings()
+        config_files.ConfigFiles(arguments.config).node_settings()
     except PermanentError as error:
         raise WrongUseError(str(error), error.hint) from None
     return wiring.run_agent(arguments.config)

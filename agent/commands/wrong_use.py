@@ -7,7 +7,7 @@ import argparse
 import re
 import sys
 
-from agent import wiring
+from agent import config_files, wiring
 from agent.core.settings import Settings
 from agent.ports import PermanentError
 
@@ -36,8 +36,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:  WrongUseError that names the first problems.
     """
     try:
-        return wiring.load_settings(arguments.config)
-    except wiring.WrongSettingsError as error:
+        return config_files.load_settings(arguments.config)
+    except config_files.WrongSettingsError as error:
         more = len(error.lines) - MOST_PROBLEMS
         text = "; ".join(error.lines[:MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
         raise WrongUseError(text, error.hint) from None
@@ -52,7 +52,7 @@ def settings_in_force(arguments: argparse.Namespace) -> Settings:
     Raises:  WrongUseError for a mistake in this node's file.
     """
     try:
-        settings, problem = wiring.settings_in_force(arguments.config)
+        settings, problem = config_files.settings_in_force(arguments.config)
     except PermanentError:
         return settings_of(arguments)  # which says what is wrong
     if problem:

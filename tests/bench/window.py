@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent import wiring
+from agent import config_files, wiring
 from agent.adapters.pmxcfs import PmxcfsFiles, PmxcfsLock
 from agent.adapters.pve import wire
 from agent.adapters.system_clock import SystemClock
@@ -62,7 +62,7 @@ def measured(requests: int) -> tuple[list[float], list[float], list[float]]:
     with Rig({HERE: NODE, "pve2": NODE, "pve3": NODE}, guests) as rig:
         clock = SystemClock()
         lock, files = _Timed(clock, str(rig.mount)), PmxcfsFiles(str(rig.mount))
-        api = wiring.make_api(wiring.load_settings(str(rig.folder / "config.yaml")))
+        api = wiring.make_api(config_files.load_settings(str(rig.folder / "config.yaml")))
         leader = LeaderFile(LEADER_SCHEMA, HERE, "bench", 7, LeaderState.LEADING, time.time(), "0.1.0")
         files.write(LEADER_PATH, render(leader))
         lock.take()

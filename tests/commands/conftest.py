@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pytest_mock import MockerFixture
 
-from agent import wiring
+from agent import config_files, wiring
 from agent.cli import main
 from agent.core.settings import Settings
 from agent.core.settings_check import check
@@ -49,7 +49,7 @@ def stage(tmp_path: Path, mocker: MockerFixture) -> Callable[..., Stage]:
         assert isinstance(checked, Settings), checked
         made = Stage(Simulation(read_cluster(document or entry()), checked), tmp_path)
         world, ports = made.world, ports_of(made.world, "pve1")
-        mocker.patch.object(wiring, "load_settings", return_value=checked)
+        mocker.patch.object(config_files, "load_settings", return_value=checked)
         mocker.patch.object(wiring, "make_files", return_value=ports.files)
         mocker.patch.object(wiring, "make_api", return_value=ports.api)
         mocker.patch.object(wiring, "host_name", return_value="pve1")

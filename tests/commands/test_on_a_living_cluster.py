@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from agent import wiring
+from agent import config_files, wiring
 from agent.commands import draining
 from agent.commands.status import STALE_S
 from agent.core.cluster import GIB, Snapshot, Task
@@ -65,7 +65,7 @@ class TestReading:
         self, stage: Callable[..., Stage], run: Run, mocker: MockerFixture
     ) -> None:
         on = stage(quiet())
-        seen = wiring.look(wiring.load_settings(None))
+        seen = wiring.look(config_files.load_settings(None))
         just_started = tuple(replace(guest, uptime_s=5.0) for guest in seen.guests)
         mocker.patch.object(wiring, "look", return_value=replace(seen, guests=just_started))
 
