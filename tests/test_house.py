@@ -31,6 +31,7 @@ LAYER_OF = {
     "sim": "sim",
     "wiring": "wiring",
     "config_files": "wiring",
+    "startup": "wiring",
     "service": "wiring",
     "simulation": "wiring",
     "cli": "cli",
@@ -288,7 +289,7 @@ def test_neither_wiring_nor_the_daemon_brings_in_what_only_a_leader_or_a_termina
     """A follower lives in 24 MiB; the API client alone takes 12."""
     look = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import agent.daemon, agent.wiring\n"
+        "import agent.daemon, agent.wiring, agent.startup\n"
         "print(*sorted({'proxmoxer', 'requests', 'urllib3', 'paramiko', 'rich', 'jsonschema'} & set(sys.modules)))"
     )
     done = subprocess.run(["/usr/bin/python3", "-I", "-B", "-c", look, str(ROOT)], capture_output=True, text=True, timeout=30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from agent import config_files, wiring
+from agent import config_files, startup
 from agent.commands.wrong_use import WrongUseError
 from agent.ports import PermanentError
 
@@ -20,4 +20,4 @@ def execute(arguments: argparse.Namespace) -> int:
         config_files.ConfigFiles(arguments.config).node_settings()
     except PermanentError as error:
         raise WrongUseError(str(error), error.hint) from None
-    return wiring.run_agent(arguments.config)
+    return startup.run_agent(arguments.config)
