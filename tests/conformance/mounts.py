@@ -19,7 +19,8 @@ from typing import Any
 COMMANDS = ("CUT", "HEAL", "STOP", "KILL", "START", "SUSPEND", "RESUME", "CLOCK", "LOG", "STATUS")
 COMMAND_WAIT_S = 120.0
 ATTRIBUTES_CACHED_S = 1.1  # FUSE's default: the kernel keeps names and attributes for 1 s
-AT_ONCE_S = 3.0  # what is told to all nodes in one message: milliseconds, on an idle machine
+AT_ONCE_S = 30.0  # what is told to all nodes in one message: milliseconds, on an idle machine
+CLOCKS_APART_S = 2.0  # times are whole seconds, and those of a node may be another clock's
 GUESTS = range(999999100, 999999200)
 READ_BYTES = 4 << 20
 

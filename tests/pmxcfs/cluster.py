@@ -38,6 +38,7 @@ class Cluster:
         self.told: dict[str, str] = {}  # dot file -> text to show instead of the generated one
         self.calls: Counter[tuple[str, str, str, bool]] = Counter()  # (node, call, path, done)
         self.holders: deque[tuple[str, float, str | None]] = deque(maxlen=MAX_HOLDERS)  # lock, this machine's time, whose it is since
+        self.waiting = 0  # calls that have not come through a change of membership yet
         self.dirty = False
         self.changed = threading.Condition(threading.RLock())
         self._coming: tuple[float, Callable[[], None]] | None = None  # a change of membership that is being agreed on
@@ -73,9 +74,11 @@ class Cluster:
     def _wait_for_membership(self, node: Node, path: str) -> None:
         if not (node.quorate and node.there):
             raise refusal(errno.EACCES, path)
+        self.waiting += 1
         while self._coming:
             self.changed.wait(max(0.0, self._coming[0] - time.monotonic()))
             self.settle()
+        self.waiting -= 1
         if not node.quorate:
             number = errno.EBUSY if node.refused_one else errno.EPERM
             node.refused_one = True

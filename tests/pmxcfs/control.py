@@ -136,6 +136,11 @@ class Control:
         with self._cluster.changed:
             self._cluster.heal()
 
+    def waiting(self) -> int:
+        """Return how many writes wait for a change of membership that is being agreed on."""
+        with self._cluster.changed:
+            return self._cluster.waiting
+
     def online(self, node: str, on: bool) -> None:
         """Have that node's pmxcfs be there or not, as `.members` of the others says. For nodes without a mount."""
         with self._cluster.changed:

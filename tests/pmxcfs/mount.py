@@ -27,7 +27,7 @@ from tests.pmxcfs.tree import MAX_FILE_BYTES, refusal
 
 NS = 10**9
 MNT_FORCE, MNT_DETACH = 1, 2
-MOUNT_WAIT_S = 10.0
+MOUNT_WAIT_S = 60.0
 UNMOUNT_WAIT_S = 5.0
 DEBUG = ".debug"  # pmxcfs writes more to its log when this says 1
 LINKS = {"local": "nodes/{}", "qemu-server": "nodes/{}/qemu-server", "lxc": "nodes/{}/lxc", "openvz": "nodes/{}/openvz"}
