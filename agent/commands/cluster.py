@@ -13,10 +13,12 @@ from agent.commands.tables import aligned, clock, counted, few, gib, iso, percen
 from agent.commands.wrong_use import settings_of
 from agent.core.cluster import Snapshot, StorageUse
 from agent.core.explain import why_no_target
+from agent.core.guest_load import Ledger
 from agent.core.imbalance import Weights, balance_of
 from agent.core.json_types import Json, JsonObject
-from agent.core.load import Ledger, known_pressure, node_loads
+from agent.core.node_load import node_loads
 from agent.core.planner import conflicts_of
+from agent.core.pressure import known_pressure
 from agent.core.settings import Settings
 
 SCHEMA = "proxlb-agent/cluster/1"

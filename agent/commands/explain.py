@@ -17,8 +17,8 @@ from agent.core.cluster import MIGRATE_KINDS, Snapshot, Task
 from agent.core.documents import HistoryFile
 from agent.core.explain import Explanation, TargetView, explain
 from agent.core.goal_table import GoalRow
+from agent.core.guest_load import GuestLoad
 from agent.core.json_types import Json, JsonObject
-from agent.core.load import GuestLoad
 from agent.core.migrations import Migration
 from agent.core.plan_types import Refusal
 from agent.core.question import Question

@@ -12,8 +12,8 @@ from agent.commands.tables import aligned, counted, gib, iso
 from agent.commands.wrong_use import settings_of
 from agent.core.cluster import Guest, Snapshot
 from agent.core.conditions import Purpose
+from agent.core.guest_load import measured_load
 from agent.core.json_types import Json, JsonObject
-from agent.core.load import measured_load
 from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
 from agent.core.question import Question

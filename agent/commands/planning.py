@@ -17,9 +17,9 @@ from agent.core.flags import Flag
 from agent.core.homes import homes_of
 from agent.core.known_loads import ledger_of
 from agent.core.learned import Learned, bounded
-from agent.core.load import why_pressure_unknown
 from agent.core.plan_types import Move, Plan, Refusal, Verdict
 from agent.core.planner import plan as make_plan
+from agent.core.pressure import why_pressure_unknown
 from agent.core.question import Question
 from agent.core.quiet_hours import quiet
 from agent.core.reasons import RefusalReason

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from agent.core.conditions import Purpose
 from agent.core.imbalance import Weights
-from agent.core.load import Counted, NodeLoad, counted
+from agent.core.node_load import Counted, NodeLoad, counted
 from agent.core.placement import Placement
 
 ROUNDING = 1e-12  # far above what sums of a hundred floats lose, far below what anybody would see

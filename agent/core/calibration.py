@@ -15,9 +15,10 @@ from dataclasses import replace
 
 from agent.core.cluster import Snapshot
 from agent.core.documents import Calibration, Footprint, HistoryFile
+from agent.core.guest_load import GuestLoad, Ledger, measured_load
 from agent.core.json_types import JsonObject
-from agent.core.load import GuestLoad, Ledger, measured_load, node_loads
 from agent.core.migrations import Migration, MigrationState
+from agent.core.node_load import node_loads
 from agent.core.settings import Settings
 
 AFTER_S = 240.0  # four minutes: loads are smoothed over five, and the guest's own peak of settling in is over

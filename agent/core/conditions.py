@@ -8,8 +8,9 @@ from enum import Enum, auto
 
 from agent.core.backups import backup_nodes, due_backups
 from agent.core.cluster import BULK_KINDS, CLUSTER_BULK_KINDS, MIGRATE_KINDS, NODE_BULK_KINDS, NODE_SETTLED_S, Guest, Node, Snapshot
-from agent.core.load import GuestLoad, memory_limit_bytes, why_not_measured
+from agent.core.guest_load import GuestLoad
 from agent.core.local_disks import may_take_along, why_too_long
+from agent.core.node_load import memory_limit_bytes, why_not_measured
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason

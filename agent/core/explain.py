@@ -11,7 +11,7 @@ from agent.core.cluster import Guest, GuestType, Snapshot
 from agent.core.conditions import Purpose
 from agent.core.goal import Goal
 from agent.core.goal_table import OVERLOAD, GoalRow, goal_table
-from agent.core.load import GuestLoad
+from agent.core.guest_load import GuestLoad
 from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
 from agent.core.question import Question

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from agent.core.imbalance import OVERLOAD_WEIGHT, Weights
-from agent.core.load import NodeLoad
+from agent.core.node_load import NodeLoad
 
 
 @dataclass(frozen=True, slots=True)

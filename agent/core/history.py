@@ -15,7 +15,7 @@ from agent.core.aside import is_kept
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
 from agent.core.documents import HISTORY_SCHEMA, Answer, DocumentError, ForeignMove, HistoryFile, parse, render
 from agent.core.failures import FailureClass
-from agent.core.load import FRESH_S, GuestLoad
+from agent.core.guest_load import FRESH_S, GuestLoad
 from agent.core.migrations import Migration, MigrationState, is_load_move
 from agent.core.reasons import MoveReason
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
-from agent.core.load import NodeLoad
+from agent.core.node_load import NodeLoad
 from agent.core.plan_types import Balance, NodeFractions
 from agent.core.settings import Measure, MeasureSettings, Settings
 

@@ -10,8 +10,8 @@ from agent.core import history as memory
 from agent.core.calibration import taken
 from agent.core.cluster import Snapshot
 from agent.core.documents import HistoryFile
+from agent.core.guest_load import Ledger
 from agent.core.learned import Learned, of_starting
-from agent.core.load import Ledger
 from agent.core.migrations import Migration, in_flight
 from agent.core.others import foreign_arrivals, foreign_flights
 

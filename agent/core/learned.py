@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from agent.core.cluster import Guest, Snapshot
 from agent.core.documents import LOADS_SCHEMA, LearnedLoad, LoadsFile
-from agent.core.load import GuestLoad, is_fresh, measured_load, sane
+from agent.core.guest_load import GuestLoad, is_fresh, measured_load, sane
 from agent.core.smoothing import Average, Smoothing
 
 LEAST_RUN_S = 300.0  # a guest that ran for less has shown its start alone

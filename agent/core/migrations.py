@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from agent.core.cluster import MIGRATE_KINDS, Guest, GuestType, Snapshot
 from agent.core.failures import FailureClass
-from agent.core.load import GuestLoad, InFlight
+from agent.core.guest_load import GuestLoad, InFlight
 from agent.core.plan_types import Move
 from agent.core.reasons import LOAD_REASONS, MoveReason
 

@@ -9,7 +9,7 @@ from agent.core.cluster import GIB, Guest, GuestType, Snapshot
 from agent.core.conditions import Purpose
 from agent.core.explain import TargetView, best_of, weighed
 from agent.core.goal_table import GoalRow
-from agent.core.load import GuestLoad
+from agent.core.guest_load import GuestLoad
 from agent.core.placement import Placement
 from agent.core.plan_types import Conflict
 from agent.core.question import Question

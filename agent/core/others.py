@@ -8,9 +8,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from agent.core.cluster import Snapshot, Task
+from agent.core.guest_load import FRESH_S, InFlight, Ledger, expected_load
 from agent.core.ha_maintenance import bound_for
 from agent.core.ha_moves import MOVE_KINDS, MOVING_STATES
-from agent.core.load import FRESH_S, InFlight, Ledger, expected_load
 from agent.core.migrations import Migration
 
 CLOCK_S = 5.0  # between the clocks of two nodes

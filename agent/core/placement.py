@@ -10,19 +10,9 @@ from typing import NamedTuple
 
 from agent.core.cluster import Snapshot
 from agent.core.conditions import Conditions, Purpose
+from agent.core.guest_load import NO_LOAD, NO_PROCESS, GuestLoad, load_to_expect, measured_loads
 from agent.core.imbalance import Weights
-from agent.core.load import (
-    NO_LOAD,
-    NO_PROCESS,
-    GuestLoad,
-    NodeLoad,
-    assigned_memory_bytes,
-    counted,
-    load_to_expect,
-    measured_loads,
-    node_loads,
-    why_over_assigned,
-)
+from agent.core.node_load import NodeLoad, assigned_memory_bytes, counted, node_loads, why_over_assigned
 from agent.core.plan_types import Refusal
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason

@@ -13,8 +13,8 @@ from agent.core.crowding import crowded
 from agent.core.draft import Draft, Mark
 from agent.core.evening_out import EveningOut
 from agent.core.goal import Goal
+from agent.core.guest_load import NO_PROCESS
 from agent.core.imbalance import balance_of, over_threshold, spread
-from agent.core.load import NO_PROCESS
 from agent.core.order import into_batches
 from agent.core.placement import Placement
 from agent.core.plan_types import Balance, Conflict, Gate, Move, Plan, Refusal

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agent.core.load import Ledger
+from agent.core.guest_load import Ledger
 from agent.core.plan_types import Gate, Verdict
 
 NO_LIMIT = 1 << 30

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.core.cluster import Snapshot
-from agent.core.load import is_fresh, known_pressure, measured_load, sane
+from agent.core.guest_load import is_fresh, measured_load, sane
+from agent.core.pressure import known_pressure
 
 SMOOTHED_OVER_S = 300.0
 

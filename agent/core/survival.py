@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from agent.core.cluster import GIB
 from agent.core.json_types import Json, JsonObject
-from agent.core.load import NodeLoad
+from agent.core.node_load import NodeLoad
 from agent.core.placement import Placement
 from agent.core.plan_types import Refusal
 from agent.core.reasons import RefusalReason

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from agent.core.cluster import MIGRATE_KINDS, Snapshot
 from agent.core.events import Event, EventKind
-from agent.core.load import FRESH_S
+from agent.core.guest_load import FRESH_S
 from agent.core.migrations import Migration
 from agent.core.question import EVERYWHERE, Scope
 from agent.core.settings import TriggerSettings

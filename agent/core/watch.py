@@ -8,8 +8,8 @@ import json
 
 from agent.core.cluster import Guest, Node, Snapshot
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.guest_load import FRESH_S
 from agent.core.json_types import Json
-from agent.core.load import FRESH_S
 from agent.core.statistics import Members, Statistics, VmEntry
 
 

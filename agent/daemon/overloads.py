@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from agent.core.events import Event, EventKind, EventSource
 from agent.core.imbalance import Weights, over_threshold, spread
-from agent.core.load import NodeLoad
+from agent.core.node_load import NodeLoad
 from agent.core.settings import Settings
 from agent.core.smoothing import Held
 from agent.daemon.inputs import Now

@@ -11,8 +11,9 @@ from agent.core.cluster import MIGRATE_KINDS, Maintenance, Node, Snapshot
 from agent.core.clusterlog import ClusterLogCursor, LogTask, log_tasks
 from agent.core.documents import DocumentError, InboxFile, parse
 from agent.core.events import Event, EventKind, EventSource
+from agent.core.guest_load import Ledger
 from agent.core.learned import Learned, of_starting, with_look
-from agent.core.load import Ledger, node_loads
+from agent.core.node_load import node_loads
 from agent.core.settings import Settings
 from agent.core.shutdown import ShutdownFlag
 from agent.core.smoothing import Smoothing

@@ -21,12 +21,12 @@ from agent.core.homes import homes_of, returns, with_homecomings, with_look, wit
 from agent.core.journal import Level, MessageId, Record
 from agent.core.known_loads import ledger_of
 from agent.core.leadership import Leadership
-from agent.core.load import why_pressure_unknown
 from agent.core.local_disks import one_copy_a_node
 from agent.core.others import Foreign, arriving, foreign_migrations, foreign_words
 from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Move, Plan
 from agent.core.planner import plan as make_plan
+from agent.core.pressure import why_pressure_unknown
 from agent.core.question import Question
 from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sentences import decision_line, summary

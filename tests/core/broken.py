@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 
 from agent.core.cluster import GIB, Guest, Maintenance, Node, NodeFacts, Snapshot, Task
-from agent.core.load import GuestLoad, InFlight, Ledger
+from agent.core.guest_load import GuestLoad, InFlight, Ledger
 from agent.core.plan_types import Gate, Refusal, Verdict
 from agent.core.question import NO_LIMIT, Question, Scope
 from agent.core.reasons import RefusalReason

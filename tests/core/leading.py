@@ -9,7 +9,7 @@ from agent.core import aside, homes, planner
 from agent.core import history as memory
 from agent.core.cluster import Snapshot
 from agent.core.documents import HistoryFile, parse, render
-from agent.core.load import Ledger
+from agent.core.guest_load import Ledger
 from agent.core.migrations import MigrationState, advanced, in_flight, intended
 from agent.core.plan_types import Gate, Move
 from agent.core.question import Question

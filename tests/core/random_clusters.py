@@ -9,7 +9,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from agent.core.cluster import GIB, Snapshot
-from agent.core.load import GuestLoad, InFlight, Ledger
+from agent.core.guest_load import GuestLoad, InFlight, Ledger
 from agent.core.plan_types import Refusal, Verdict
 from agent.core.question import NO_LIMIT, Question, Scope
 from agent.core.reasons import RefusalReason

@@ -11,9 +11,10 @@ from agent.core import history as memory
 from agent.core.calibration import MOST_KEPT, REMEMBERED_S, calibrated, rows, taken, with_arrivals
 from agent.core.cluster import GIB, Guest, Snapshot
 from agent.core.documents import HistoryFile, parse, render
+from agent.core.guest_load import GuestLoad, InFlight, Ledger
 from agent.core.known_loads import ledger_of
-from agent.core.load import GuestLoad, InFlight, Ledger, node_loads
 from agent.core.migrations import Migration, MigrationState
+from agent.core.node_load import node_loads
 from agent.core.placement import Placement
 from agent.core.planner import plan
 from agent.core.question import Question

@@ -11,7 +11,7 @@ from agent.core import history as memory
 from agent.core.cluster import GIB, HaResource, HighAvailability
 from agent.core.documents import Answer, ForeignMove, HistoryFile, Home, parse, render
 from agent.core.failures import FailureClass
-from agent.core.load import GuestLoad
+from agent.core.guest_load import GuestLoad
 from agent.core.migrations import MigrationState
 from agent.core.reasons import MoveReason
 from tests.core.clusters import NOW, cluster, task, vm

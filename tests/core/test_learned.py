@@ -9,8 +9,8 @@ import pytest
 
 from agent.core.cluster import GIB, Guest, Snapshot
 from agent.core.documents import LearnedLoad, LoadsFile, parse, render
+from agent.core.guest_load import GuestLoad, Ledger, expected_load
 from agent.core.learned import KEPT_S, LEAST_RUN_S, LEAST_SAMPLES, MOST_KEPT, as_file, bounded, of_starting, with_look
-from agent.core.load import GuestLoad, Ledger, expected_load
 from agent.core.smoothing import Smoothing
 from tests.core.clusters import NOW, cluster, node, started, stopped, vm
 

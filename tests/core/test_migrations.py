@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from agent.core.load import InFlight
+from agent.core.guest_load import InFlight
 from agent.core.migrations import MEANING, NEXT, OPEN, MigrationState, advanced, in_flight, intended, is_load_move
 from agent.core.planner import plan
 from agent.core.reasons import MoveReason

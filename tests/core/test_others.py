@@ -10,8 +10,8 @@ import pytest
 from agent.core import history as memory
 from agent.core.cluster import GIB, HaResource, HighAvailability, Snapshot, Task
 from agent.core.documents import LearnedLoad
+from agent.core.guest_load import GuestLoad, InFlight
 from agent.core.known_loads import ledger_of
-from agent.core.load import GuestLoad, InFlight
 from agent.core.others import Foreign, arriving, foreign_migrations, foreign_words
 from tests.core.clusters import NOW, changed, cluster, ct, node, stopped, task, vm
 from tests.core.records import record

@@ -24,8 +24,9 @@ from agent.core.cluster import (
     Snapshot,
 )
 from agent.core.codec import to_json
+from agent.core.guest_load import GuestLoad, InFlight, Ledger
 from agent.core.imbalance import Weights, over_threshold
-from agent.core.load import GuestLoad, InFlight, Ledger, node_loads
+from agent.core.node_load import node_loads
 from agent.core.order import into_batches
 from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Plan, Refusal, Verdict

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from agent.core import conditions, load, order, placement, planner
+from agent.core import conditions, node_load, order, placement, planner
 from agent.core.cluster import GIB, Guest, Node, Snapshot
 from agent.core.conditions import Conditions
-from agent.core.load import GuestLoad, InFlight, Ledger, NodeLoad
+from agent.core.guest_load import GuestLoad, InFlight, Ledger
+from agent.core.node_load import NodeLoad
 from agent.core.placement import NodeState, Placement
 from agent.core.plan_types import Plan, Refusal, Verdict
 from agent.core.question import EVERYWHERE, NO_LIMIT, Question
@@ -72,12 +73,12 @@ def node_check(reason: RefusalReason) -> Off:
 
 
 def no_memory_limit(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(load, "memory_limit_bytes", lambda node, settings: math.inf)
+    patch.setattr(node_load, "memory_limit_bytes", lambda node, settings: math.inf)
 
 
 def every_load_is_fine(patch: pytest.MonkeyPatch) -> None:
     """Offline, and of long ago: PVE's last number is taken for the load of now."""
-    for module in (load, conditions):
+    for module in (node_load, conditions):
         patch.setattr(module, "why_not_measured", lambda node: None)
     node_check(RefusalReason.NODE_OFFLINE)(patch)
 
@@ -111,7 +112,7 @@ def who_leaves_is_gone(patch: pytest.MonkeyPatch) -> None:
 
 
 def who_comes_is_not_there(patch: pytest.MonkeyPatch) -> None:
-    real = load.node_loads
+    real = node_load.node_loads
 
     def forgets(snapshot: Snapshot, ledger: Ledger, *others: Any) -> dict[str, NodeLoad]:
         return real(snapshot, replace(ledger, in_flight=()), *others)

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 from agent.core.cluster import Snapshot
-from agent.core.load import GuestLoad, InFlight, Ledger
+from agent.core.guest_load import GuestLoad, InFlight, Ledger
 from agent.core.placement import Placement
 from agent.core.question import Question
 from agent.core.reasons import RefusalReason

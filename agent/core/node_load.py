@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Load of nodes and guests, corrected by what is known to change. How nodes compare: `agent.core.imbalance`.
-
-A guest's load. Measured are its cores (PVE's fraction times its own) and of what it uses and what the node spends for it
-(memhost of PVE 9) the larger: the second holds what QEMU and the page cache take, the first what the guest will claim again
-after ballooning. Until there are two samples of it, the load it is known to have taken before, else 70 % of its memory and
-25 % of its cores, and never less than what is measured.
+"""What nodes carry and may take, corrected by what is known to change. How nodes compare: `agent.core.imbalance`.
 
 The ledger. PVE's numbers are up to 14 s old, a guest that just started shows none of its load, and one that migrates
 shows it on one node only. So a node's load is what PVE measured there, plus for each of its guests the difference
@@ -20,46 +15,34 @@ What counts when nodes are compared. With `measure: used` that is `used`; with `
 memory of its guests that have a process, those in flight where they go. Divided by the node's cores and memory it is the
 fraction that thresholds, spread and imbalance speak of. What must fit is judged by `used` alone, whatever counts, and by
 the cap of assigned memory, for which guests in flight count on both nodes.
-
-Pressure. PSI `some`, of cpu and memory the larger: the share of the time in which something on the node waits. It cannot be
-added up: two guests that wait at the same time are one wait, and a node's pressure is zero until it is nearly full. What a
-guest takes along is therefore an estimate: its share of the node's cpu use, of the node's pressure. In truth a source loses
-more than that and a target with room gains less, so the estimate is too small for the gain and too large for the target: it
-moves too few guests rather than too many. A node whose pressure is not known (PVE 8) is compared as if it stood at the mean of
-those that are known, so that it is neither better nor worse for it, and is never over the threshold. Where none is known the
-measure is left out, weight and all.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from agent.core.cluster import GIB, Guest, GuestType, Node, Snapshot
+from agent.core.guest_load import (
+    MOST,
+    NO_LOAD,
+    NO_PROCESS,
+    GuestLoad,
+    Ledger,
+    expected_load,
+    known_size,
+    load_to_expect,
+    measured_loads,
+    sane,
+)
+from agent.core.pressure import known_pressures
 from agent.core.settings import Measure, Settings
 
-FRESH_S = 25.0  # two rounds of pvestatd, 10 s apart, and its own duration: until then a guest has no two valid samples
 STALE_S = 60.0  # load older than six rounds of pvestatd says nothing about now
-EXPECTED_MEMORY_FRACTION = 0.70  # of the configured memory, for a guest never measured
-EXPECTED_CPU_FRACTION = 0.25  # of the configured cores, for a guest never measured
-SANE_FACTOR = 4.0  # a load of more than this times the size is a broken number, not a load
-MOST = 1e18  # no node has as many bytes or cores: beyond it a number is broken
 LEAST_CORES = 0.01  # a node of less cores or memory has no size to divide by
 LEAST_MEMORY_BYTES = 1 << 20
-NO_PROCESS = frozenset({"stopped", "unknown"})  # PVE's words for a guest that holds no memory, as far as can be told
-
-
-@dataclass(frozen=True, slots=True)
-class GuestLoad:
-    """What a guest takes of its node: cores and bytes."""
-
-    cpu_cores: float
-    memory_bytes: float
-
-
-NO_LOAD = GuestLoad(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +55,6 @@ class Counted:
     cpu_cores: float
     memory_bytes: float
     pressure_fraction: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """A migration under way or just over: the guest's load is expected on `target` and still counted on `source`."""
-
-    vmid: int
-    source: str
-    target: str
-    load: GuestLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,87 +95,6 @@ class NodeLoad:
         return self.counted_memory_bytes / self.memory_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """What is known about loads beyond PVE's numbers: learned loads of guests, migrations under way, guests that just landed.
-
-    A VM's uptime counts from the start of its process on the target, so after a long migration it does not look fresh
-    although its first samples there are as low as any new process's: `landed` tells. Those of them that may have come after the last
-    sample of their new node are `unsampled`: nothing of their load is in the node's. `taken` is what guests took some minutes after they
-    had moved: where they must fit, the larger of it and of what they take now counts.
-    """
-
-    learned: Mapping[int, GuestLoad] = field(default_factory=dict)
-    in_flight: tuple[InFlight, ...] = ()
-    landed: frozenset[int] = frozenset()
-    unsampled: frozenset[int] = frozenset()
-    taken: Mapping[int, GuestLoad] = field(default_factory=dict)
-
-    def spare(self, vmid: int, load: GuestLoad) -> GuestLoad:
-        """What is kept free for the guest beside the load it has."""
-        known = self.taken.get(vmid)
-        if known is None:
-            return NO_LOAD
-        return GuestLoad(max(0.0, known.cpu_cores - load.cpu_cores), max(0.0, known.memory_bytes - load.memory_bytes))
-
-
-def sane(value: float | None, size: float) -> float | None:
-    """The value when it can be a load of something of that size, else None (missing, NaN, negative, absurd)."""
-    if value is None or not 0 <= value <= min(SANE_FACTOR * size, MOST):  # of a NaN, or a size of NaN, none of it is true
-        return None
-    return float(value)
-
-
-def measured_load(guest: Guest) -> GuestLoad | None:
-    """What PVE measured of a running guest, None when it did not; of guest-used and host-used memory the larger.
-
-    Units:   cores and bytes.
-    """
-    if not guest.is_running:
-        return None
-    cpu = sane(guest.cpu_used_cores, max(_size(guest.cpu_cores), 1.0))
-    used = sane(guest.memory_used_bytes, guest.memory_bytes)
-    host = None if guest.memory_host_bytes is None else sane(guest.memory_host_bytes, guest.memory_bytes)
-    if cpu is None or (used is None and host is None):
-        return None
-    return GuestLoad(cpu, max(used or 0.0, host or 0.0))
-
-
-def measured_loads(snapshot: Snapshot) -> dict[int, GuestLoad]:
-    """What PVE measured of each guest of which it did, by VMID."""
-    return {guest.vmid: load for guest in snapshot.guests if (load := measured_load(guest)) is not None}
-
-
-def is_fresh(guest: Guest) -> bool:
-    """True while a running guest has been up for less than two samples of its load."""
-    return guest.is_running and (guest.uptime_s is None or guest.uptime_s < FRESH_S)
-
-
-def expected_load(guest: Guest, ledger: Ledger) -> GuestLoad:
-    """What the guest will take: measured once there are two samples, before that learned, else a share of its size.
-
-    A guest that does not run takes nothing.
-    """
-    return load_to_expect(guest, ledger, measured_load(guest)) if guest.is_running else NO_LOAD
-
-
-def load_to_expect(guest: Guest, ledger: Ledger, measured: GuestLoad | None) -> GuestLoad:
-    """The expected load of a running guest, where the measured one is at hand."""
-    if measured is not None and not is_fresh(guest) and guest.vmid not in ledger.landed:
-        return measured
-    known = ledger.learned.get(guest.vmid)
-    if known is None:
-        known = GuestLoad(EXPECTED_CPU_FRACTION * _size(guest.cpu_cores), EXPECTED_MEMORY_FRACTION * _size(guest.memory_bytes))
-    if measured is None:
-        return known
-    return GuestLoad(max(known.cpu_cores, measured.cpu_cores), max(known.memory_bytes, measured.memory_bytes))
-
-
-def _size(value: float) -> float:
-    """The size of a guest, nothing where PVE reports none."""
-    return value if 0 < value <= MOST else 0.0  # NaN is neither
-
-
 def counted(guest: Guest, load: GuestLoad, node: NodeLoad | None, settings: Settings) -> Counted:
     """What the guest, with that load, counts for in the balance of the node it is on.
 
@@ -210,8 +102,8 @@ def counted(guest: Guest, load: GuestLoad, node: NodeLoad | None, settings: Sett
     no pressure along.
     """
     balance = settings.balance
-    cpu = _size(guest.cpu_cores) if balance.cpu.measure is Measure.ASSIGNED else load.cpu_cores
-    memory = _size(guest.memory_bytes) if balance.memory.measure is Measure.ASSIGNED else load.memory_bytes
+    cpu = known_size(guest.cpu_cores) if balance.cpu.measure is Measure.ASSIGNED else load.cpu_cores
+    memory = known_size(guest.memory_bytes) if balance.memory.measure is Measure.ASSIGNED else load.memory_bytes
     if node is None or node.pressure_fraction <= 0 or load.cpu_cores <= 0:
         return Counted(cpu, memory)
     return Counted(cpu, memory, node.pressure_fraction * load.cpu_cores / max(node.cpu_used_cores, load.cpu_cores))
@@ -219,12 +111,7 @@ def counted(guest: Guest, load: GuestLoad, node: NodeLoad | None, settings: Sett
 
 def assigned_memory_bytes(guest: Guest) -> float:
     """The configured memory of a guest: what it counts for under the cap."""
-    return _size(guest.memory_bytes)
-
-
-def known_pressure(node: Node) -> float | None:
-    """The node's pressure when it can be one, else None."""
-    return sane(node.pressure_fraction, 1.0) if node.online and (node.pressure_fraction or 0.0) <= 1.0 else None
+    return known_size(guest.memory_bytes)
 
 
 def memory_limit_bytes(node: Node, settings: Settings) -> float:
@@ -261,7 +148,7 @@ class _Sums:
     def assign(self, guest: Guest) -> None:
         """A guest that is here, or on its way here, with its size."""
         cores, memory_bytes = guest.cpu_cores, guest.memory_bytes
-        if 0 < cores <= MOST:  # as `_size`, for thousands of guests
+        if 0 < cores <= MOST:  # as `known_size`, for thousands of guests
             self.assigned_cpu += cores
         if 0 < memory_bytes <= MOST:
             self.assigned_memory += memory_bytes
@@ -274,7 +161,7 @@ class _Sums:
     def leave(self, guest: Guest, load: GuestLoad) -> None:
         """A guest that is on its way out, with what it takes until it is gone."""
         self.hold(load)
-        self.leaving_assigned += _size(guest.memory_bytes)
+        self.leaving_assigned += known_size(guest.memory_bytes)
 
 
 def node_loads(
@@ -320,7 +207,7 @@ def node_loads(
             load = load_to_expect(guest, ledger, known) if flight is None else flight.load
             sums[guest.node if flight is None else flight.target].keep_free(ledger.spare(guest.vmid, load))
     judged = [node for node in snapshot.nodes if why_not_measured(node) is None]
-    pressures = _pressures(judged, settings)
+    pressures = known_pressures(judged, settings)
     mean_pressure = math.fsum(pressures.values()) / len(pressures) if pressures else 0.0
     return {node.name: _node_load(node, sums[node.name], pressures.get(node.name), mean_pressure, settings) for node in judged}
 
@@ -353,29 +240,6 @@ def _reported_memory(node: Node, guests_bytes: float) -> float:
     reported = float(node.memory_used_bytes or 0)
     given_back = sane(node.zfs_cache_bytes, node.memory_bytes) or 0.0
     return min(reported, max(reported - given_back, guests_bytes))
-
-
-def _pressures(nodes: Iterable[Node], settings: Settings) -> dict[str, float]:
-    """The pressures that are known, by node; none where pressure does not count."""
-    if not _does_pressure_count(settings):
-        return {}
-    return {node.name: known for node in nodes if (known := known_pressure(node)) is not None}
-
-
-def _does_pressure_count(settings: Settings) -> bool:
-    pressure = settings.balance.pressure
-    return pressure.weight > 0 or 0 < pressure.threshold_percent < 100
-
-
-def why_pressure_unknown(snapshot: Snapshot, settings: Settings) -> str | None:
-    """Of which online nodes the pressure is not known and what comes of it, for people; None when it is, or does not count."""
-    online = [node for node in snapshot.nodes if node.online]
-    silent = [node.name for node in online if known_pressure(node) is None]
-    if not silent or not _does_pressure_count(settings):
-        return None
-    if len(silent) == len(online):
-        return "balance.pressure is left out: no node's pressure is known (PVE 9 tells it, to the nodes alone)"
-    return f"the pressure of {', '.join(silent)} is not known: compared as if at the mean of the others (PVE 9 tells it)"
 
 
 def why_not_measured(node: Node) -> str | None:
