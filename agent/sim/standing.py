@@ -33,7 +33,8 @@ class NodeUse:
 
 
 class Standing:
-    """Nodes, guests and whatever else there is, and what follows from it. What people and machines do to it: `agent.sim.world`.
+    """Nodes, guests and whatever else there is, and what follows from it. What people and machines do to it: `agent.sim.guests`,
+    `agent.sim.nodes` and `agent.sim.world`.
 
     Units:   as of `agent.sim.world.World`.
     """
