@@ -14,8 +14,9 @@ from agent.core.settings import Settings
 from agent.core.settings_check import check
 from agent.ports import OutsideError
 from agent.sim.cluster_file import ScenarioError, read_cluster
+from agent.sim.records import JournalLine
 from agent.sim.scenario_events import ScenarioEvent, read_events
-from agent.sim.world import JournalLine, World
+from agent.sim.world import World
 from agent.simulation import Simulation
 
 

@@ -11,9 +11,11 @@ from agent.core.plan_types import Refusal, Verdict
 from agent.core.reasons import RefusalReason
 from agent.ports import InDoubtError, MigrationOrder, RefusedError, TaskSight, TemporaryError
 from agent.sim.inventory import SimGuest
+from agent.sim.records import Post
 from agent.sim.statistics import GuestRow, NodeRow
-from agent.sim.world import AGENT_USER, Post, World
+from agent.sim.world import World
 
+AGENT_USER = "proxlb@pve!agent"
 LOOK_REQUESTS = ("GET /cluster/resources", "GET /cluster/tasks", "GET /cluster/ha/status/manager_status")
 
 

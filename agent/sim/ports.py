@@ -31,7 +31,8 @@ from agent.sim.api import SimApi
 from agent.sim.dot_files import config_text, manager_status_text, members_text, version_text
 from agent.sim.inventory import START_WALL_S
 from agent.sim.pmxcfs import check_path
-from agent.sim.world import HaPost, JournalLine, World
+from agent.sim.records import HaPost, JournalLine
+from agent.sim.world import World
 
 
 class SimClock:

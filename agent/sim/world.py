@@ -9,13 +9,9 @@ from agent.core.cluster import Storage
 from agent.ports import PermanentError, TemporaryError
 from agent.sim.ha import HaManager
 from agent.sim.inventory import AgentWish, SimGuest, SimNode
-from agent.sim.migrations import FailureKind, Migration, Migrations, MigrationState
+from agent.sim.migrations import Migrations
 from agent.sim.nodes import Nodes
-from agent.sim.records import HaPost, JournalLine, Post
-from agent.sim.standing import NodeUse
 from agent.sim.tasks import ROOT
-
-AGENT_USER = "proxlb@pve!agent"
 
 
 class World(Nodes):
@@ -164,18 +160,3 @@ class World(Nodes):
     def remove_lock(self) -> None:
         """Somebody removes the lock's directory by hand."""
         self.main.lock = None
-
-
-__all__ = [
-    "AgentWish",
-    "FailureKind",
-    "HaPost",
-    "JournalLine",
-    "Migration",
-    "MigrationState",
-    "NodeUse",
-    "Post",
-    "SimGuest",
-    "SimNode",
-    "World",
-]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agent.core.cluster import GuestType
 from agent.core.journal import Level, MessageId
 from agent.sim.inventory import AgentWish
-from agent.sim.world import JournalLine, Post
+from agent.sim.records import JournalLine, Post
 from tests.fire.judge import Sent
 from tests.scenarios.witness import Witness
 

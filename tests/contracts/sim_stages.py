@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResourceAffinity
 from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
+from agent.sim.inventory import SimGuest, SimNode
 from agent.sim.migrations import FailureKind
 from agent.sim.ports import ports_of
-from agent.sim.world import SimGuest, SimNode, World
+from agent.sim.world import World
 from tests.contracts.stages import NODES
 
 CACHED_S = 1.2  # what a node may need to see a change

@@ -20,7 +20,8 @@ from agent.daemon import inputs, outputs
 from agent.daemon.outputs import Lane
 from agent.daemon.outside import LEADER_PATH, Ports
 from agent.ports import InDoubtError, OutsideError, TemporaryError
-from agent.sim.world import Post, World
+from agent.sim.records import Post
+from agent.sim.world import World
 from agent.simulation import Simulation, _Process
 from tests.fire.judge import POST_TIMEOUT_S, Judge
 from tests.scenarios.witness import Witness

@@ -38,8 +38,9 @@ from agent.core.settings_check import check
 from agent.daemon.identity import Cadence
 from agent.ports import PermanentError
 from agent.sim.cluster_file import read_cluster
+from agent.sim.records import JournalLine
 from agent.sim.scenario_events import read_events
-from agent.sim.world import JournalLine, World
+from agent.sim.world import World
 from agent.simulation import UNHURRIED_CADENCE, UNHURRIED_TIMES, Simulation
 from tests.scenarios.witness import Witness
 

@@ -7,8 +7,10 @@ from agent.core.cluster import GIB, GuestType
 from agent.core.journal import Level, MessageId, Record
 from agent.core.settings import Settings
 from agent.ports import MigrationOrder
+from agent.sim.inventory import SimGuest, SimNode
 from agent.sim.ports import ports_of
-from agent.sim.world import JournalLine, SimGuest, SimNode, World
+from agent.sim.records import JournalLine
+from agent.sim.world import World
 from tests.scenarios.witness import Witness
 
 

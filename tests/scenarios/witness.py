@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from agent.core.cluster import GIB
 from agent.core.journal import Level, MessageId
 from agent.core.settings import Settings
-from agent.sim.world import JournalLine, Post, World
+from agent.sim.records import JournalLine, Post
+from agent.sim.world import World
 
 LATEST_ANSWER_S = 100.0  # an event is answered within settle_max_s and a look; what came later than that before the end is let off
 LONGEST_SENTENCE = 400

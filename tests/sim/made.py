@@ -6,8 +6,9 @@ from __future__ import annotations
 from agent.core.cluster import GIB, Guest, GuestType
 from agent.core.clusterlog import ClusterLogCursor
 from agent.ports import MigrationOrder
+from agent.sim.inventory import SimGuest, SimNode
 from agent.sim.ports import NodePorts, ports_of
-from agent.sim.world import SimGuest, SimNode, World
+from agent.sim.world import World
 
 VM = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False)
 CT = MigrationOrder(200, GuestType.LXC, "pve1", "pve2", online=False, restart=True)

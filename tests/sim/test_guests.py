@@ -8,8 +8,8 @@ import pytest
 from agent.core.cluster import GIB, GuestType, Snapshot
 from agent.core.statistics import parse_vmlist
 from agent.ports import InDoubtError, MigrationOrder, RefusedError
+from agent.sim.inventory import SimGuest
 from agent.sim.migrations import FailureKind, MigrationState
-from agent.sim.world import SimGuest
 from tests.sim.made import CT, VM, log_of, made_world, on, seen
 
 

@@ -10,8 +10,10 @@ import pytest
 from agent.core.cluster import GIB, GuestType, HaNodeAffinity, HaResource, HaResourceAffinity
 from agent.ports import MigrationOrder
 from agent.sim.ha import LOCAL_S, RECOVERED_AFTER_S, ROUND_S
+from agent.sim.inventory import SimGuest, SimNode
+from agent.sim.migrations import FailureKind
 from agent.sim.ports import NodePorts, ports_of
-from agent.sim.world import FailureKind, SimGuest, SimNode, World
+from agent.sim.world import World
 
 VM = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False)
 SETTLED_S = 120.0  # a few rounds and a migration

@@ -8,8 +8,8 @@ import contextlib
 from agent.core.cluster import GIB
 from agent.core.statistics import parse_rrd
 from agent.ports import OutsideError
-from agent.sim.inventory import START_WALL_S
-from agent.sim.world import SimGuest, World
+from agent.sim.inventory import START_WALL_S, SimGuest
+from agent.sim.world import World
 from tests.sim.made import VM, made_world, on, seen
 
 WEEK_S = 7 * 86_400.0
