@@ -23,7 +23,6 @@ from agent.core.known_loads import ledger_of
 from agent.core.leadership import Leadership
 from agent.core.local_disks import one_copy_a_node
 from agent.core.others import Foreign, arriving, foreign_migrations, foreign_words
-from agent.core.placement import Placement
 from agent.core.plan_types import Gate, Move, Plan
 from agent.core.planner import plan as make_plan
 from agent.core.pressure import why_pressure_unknown
@@ -32,7 +31,6 @@ from agent.core.reasons import LOAD_REASONS, MoveReason
 from agent.core.sentences import decision_line, summary
 from agent.core.settings import Settings
 from agent.core.slots import startable
-from agent.core.survival import Survival, survival
 from agent.core.triggers import Rank, Trigger, described, traces, with_starts, without_echoes
 from agent.daemon.acting import Acting
 from agent.daemon.agenda import RETRY_S, Agenda
@@ -58,6 +56,7 @@ from agent.daemon.outputs import AskVerdict, KeepDecision, Observe, Output, Say
 from agent.daemon.permission import NOTHING, Permission, permission, why_only_observe
 from agent.daemon.senses import Senses
 from agent.daemon.settling import Settling, start_failed
+from agent.daemon.survival_look import SurvivalLook
 from agent.daemon.telling import Telling
 from agent.daemon.verdicts import PATIENCE, Verdicts
 
@@ -65,7 +64,6 @@ LONG_WRITE_S = 10.0  # of history.json: what was to be begun is looked at anew a
 OLD_LOOK_S = 20.0  # nobody is moved by what was seen longer ago
 FOREIGN_S = 30.0  # between looks while migrations of others take all slots: nobody else tells when one ends
 OPEN_S = 1800.0  # a forced or opened balancing that lasts longer, as a migration hangs, goes on within the gates
-SURVIVAL_S = 60.0  # N+1 is looked at no more often: of a large cluster it takes as long as a plan
 MOST_ROUNDS = 25  # plan, ask PVE, plan without the refused: what is still refused then waits for the next look
 
 _JUDGED_AT_ONCE = frozenset({EventKind.GUEST_STARTED, EventKind.OVERLOAD})
@@ -89,14 +87,13 @@ class Work:
         self.plan: Plan | None = None
         self.snapshot: Snapshot | None = None
         self.sentence = ""
-        self.survival: Survival | None = None
-        self.survival_at = -1e9
         self.permission = NOTHING
         self.failing_since_s: float | None = None
         self.paused: Flag | None = None
         self.follow = Follow(memory.open_migrations(history), now)
         self.ha = HaMaintenance(history.ha_asks, now)
         self.beside = Beside()
+        self.survival = SurvivalLook()
         self._agenda = Agenda()
         self._chronicle = Chronicle(history, leader)
         self._hearing = Hearing(now)
@@ -393,7 +390,7 @@ class Work:
         if ready:
             return outputs + self._intend(ready, lead, now)
         if open_records:
-            self._look_at_survival(settings)
+            self.survival.on_look(self.snapshot, self.history, self.follow.records, settings)
             return outputs  # a slot or a batch has to end first; its end is a look
         if is_held_up:
             self._agenda.wish_look(now.boot_s + FOREIGN_S)
@@ -411,7 +408,7 @@ class Work:
 
     def _end_cycle(self, settings: Settings, now: Now) -> list[Output]:
         assert self.current is not None and self.plan is not None and self.snapshot is not None
-        self._look_at_survival(settings)
+        self.survival.on_look(self.snapshot, self.history, self.follow.records, settings)
         text, level = conclusion(
             self.plan,
             self.snapshot,
@@ -433,15 +430,6 @@ class Work:
         only_timer = all(event.kind is EventKind.TIMER for event in current.events)
         self._done()
         return said + self._conclude(f"{described(current)}: {text}", Level.DEBUG if only_timer and not self.plan.moves else level, now)
-
-    def _look_at_survival(self, settings: Settings) -> None:
-        """Whether any one node could be lost, as of the last look: when nothing is about to start, so that nothing waits for it."""
-        assert self.snapshot is not None
-        if abs(self.snapshot.taken_at - self.survival_at) < SURVIVAL_S:
-            return
-        question = Question(ledger=ledger_of(self.snapshot, self.history, self.follow.records, self.snapshot.taken_at))
-        self.survival = survival(Placement(self.snapshot, settings, question))
-        self.survival_at = self.snapshot.taken_at
 
     def _done(self) -> None:
         """The trigger is answered."""

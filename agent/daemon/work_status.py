@@ -59,7 +59,7 @@ def work_rows(work: Work, senses: Senses, shared: SharedLink | None, settings: S
         "problems": [*work.problems],
         "corosync_link": None if shared is None else _shared(shared, several=settings.migration.parallel_on_corosync_link),
         "other_balancers": [*map(_balancer, work.beside.found)],
-        "survival": None if work.survival is None else {"at": work.survival_at, **survival_document(work.survival)},
+        "survival": None if (found := work.survival.found) is None else {"at": work.survival.at, **survival_document(found)},
     }
 
 
