@@ -292,7 +292,7 @@ def test_neither_wiring_nor_the_daemon_brings_in_what_only_a_leader_or_a_termina
         "import agent.daemon, agent.wiring, agent.startup\n"
         "print(*sorted({'proxmoxer', 'requests', 'urllib3', 'paramiko', 'rich', 'jsonschema'} & set(sys.modules)))"
     )
-    done = subprocess.run(["/usr/bin/python3", "-I", "-B", "-c", look, str(ROOT)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["/usr/bin/python3", "-I", "-B", "-c", look, str(ROOT)], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 

@@ -39,7 +39,7 @@ def make(pmxcfs: Path) -> Iterator[Make]:
 
     def build(*hosts: str, files: dict[str, str] | None = None, **values: Any) -> PveApi:
         wanted: dict[str, Any] = {"token_id": TOKEN_ID, "token_secret": lambda: TOKEN_SECRET, "own_node": "pve1", "pmxcfs": str(pmxcfs)}
-        wanted |= {"ca_file": str(pmxcfs / "pve-root-ca.pem"), "timeout_s": 5.0}
+        wanted |= {"ca_file": str(pmxcfs / "pve-root-ca.pem"), "timeout_s": 30.0}
         made.append(PveApi(ApiAccess(hosts=hosts, **(wanted | values)), read_file=None if files is None else files.get))
         return made[-1]
 

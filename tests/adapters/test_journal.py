@@ -130,7 +130,7 @@ def fields(datagram: bytes) -> dict[str, str]:
 def test_journald_hears_it_where_it_listens() -> None:
     inside = f'mount -t tmpfs tmpfs /run && mkdir -p {Path(JOURNALD_SOCKET).parent} && exec "$0" -c "$1"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", inside, sys.executable, JOURNALD]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert result.returncode == 0, result.stderr
     first, second = (fields(bytes.fromhex(line)) for line in result.stdout.split())
     assert {name: text for name, text in first.items() if name in {"MESSAGE", "PRIORITY", "PROXLB_VMID"}} == {

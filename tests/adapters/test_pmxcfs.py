@@ -107,7 +107,7 @@ def lock(pve: Pmxcfs, node: str = "pve1", clock: Any = None) -> PmxcfsLock:
 
 def wait_for(state: FilesystemState, of: PmxcfsFiles) -> None:
     """The kernel keeps what it knows of a file for a second."""
-    until = time.monotonic() + 3
+    until = time.monotonic() + 60
     while of.state() is not state:
         assert time.monotonic() < until, of.state()
         time.sleep(0.05)
@@ -314,10 +314,10 @@ def test_without_quorum_everything_is_read_and_nothing_written(pve: Pmxcfs, cut_
 
 
 def test_a_call_that_hangs_ends_when_the_filesystem_answers_again(pve: Pmxcfs) -> None:
-    pve.hang(0.4, calls=["rename", "getattr"])
     began = time.monotonic()
+    pve.hang(0.4, calls=["rename", "getattr"])
     files(pve).write("proxlb/leader.json", "x")
-    assert time.monotonic() - began > 0.2
+    assert time.monotonic() - began >= 0.4
     assert files(pve).read("proxlb/leader.json") == "x"
 
 
@@ -439,11 +439,12 @@ def test_who_is_not_root_is_told_so(pve: Pmxcfs, mocker: MockerFixture) -> None:
 
 def test_one_node_takes_the_lock_and_the_other_does_not(pve: Pmxcfs) -> None:
     assert lock(pve).sight() == LockSight(None)
+    before_s = time.time()
     assert lock(pve).take()
     assert not lock(pve, "pve2").take()
     assert not lock(pve).take()
     assert pve.lock_holder("proxlb-agent") == "pve1"
-    assert abs((lock(pve, "pve2").sight().mtime_s or 0) - time.time()) < 5
+    assert int(before_s) <= (lock(pve, "pve2").sight().mtime_s or 0) <= time.time()
 
 
 def test_the_folder_of_locks_is_made_where_there_is_none(pve: Pmxcfs) -> None:
@@ -524,7 +525,7 @@ def test_a_fresh_lock_stays_and_an_old_one_goes_when_asked(pve: Pmxcfs) -> None:
     other.ask_expiry()
     assert pve.lock_holder("proxlb-agent") is None
     other.ask_expiry()  # there is nothing to ask for
-    until = time.monotonic() + 3
+    until = time.monotonic() + 60
     while not other.take():  # the kernel remembers the directory for a second
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -45,6 +45,7 @@ pytestmark = pytest.mark.proxmoxer
 RESOURCES = "/cluster/resources"
 HA_STATUS = "/cluster/ha/status/manager_status"
 UPID = "UPID:pve1:0002B8A4:00C1F3D2:69527E40:qmigrate:100:proxlb@pve!agent:"
+LATE_S = 30.0  # when an answer comes that is not waited for
 ASKED = "vmid=1&source=all&since=0"
 ORDER = MigrationOrder(100, GuestType.QEMU, "pve1", "pve2", online=True, restart=False)
 
@@ -72,10 +73,17 @@ def other(pve: PveServer, index: int = 1) -> str:
     return f"127.0.0.1:{pve.endpoints[index].port}" if index == 0 else f"localhost:{pve.endpoints[index].port}"
 
 
-def unused_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+@pytest.fixture
+def refused() -> Iterator[Callable[[], int]]:
+    """Make a port that refuses connections: it is taken, so that nobody else gets it, and nobody listens."""
+    with contextlib.ExitStack() as stack:
+
+        def make() -> int:
+            taken = stack.enter_context(socket.socket())
+            taken.bind(("127.0.0.1", 0))
+            return int(taken.getsockname()[1])
+
+        yield make
 
 
 class TestLook:
@@ -562,8 +570,8 @@ class TestTrust:
 
 
 class TestFailover:
-    def test_reads_go_to_the_next_node(self, pve: PveServer, make: Make) -> None:
-        hosts = [f"localhost:{unused_port()}", f"127.0.0.1:{pve.endpoints[1].port}"]
+    def test_reads_go_to_the_next_node(self, pve: PveServer, make: Make, refused: Callable[[], int]) -> None:
+        hosts = [f"localhost:{refused()}", f"127.0.0.1:{pve.endpoints[1].port}"]
         api = make(*hosts, own_node=None)
         assert api.look().nodes
         assert {request["listener"] for request in pve.requests()} == {pve.requests()[0]["listener"]}
@@ -581,8 +589,8 @@ class TestFailover:
         pve.endpoint(1, up=False)
         assert api.look().nodes
 
-    def test_a_post_goes_on_while_nothing_was_sent(self, pve: PveServer, make: Make) -> None:
-        api = make(f"localhost:{unused_port()}", f"127.0.0.1:{pve.endpoints[1].port}", own_node=None)
+    def test_a_post_goes_on_while_nothing_was_sent(self, pve: PveServer, make: Make, refused: Callable[[], int]) -> None:
+        api = make(f"localhost:{refused()}", f"127.0.0.1:{pve.endpoints[1].port}", own_node=None)
         assert api.migrate(ORDER).startswith("UPID:")
         assert len(pve.requests(method="POST")) == 1
 
@@ -637,12 +645,12 @@ class TestFailover:
         assert pve.tasks("qmigrate") == []
 
     def test_a_post_without_an_answer_in_time_is_in_doubt(self, pve: PveServer, make: Make) -> None:
-        pve.delay_call("POST", MIGRATE_VM, answer_s=3)
-        api = make(own(pve), f"127.0.0.1:{pve.endpoints[1].port}", own_node=None, timeout_s=0.5)
+        pve.delay_call("POST", MIGRATE_VM, answer_s=LATE_S)
+        api = make(own(pve), f"127.0.0.1:{pve.endpoints[1].port}", own_node=None, timeout_s=1.5)
         began_s = time.monotonic()
-        with pytest.raises(InDoubtError, match=r"within 0\.5 s"):
+        with pytest.raises(InDoubtError, match=r"within 1\.5 s"):
             api.migrate(ORDER)
-        assert time.monotonic() - began_s < 2
+        assert time.monotonic() - began_s < LATE_S
         assert len(pve.requests(method="POST")) == 1
 
     @pytest.mark.parametrize("status", [502, 503, 504, 596, 597, 599])
@@ -683,8 +691,8 @@ class TestFailover:
         with pytest.raises(InDoubtError):
             api.migrate(ORDER)
 
-    def test_all_hosts_are_named_when_none_answers(self, make: Make) -> None:
-        first, second = f"localhost:{unused_port()}", f"127.0.0.1:{unused_port()}"
+    def test_all_hosts_are_named_when_none_answers(self, make: Make, refused: Callable[[], int]) -> None:
+        first, second = f"localhost:{refused()}", f"127.0.0.1:{refused()}"
         with pytest.raises(TemporaryError) as caught:
             make(first, second).look()
         assert str(caught.value) == "; ".join(f"{host} refuses connections: is pveproxy running there?" for host in (first, second))
@@ -709,7 +717,7 @@ class TestFailover:
             began_s = time.monotonic()
             with pytest.raises(TemporaryError, match="accepts no connection in time"):
                 make(f"localhost:{listener.getsockname()[1]}", timeout_s=0.5).migrate(ORDER)
-            assert time.monotonic() - began_s < 2
+            assert time.monotonic() - began_s < LATE_S
 
     def test_nothing_is_sent_after_the_deadline(self, pve: PveServer, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         resolve = socket.getaddrinfo
@@ -783,7 +791,7 @@ class WireServer:
                 plain, _ = self._listener.accept()
             except OSError:
                 return
-            plain.settimeout(5)
+            plain.settimeout(60)
             try:
                 connection = self._context.wrap_socket(plain, server_side=True)
             except OSError:

@@ -19,7 +19,7 @@ from agent.adapters.systemd import SystemdNotifier, watchdog_s
 def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(5)
+        listening.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield listening
 
@@ -78,7 +78,14 @@ def test_the_watchdog_of_this_process() -> None:
     assert watchdog_s({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}) == 1.0
 
 
+def uptime_s() -> float:
+    """As the kernel tells it, in hundredths of a second."""
+    return float(Path("/proc/uptime").read_text().split()[0])
+
+
 def test_the_clocks_are_the_machines() -> None:
     clock = SystemClock()
-    assert abs(clock.wall_s() - time.time()) < 1
-    assert abs(clock.boottime_s() - float(Path("/proc/uptime").read_text().split()[0])) < 1
+    before_s = time.time()
+    assert before_s <= clock.wall_s() <= time.time()
+    before_s = uptime_s()
+    assert before_s <= clock.boottime_s() < uptime_s() + 0.01

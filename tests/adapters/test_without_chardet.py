@@ -35,6 +35,6 @@ print(sys.modules.get("chardet") is None, answer.json()["data"], answer.text)
 def test_chardet_stays_out_where_requests_can_do_without(before: str, is_kept_out: str) -> None:
     done = subprocess.run(
         ["/usr/bin/python3", "-I", "-B", "-c", IMPORTED.format(before=before), str(ROOT)],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (done.stdout, done.stderr, done.returncode) == (f'{is_kept_out} ä {{"data": "ä"}}\n', "", 0)

@@ -106,7 +106,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificates: Path, s
                 "hosts": [f"localhost:{port}"],
                 "token_file": str(tmp_path / "token"),
                 "ca_file": str(certificates / "pve-root-ca.pem"),
-                "timeout_s": 5,
+                "timeout_s": 30,
             },
             "paths": {"pmxcfs": str(root), "run": str(run_folder), "state": str(tmp_path / "state")},
         }

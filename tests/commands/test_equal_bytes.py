@@ -38,7 +38,7 @@ for seed in range(25):
 def said_by(hash_seed: str, *arguments: str) -> bytes:
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, env=environment, cwd=ROOT, timeout=120, check=True
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, env=environment, cwd=ROOT, timeout=600, check=True
     )
     return ran.stdout
 

@@ -38,10 +38,10 @@ def pve(server: PveServer) -> Iterator[PveServer]:
 @pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
 class TestReadingCommands:
     def test_an_api_that_cannot_be_reached(self, place: Callable[..., Place], run: Run, command: list[str]) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        ran = run("--config", place(port).config, *command)
+        with socket.socket() as taken:  # so that nobody else gets the port; nobody listens there
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+            ran = run("--config", place(port).config, *command)
         assert (ran.status, ran.out) == (1, "")
         assert f"localhost:{port}" in ran.complaint
 

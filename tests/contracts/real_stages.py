@@ -231,7 +231,7 @@ class RealApiStage(RealStage):
             own_node="pve1",
             pmxcfs=str(certificates),
             ca_file=str(certificates / "pve-root-ca.pem"),
-            timeout_s=5.0,
+            timeout_s=30.0,
         )
         self._api = PveApi(access)
 

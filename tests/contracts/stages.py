@@ -10,7 +10,7 @@ from agent.core.cluster import HaNodeAffinity, HaResourceAffinity
 from agent.ports import Clock, ClusterApi, ClusterFiles, FactsSource, JournalSink, LeaderLock, LocalFiles, LocalInbox
 
 NODES = ("pve1", "pve2", "pve3")
-EVENTUALLY_STEPS, EVENTUALLY_STEP_S = 200, 0.05
+EVENTUALLY_STEPS, EVENTUALLY_STEP_S = 1200, 0.05
 
 
 class Stage(Protocol):
@@ -165,7 +165,7 @@ class ApiStage(Protocol):
 
 
 def eventually(stage: Stage, true: Callable[[], bool]) -> bool:
-    """Return whether it becomes true within ten seconds of the stage's time."""
+    """Return whether it becomes true within a minute of the stage's time."""
     for _ in range(EVENTUALLY_STEPS):
         if true():
             return True

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".cache" / "pve-server" / "bin" / "python"  # tests/run makes it
-START_S = 30.0
-STOP_S = 5.0
+START_S = 120.0  # what a busy machine may take to start a process; 1 s on an idle one
+STOP_S = 30.0
+WAIT_S = 60.0
 TOKEN_ID = "proxlb@pve!agent"
 TOKEN_SECRET = "00000000-0000-0000-0000-000000000001"
 AGENT_PRIVS = ("Sys.Audit", "VM.Audit", "VM.Migrate", "VM.PowerMgmt", "Datastore.Audit", "Pool.Audit", "Sys.Syslog")
@@ -156,7 +157,7 @@ class PveServer:
         ready = json.loads(line)
         self.ca_file = ready["ca_file"]
         self.endpoints = [Endpoint(**endpoint) for endpoint in ready["endpoints"]]
-        self._control = http.client.HTTPConnection("127.0.0.1", ready["control"], timeout=60)
+        self._control = http.client.HTTPConnection("127.0.0.1", ready["control"], timeout=2 * WAIT_S)
 
     def stop(self) -> None:
         """End the process; safe to call twice."""
@@ -213,7 +214,7 @@ class PveServer:
         values: Mapping[str, Any] | None = None,
         token: str | None = f"{TOKEN_ID}={TOKEN_SECRET}",
         endpoint: int = 0,
-        timeout_s: float = 30.0,
+        timeout_s: float = WAIT_S,
     ) -> Answer:
         """Make one call, as the agent's token unless another ID=SECRET is given."""
         target = self.endpoints[endpoint]
@@ -283,7 +284,7 @@ class PveServer:
         query = urllib.parse.urlencode({"since": since, "wait_s": wait_s} | details)
         return list(self._get(f"events?{query}")["events"])
 
-    def wait_event(self, kind: str, timeout_s: float = 10.0, since: int | None = None, **details: Any) -> dict[str, Any]:
+    def wait_event(self, kind: str, timeout_s: float = WAIT_S, since: int | None = None, **details: Any) -> dict[str, Any]:
         """Wait for an event of that kind with these details, and return it.
 
         Looks at events after the last one returned by this call (or after `since`).
@@ -299,11 +300,11 @@ class PveServer:
         others = [event["kind"] for event in self.events(last)]
         raise TimeoutError(f"no {kind} {details} within {timeout_s} s; there were: {others}")
 
-    def wait_task(self, upid: str, timeout_s: float = 10.0) -> str:
+    def wait_task(self, upid: str, timeout_s: float = WAIT_S) -> str:
         """Wait for a task to end; its exit status."""
         return str(self.wait_event("task-end", timeout_s, since=0, upid=upid)["exitstatus"])
 
-    def wait_until(self, true: Callable[[], object], timeout_s: float = 10.0) -> None:
+    def wait_until(self, true: Callable[[], object], timeout_s: float = WAIT_S) -> None:
         """Ask again and again, 20 ms apart."""
         deadline = time.monotonic() + timeout_s
         while not true():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import ssl
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from tests.pve_server.state import StateError
 
 @dataclasses.dataclass
 class Listener:
-    """One endpoint. `node` empty: the next node that has none."""
+    """One endpoint. `node` empty: the next node that has none. `taken`: keeps its port while nobody listens there."""
 
     host: str
     port: int
     node: str
     context: ssl.SSLContext | None = None
-    site: web.TCPSite | None = None
+    site: web.SockSite | None = None
+    taken: socket.socket | None = None
 
 
 def parse_listener(text: str) -> Listener:
@@ -60,9 +62,10 @@ class Listeners:
         self.name_nodes()
 
     async def _open(self, item: Listener) -> None:
-        item.site = web.TCPSite(self.pve.runner, item.host, item.port, ssl_context=item.context, reuse_address=True)
+        listening, item.taken = item.taken or _taken(item), None
+        item.port = listening.getsockname()[1]
+        item.site = web.SockSite(self.pve.runner, listening, ssl_context=item.context)
         await item.site.start()
-        item.port = item.site._server.sockets[0].getsockname()[1]
 
     def name_nodes(self) -> None:
         """Tell the cluster which endpoint is which node."""
@@ -75,7 +78,7 @@ class Listeners:
             await self._open(item)
         elif not up and item.site is not None:
             await item.site.stop()
-            item.site = None
+            item.site, item.taken = None, _taken(item)
             for connection in list(self.pve.runner.server.connections):
                 transport = getattr(connection, "transport", None)
                 if transport is not None and transport.get_extra_info("sockname")[:2] == (item.host, item.port):
@@ -84,3 +87,14 @@ class Listeners:
     async def stop(self) -> None:
         await self.pve.end_running()
         await self.pve.runner.cleanup()
+        for item in self.items:
+            if item.taken is not None:
+                item.taken.close()
+
+
+def _taken(item: Listener) -> socket.socket:
+    """Return a socket at the endpoint's address that does not listen yet: it refuses connections, and nobody else gets the port."""
+    made = socket.socket(socket.AF_INET6 if ":" in item.host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before may not be over
+    made.bind((item.host, item.port))
+    return made
