@@ -20,10 +20,10 @@ from typing import Any, Self
 from tests.e2e.roots import PROJECT
 
 BOXES = PROJECT / ".cache/boxes"
-BOOT_WAIT_S = 180.0  # 10 s on an idle machine
-STOP_WAIT_S = 30.0
+BOOT_WAIT_S = 300.0  # 10 s on an idle machine
+STOP_WAIT_S = 60.0
 RUN_WAIT_S = 120.0
-LATE_S = 15.0  # what the machine outside may take on top of a limit that is kept inside
+LATE_S = 60.0  # what the machine outside may take on top of a limit that is kept inside
 POLL_S = 0.1
 KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}
 ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb")
@@ -246,7 +246,7 @@ class Machine:
         """Return the command that gives a person a shell inside, for a test that is being looked into."""
         return shlex.join([*self._enter(), "/bin/bash", "-l"])
 
-    def wait_for(self, what: Callable[[], object], limit_s: float = 30.0, otherwise: str = "it did not happen") -> None:
+    def wait_for(self, what: Callable[[], object], limit_s: float = RUN_WAIT_S, otherwise: str = "it did not happen") -> None:
         """Ask until it is so. MachineError when it is not within the limit, or the machine ended."""
         until = time.monotonic() + limit_s
         while not what():

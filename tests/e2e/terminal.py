@@ -12,11 +12,12 @@ from tests.e2e.machine import Machine
 
 COLUMNS, LINES = 110, 40
 LOOK_EVERY_S = 0.3
+HANGS_AFTER_S = 120.0
 PROMPT = "admin# "
 
 
 class Terminal:
-    """`with Terminal(machine) as terminal: terminal.type("ls"); terminal.wait_prompt()`. What it has shown is in `screens`."""
+    """`with Terminal(machine) as terminal: terminal.type("ls"); terminal.wait_prompt(60)`. What it has shown is in `screens`."""
 
     def __init__(self, machine: Machine) -> None:
         self.screens: list[str] = []
@@ -25,15 +26,16 @@ class Terminal:
     def __enter__(self) -> Self:
         shell = f"env PS1='{PROMPT}' bash --norc --noprofile"
         self._tmux("new-session", "-d", "-s", "admin", "-x", str(COLUMNS), "-y", str(LINES), shell)
-        self.wait(lambda screen: screen.startswith(PROMPT.strip()), 20)
+        self.wait(lambda screen: screen.startswith(PROMPT.strip()), HANGS_AFTER_S)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._tmux("kill-server")
 
     def type(self, line: str) -> None:
-        """Type a line, and Enter."""
+        """Type a line, and Enter as soon as it is seen: from then on a prompt at the end is the next one."""
         self._tmux("send-keys", "-t", "admin", "-l", line)
+        self.wait(lambda screen: "".join(screen.split()).endswith("".join(f"{PROMPT}{line}".split())), HANGS_AFTER_S)
         self._tmux("send-keys", "-t", "admin", "Enter")
 
     def screen(self) -> str:
@@ -53,12 +55,12 @@ class Terminal:
 
     def wait_prompt(self, within_s: float) -> str:
         """Look until the shell asks for the next line, and return the screen."""
-        return self.wait(lambda screen: screen.splitlines()[-1] == PROMPT.strip(), within_s)
+        return self.wait(lambda screen: screen.splitlines()[-1:] == [PROMPT.strip()], within_s)
 
     def clear(self) -> None:
         """Begin with an empty screen."""
         self.type("clear")
-        self.wait(lambda screen: screen == PROMPT.strip(), 20)
+        self.wait(lambda screen: screen == PROMPT.strip(), HANGS_AFTER_S)
         self.screens.clear()
 
     def _tmux(self, *words: str) -> str:

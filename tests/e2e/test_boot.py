@@ -101,10 +101,10 @@ def test_programs_run_on_and_can_be_killed(machine: Machine) -> None:
     machine.wait_for(lambda: background.output() == "out\nerr\n")
     assert background.is_running()
     background.kill("TERM")
-    background.wait(20)
+    background.wait()
     background.stop()
     brief = machine.start("brief", ["/bin/sh", "-c", "exit 3"])
-    assert brief.wait(20) == 3
+    assert brief.wait() == 3
     brief.stop()
 
 
@@ -121,7 +121,7 @@ def test_it_stops_cleanly_and_leaves_nothing(root: Path) -> None:
         assert left_of(name)
         began = time.monotonic()
         machine.stop()
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < 50
     assert left_of(name) == []
 
 
@@ -145,7 +145,7 @@ def test_a_failing_test_leaves_nothing(root: Path) -> None:
 def test_a_killed_test_leaves_nothing(root: Path, number: signal.Signals) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tests.e2e.machine import Machine\n"
-        "with Machine(Path(sys.argv[1])) as machine: print(machine.name, flush=True); time.sleep(60)"
+        "with Machine(Path(sys.argv[1])) as machine: print(machine.name, flush=True); time.sleep(600)"
     )
     command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-c", code, str(root)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=-1, stderr=subprocess.DEVNULL, text=True) as process:
@@ -153,8 +153,8 @@ def test_a_killed_test_leaves_nothing(root: Path, number: signal.Signals) -> Non
         name = process.stdout.readline().strip().removeprefix("proxlb-")
         assert left_of(name)
         process.send_signal(number)
-        process.wait(60)
-    until = time.monotonic() + 20
+        process.wait(120)
+    until = time.monotonic() + 120
     while True:
         sweep()
         if not left_of(name):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.installed import Installed
+from tests.e2e.installed import SAID_WAIT_S, Installed
 from tests.e2e.played import Move
 from tests.pve_server.client import GIB, cluster, vm
 
@@ -28,7 +28,7 @@ class Crm(Installed):
 
     def take(self, line: str) -> None:
         """Wait until that line is queued, alone, and do what it says."""
-        until = time.monotonic() + 40
+        until = time.monotonic() + SAID_WAIT_S
         while not self.pmxcfs.read(QUEUE):
             assert time.monotonic() < until, f"not queued: {line}\n" + "\n".join(self.said())
             time.sleep(0.2)
@@ -58,6 +58,6 @@ def test_the_sandboxed_agent_asks_the_ha_manager_and_takes_it_back(up: Crm) -> N
     assert up.api.where(OF_HA) != DRAINED
     up.unflag(DRAINED)
     up.take(f"disable-node-maintenance {DRAINED}")
-    up.machine.wait_for(lambda: {up.api.where(OF_HA), up.api.where(OTHER)} == {DRAINED}, 60, "\n".join(up.said()))
+    up.machine.wait_for(lambda: {up.api.where(OF_HA), up.api.where(OTHER)} == {DRAINED}, SAID_WAIT_S, "\n".join(up.said()))
     assert [move.vmid for move in up.asked_moves()] == [OTHER, OTHER]
     assert up.machine.messages("SYSLOG_IDENTIFIER=ha-manager") == [f"maintenance of {DRAINED}: {act}" for act in ("enable", "disable")]

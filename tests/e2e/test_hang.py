@@ -53,4 +53,4 @@ def test_a_stop_while_a_call_hangs_returns_soon(up: Installed, capsys: pytest.Ca
 
     up.pmxcfs.hang(0)
     up.unit("start")
-    up.wait_said("leads the cluster, epoch 8", 30)
+    up.wait_said("leads the cluster, epoch 8")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.installed import SAID_WAIT_S
 from tests.e2e.played import Move
 from tests.e2e.trio import Trio
 from tests.pve_server.client import GIB, cluster, ct, vm
@@ -56,7 +57,7 @@ def test_a_reboot_empties_the_node_first_and_its_guests_come_home(trio: Trio, ca
     two.wait_said(r"guest 103 stays: node-starting \(up for")  # for two minutes, for which a test has no time
     assert trio.asked_moves() == left
     trio.api.row("node/pve1", {"uptime": 121})
-    two.machine.wait_for(lambda: {trio.api.where(move.vmid) for move in left} == {"pve1"}, 90, "they are not all home")
+    two.machine.wait_for(lambda: {trio.api.where(move.vmid) for move in left} == {"pve1"}, SAID_WAIT_S, "they are not all home")
     two.wait_said("to pve1: done in", times=len(left))
     back = trio.asked_moves()[len(left) :]
     assert sorted(back) == sorted(Move(move.vmid, move.target, "pve1") for move in left), "each once, from where it was"

@@ -18,6 +18,7 @@ import pytest
 
 from agent.core.journal import MessageId
 from tests.e2e import roots
+from tests.e2e.installed import SAID_WAIT_S
 from tests.e2e.trio import Trio
 from tests.pve_server.client import GIB, cluster, vm
 
@@ -76,7 +77,7 @@ def test_the_leaders_node_dies_while_it_drains_another(trio: Trio, capsys: pytes
     next_one = trio.wait_leader("pve2", DRAINED, within_s=TAKE_OVER_S)
     led_s = time.monotonic() - died_s
     trio[next_one].wait_said("takes over 2 migrations of the former leader")
-    trio[next_one].wait_said(f"{DRAINED} is empty", 120)
+    trio[next_one].wait_said(f"{DRAINED} is empty")
     assert {trio.api.where(vmid) for vmid in GUESTS} == {"pve2"}
     assert_nobody_moved_twice(trio)
     assert len(trio.asked_moves()) == len(migrations(trio)) == len(GUESTS) + 1, "only the one that failed was asked for again"
@@ -111,7 +112,7 @@ def test_an_upgrade_of_the_leader_amid_a_batch_loses_nothing_and_asks_for_nothin
     trio.api.set_guest(LONG, migration_s=None)
     trio.api.migration(duration_s=None)  # until the test ends it
     trio.unflag(DRAINED)
-    trio[leader].machine.wait_for(lambda: len(migrations(trio)) == before + 2, 60, "nobody comes home")
+    trio[leader].machine.wait_for(lambda: len(migrations(trio)) == before + 2, SAID_WAIT_S, "nobody comes home")
     trio[leader].machine.install(package)
     trio[leader].wait_said(f"proxlb-agent {NEWER} runs on {leader}")
     next_one = trio.wait_leader(*(set(trio.names) - {leader}))
@@ -120,7 +121,7 @@ def test_an_upgrade_of_the_leader_amid_a_batch_loses_nothing_and_asks_for_nothin
     trio.api.migration(duration_s=2.0)
     for task in migrations(trio)[before:]:
         trio.api.finish_migration(int(task["id"]))
-    trio[next_one].machine.wait_for(lambda: {trio.api.where(vmid) for vmid in GUESTS} == {DRAINED}, 120, "they are not all home")
+    trio[next_one].machine.wait_for(lambda: {trio.api.where(vmid) for vmid in GUESTS} == {DRAINED}, SAID_WAIT_S, "they are not all home")
     trio[leader].wait_said(f"follows {next_one}")
     assert_nobody_moved_twice(trio, before)
     assert len(trio.asked_moves()) == len(migrations(trio)) == before + len(GUESTS)

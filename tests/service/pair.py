@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.pve_server.client import GIB, vm
-from tests.service.rig import HERE, ROOT, Rig
+from tests.service.rig import HANGS_AFTER_S, HERE, ROOT, Rig
 
 OTHER = "pve-b"
 DRAINED = "pve-c"
@@ -62,7 +62,7 @@ class Pair(Rig):
         """What the other agent says."""
         return self.folder / f"{OTHER}.log"
 
-    def wait_for_other(self, words: str, within_s: float = 60.0) -> None:
+    def wait_for_other(self, words: str, within_s: float = HANGS_AFTER_S) -> None:
         """Wait until the other agent has said so."""
         self.wait(lambda: words in self.other_log.read_text(), f"{OTHER}: {words}\n{self.other_log.read_text()}", within_s)
 
@@ -97,9 +97,9 @@ def dead_node_taken_over() -> TakenOver:
             died_s = time.monotonic()
             rig.pmxcfs.unmount(OTHER, dead=True)
             rig.pve.node_online(OTHER, False)
-        rig.wait_for("leads the cluster", 200)
+        rig.wait_for("leads the cluster", 120 + HANGS_AFTER_S)
         leads_s = time.monotonic() - died_s
         to_the_dead = {int(vmid) for vmid in re.findall(rf"moving vm:(\d+) .* to {OTHER} ", rig.other_log.read_text())}
-        rig.wait(lambda: all(rig.pve.where(vmid) == HERE for vmid in set(GUESTS) - to_the_dead), "all others are here", 120)
+        rig.wait(lambda: all(rig.pve.where(vmid) == HERE for vmid in set(GUESTS) - to_the_dead), "all others are here")
         posts = tuple(str(request["path"]) for request in rig.pve.requests(method="POST"))
         return TakenOver(leads_s, time.monotonic() - died_s, posts, frozenset(to_the_dead), rig.log)

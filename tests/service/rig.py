@@ -22,6 +22,7 @@ from tests.pve_server.client import TOKEN_SECRET, PveServer, cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = os.uname().nodename.split(".")[0]
+HANGS_AFTER_S = 180.0  # what a busy machine may take for what an idle one does in seconds
 PVESTATD_S = 0.5  # PVE: 10; a test has no time for that
 SETTINGS = {
     "triggers": {"settle_s": 1, "settle_max_s": 5, "warmup_s": 0, "first_observe_s": 0},
@@ -127,7 +128,7 @@ class Rig:
             self.process.kill()
             self.process.wait()
 
-    def ended(self, within_s: float) -> int:
+    def ended(self, within_s: float = HANGS_AFTER_S) -> int:
         """The agent's exit status; fails when it does not end in time."""
         assert self.process is not None
         return self.process.wait(within_s)
@@ -141,7 +142,7 @@ class Rig:
         """An event as the hookscript leaves it."""
         (self.folder / "run/inbox" / name).touch()
 
-    def wait(self, true: Callable[[], object], what: str, within_s: float = 40.0) -> None:
+    def wait(self, true: Callable[[], object], what: str, within_s: float = HANGS_AFTER_S) -> None:
         """Wait until it is true; fails with the agent's log when that takes too long."""
         until = time.monotonic() + within_s
         while not true():
@@ -149,6 +150,6 @@ class Rig:
             assert self.process is None or self.process.poll() is None or true(), f"the agent ended before: {what}\n{self.log}"
             time.sleep(0.05)
 
-    def wait_for(self, words: str, within_s: float = 40.0) -> None:
+    def wait_for(self, words: str, within_s: float = HANGS_AFTER_S) -> None:
         """Wait until the agent has said so."""
         self.wait(lambda: words in self.log, words, within_s)
