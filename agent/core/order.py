@@ -10,16 +10,21 @@ the second half leaves that node in the very next batch and goes where it fits a
 under its thresholds or no higher above one than before. Who changes places with whom is what the plan found first; where that
 leaves steps over, any two steps may, one of which leaves the node that the other goes to. Nothing else goes to the two nodes
 while the first half is under way, nor to the lifted one before the second half is over.
+
+As any order within a batch is safe, what evens out most comes first: a pass takes its moves from the head of the first batch, and
+whoever stops a plan half-way has the better half.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from agent.core.conditions import Purpose
+from agent.core.goal import Goal
 from agent.core.placement import NOTHING, Burden, Placement
+from agent.core.reasons import LOAD_REASONS
 from agent.core.steps import Step
 
 ROUNDING = 1e-9  # of a node's size: far above what sums of floats lose
@@ -45,6 +50,53 @@ def into_batches(sketch: Placement, steps: Sequence[Step]) -> tuple[list[list[St
             batches, stuck = ordered, still_stuck
     sketch.rollback()
     return batches, stuck
+
+
+def most_first(batches: Sequence[Sequence[Step]], number: int, goal: Goal, sketch: Placement) -> Iterator[Step]:
+    """The steps of that batch, repairs as they are, then load: each time the step that evens out most, as things stand by then.
+
+    The first half of an exchange counts as both together; the second half, whose node waits for it, comes at once. Whoever asks for the
+    next step has moved the last one in the sketch.
+    """
+    due = {step.until for step in batches[number - 1]} if number else set()
+    seconds = {step.vmids: step for step in batches[number + 1]} if number + 1 < len(batches) else {}
+    waiting: dict[int, Step] = {}
+    for place, step in enumerate(batches[number]):
+        if step.reason in LOAD_REASONS and step.vmids not in due:
+            waiting[place] = step
+        else:
+            yield step
+    flows = {place: _flows(sketch, goal, step, seconds.get(step.until)) for place, step in waiting.items()}
+    touching: dict[int | None, set[int]] = defaultdict(set)
+    for place, parts in flows.items():
+        for _, source, target in parts:
+            touching[source].add(place)
+            touching[target].add(place)
+
+    def eased(place: int) -> float:
+        # what a step gains elsewhere grows as the whole evens out, by what this takes out again: so the others need not be asked anew
+        return goal.imbalance * sum(goal.gain(burden, source, target) for burden, source, target in flows[place])
+
+    gains = {place: eased(place) for place in waiting}
+    while waiting:
+        best = max(gains, key=gains.__getitem__)  # of equals the first
+        yield waiting.pop(best)
+        nodes = {node for _, source, target in flows[best] for node in (source, target)}
+        del gains[best]
+        gains |= {place: eased(place) for place in set().union(*(touching[node] for node in nodes)) & gains.keys()}
+
+
+def _flows(sketch: Placement, goal: Goal, step: Step, second: Step | None) -> list[tuple[Burden, int | None, int]]:
+    """What goes from which node to which; of a step that gathers guests from several nodes each for itself."""
+    target = goal.index[step.target]
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for vmid, source in step.sources:
+        by_source[source].append(vmid)
+    found = [(sketch.burden_of_unit(tuple(vmids)), goal.index.get(source), target) for source, vmids in by_source.items()]
+    if second is not None:
+        burden, came_from, _ = found[0]
+        found[0] = burden.minus(sketch.burden_of_unit(second.vmids)), came_from, target
+    return found
 
 
 def _greedy(sketch: Placement, steps: Sequence[Step], *, may_overtake: bool, any_pair: bool = False) -> tuple[list[list[Step]], list[Step]]:

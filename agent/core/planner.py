@@ -15,7 +15,7 @@ from agent.core.evening_out import EveningOut
 from agent.core.goal import Goal
 from agent.core.guest_load import NO_PROCESS
 from agent.core.imbalance import balance_of, over_threshold, spread
-from agent.core.order import into_batches
+from agent.core.order import into_batches, most_first
 from agent.core.placement import Placement
 from agent.core.plan_types import Balance, Conflict, Gate, Move, Plan, Refusal
 from agent.core.question import Question
@@ -244,9 +244,9 @@ class _Planner:
         goal = Goal(sketch)
         moves: list[Move] = []
         passes = _Passes(self.question)
-        for number, batch in enumerate(batches, 1):
+        for number in range(1, len(batches) + 1):
             following = {step.vmids: step for step in batches[number]} if number < len(batches) else {}
-            for step in batch:
+            for step in most_first(batches, number - 1, goal, sketch):
                 first_pass = passes.may_start(step, following.get(step.until) if step.until else None)
                 for vmid, source in step.sources:
                     imbalance = goal.imbalance

@@ -273,8 +273,8 @@ def _proven(results: Results, case: Case, who: str) -> Judged | None:
 
 
 def plan_digest(run: Run) -> str:
-    """By which an optimum says for which plan it was looked for."""
-    return hashlib.sha256(repr(run.batches).encode()).hexdigest()[:16]
+    """By which an optimum says for which plan it was looked for; the order of its moves changes nothing of that."""
+    return hashlib.sha256(repr(sorted(move for batch in run.batches for move in batch)).encode()).hexdigest()[:16]
 
 
 def optimum(results: Results) -> str:
