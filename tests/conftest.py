@@ -15,11 +15,13 @@ from tests.outside_world import no_outside_world
 TESTS = Path(__file__).resolve().parent
 
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(TESTS.parent / ".cache/hypothesis"))
+# Nothing here goes by how long an example takes: that is the machine's, which may be busy.
+any_time = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True)
 # A red run must be red again when somebody looks into it. `--hypothesis-profile=search` looks for new examples instead.
-hypothesis.settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
-hypothesis.settings.register_profile("search", derandomize=False, deadline=None, print_blob=True, max_examples=1000)
+hypothesis.settings.register_profile("house", any_time, derandomize=True)
+hypothesis.settings.register_profile("search", any_time, derandomize=False, max_examples=1000)
 # `--hypothesis-profile=long` takes ten times as many of the same kind, which is for the night and for a new planner.
-hypothesis.settings.register_profile("long", derandomize=True, deadline=None, print_blob=True, max_examples=1000)
+hypothesis.settings.register_profile("long", any_time, derandomize=True, max_examples=1000)
 hypothesis.settings.load_profile("house")
 
 

@@ -23,6 +23,7 @@ from tests.pmxcfs.control import Control, Server
 from tests.pmxcfs.mount import Mount
 
 SAVE_EVERY_S = 0.5
+ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def arguments() -> argparse.Namespace:
@@ -57,6 +58,11 @@ def end_with_stdin(control: Control) -> None:
     control.over.set()
 
 
+def end_with_signal(control: Control) -> None:
+    signal.sigwait(ENDING)  # not in a handler: that would wait for the lock of the event that the thread it interrupts may hold
+    control.over.set()
+
+
 def wait_for_the_end(cluster: Cluster, control: Control, keep: Path | None) -> None:
     while not control.over.wait(SAVE_EVERY_S if keep else None):
         if keep and cluster.dirty:
@@ -73,8 +79,8 @@ def main() -> int:
         cluster.load(json.loads(asked.keep.read_text()))
     mounts = {name: Mount(cluster, cluster.nodes[name], Path(place).resolve()) for name, place in places.items() if place}
     control = Control(cluster, mounts)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: control.over.set())
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # in all threads: they are begun below
+    threading.Thread(target=end_with_signal, args=(control,), daemon=True).start()
     if asked.with_stdin:
         threading.Thread(target=end_with_stdin, args=(control,), daemon=True).start()
     asked.control.unlink(missing_ok=True)
