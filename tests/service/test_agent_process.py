@@ -20,6 +20,11 @@ def guest(vmid: int, node: str, memory_gib: float, **more: Any) -> dict[str, Any
     return vm(vmid, node, maxcpu=4, maxmem_bytes=int(memory_gib * 1.25 * GIB), mem_bytes=int(memory_gib * GIB), cpu_cores=1.0) | more
 
 
+def states(rig: Rig) -> list[str]:
+    """How the migrations in history.json stand; read past the mount, where it could be replaced between being found and being opened."""
+    return [entry["state"] for entry in json.loads(rig.pmxcfs.read("proxlb/history.json"))["migrations"]]
+
+
 def full_node() -> list[dict[str, Any]]:
     """52 of 64 GiB used here: one more guest of 8 GiB overloads the node; 103 is the one whose move evens it out best."""
     return [
@@ -44,8 +49,7 @@ def test_a_start_that_overloads_the_node_moves_a_guest_and_the_lead_is_handed_ov
         posts = [request for request in rig.pve.requests() if request["method"] == "POST"]
         assert len(posts) == 1
         assert asked < sum(rig.pve.counters().values())
-        history = rig.mount / "proxlb/history.json"  # the line comes first
-        rig.wait(lambda: [entry["state"] for entry in json.loads(history.read_text())["migrations"]] == ["done"], "done in history.json")
+        rig.wait(lambda: states(rig) == ["done"], "done in history.json")  # the line comes first
         rig.signal(signal.SIGTERM)
         assert rig.ended() == 0
         assert json.loads((rig.mount / "proxlb/leader.json").read_text())["state"] == "released"
