@@ -16,6 +16,7 @@ from agent.core.settings import TriggerSettings
 
 ECHO_S = 60.0  # a migration's starts and stops are reported, on all ways, within this time after its end
 MOST_EVENTS = 500  # of one trigger; what comes on top is covered by looking everywhere
+NAMED, MOST_NAMED = 3, 6  # of a trigger in words: so many guests at the most, and all else up to so many
 
 
 class Rank(IntEnum):
@@ -211,8 +212,10 @@ def with_starts(snapshot: Snapshot, trigger: Trigger, now_s: float) -> Snapshot:
 
 def described(trigger: Trigger) -> str:
     """The trigger in words, for the journal: what happened, not what is done about it."""
-    parts = [_words(event) for event in trigger.events[:3]]
-    more = len(trigger.events) + trigger.left_out - 3
+    of_nodes = [event for event in trigger.events if event.kind not in _OF_A_GUEST][:MOST_NAMED]  # many starts do not hide them
+    of_guests = [event for event in trigger.events if event.kind in _OF_A_GUEST][: max(0, NAMED - len(of_nodes))]
+    parts = [_words(event) for event in trigger.events if event in of_nodes or event in of_guests]
+    more = len(trigger.events) + trigger.left_out - len(parts)
     if more > 0:
         parts.append(f"and {more} more event{'s' if more > 1 else ''}")
     return ", ".join(parts)

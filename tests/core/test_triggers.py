@@ -226,6 +226,15 @@ def test_other_starts_change_nothing(trigger: Trigger, now_s: float) -> None:
     assert with_starts(snapshot, trigger, now_s) == snapshot
 
 
+def test_starts_do_not_hide_what_else_happened() -> None:
+    starts = [event(vmid=i) for i in range(101, 105)]
+    began, ended = event(EventKind.MAINTENANCE_BEGAN, vmid=None), event(EventKind.MAINTENANCE_ENDED, vmid=None)
+    words = described(burst(starts[0], began, *starts[1:], ended))
+    assert words == ("guest 101 started on pve1, maintenance of pve1 began, maintenance of pve1 ended, and 3 more events")
+    many = [replace(ended, node=f"pve{i}") for i in range(9)]
+    assert described(burst(*many, starts[0])).endswith("maintenance of pve5 ended, and 4 more events")
+
+
 def test_a_guest_whose_load_is_known_keeps_it() -> None:
     snapshot = cluster(node("pve1"), vm(101, "pve1"), replace(vm(102, "pve1"), status="paused"))
     assert with_starts(snapshot, burst(event(vmid=101), event(vmid=102)), 101.0).guests == snapshot.guests
