@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     leave = _action(actions, "leave", "end the maintenance of a node; what left comes home")
     leave.add_argument("node", metavar="NODE")
     leave.add_argument("--wait", action="store_true", help="until what left has come home")
-    _action(actions, "list", "the nodes in maintenance, and who says so")
+    listed = _action(actions, "list", "the nodes in maintenance, and who says so")
+    listed.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def _action(actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str) -> argparse.ArgumentParser:
@@ -48,7 +50,7 @@ def execute(arguments: argparse.Namespace) -> int:
     settings = settings_in_force(arguments)
     own_node_or_refuse(settings, "maintenance")
     if arguments.action == "list":
-        return _list(settings, wiring.make_files(settings))
+        return _list(settings, wiring.make_files(settings), as_json=arguments.json)
     files = changeable_files(settings)
     nodes = known_nodes(files)
     name = known_node(arguments.node, nodes)
@@ -108,7 +110,7 @@ def causes(settings: Settings, files: ClusterFiles) -> tuple[Cause, ...]:
     return tuple(sorted(found, key=lambda cause: (cause.node, cause.by)))
 
 
-def _list(settings: Settings, files: ClusterFiles) -> int:
+def _list(settings: Settings, files: ClusterFiles, *, as_json: bool) -> int:
     found = causes(settings, files)
     try:
         asked = {maintenance.node: maintenance.cause for maintenance in wiring.look(settings).maintenance}
@@ -116,7 +118,9 @@ def _list(settings: Settings, files: ClusterFiles) -> int:
         found += tuple(Cause(node, "the HA manager", cause) for node, cause in asked.items() if node not in told)
     except OutsideError as error:
         print(f"proxlb-agent: note: requests to the HA manager are not known: {error}", file=sys.stderr)
-    if not found:
+    if as_json:
+        print(json.dumps([{"node": cause.node, "said_by": cause.by, "reason": cause.text or None} for cause in found], indent=1))
+    elif not found:
         print("no node is in maintenance")
     else:
         print(aligned(("NODE", "SAID BY", "REASON"), [(cause.node, cause.by, cause.text or "-") for cause in found]))

@@ -245,12 +245,15 @@ class TestMaintenance:
         assert on.world.main.files["proxlb/maintenance/pve1"] == "a new kernel\n"
         assert on.world.guests[101].node != "pve1"
         assert "proxlb-agent maintenance enter  a new kernel" in run("maintenance", "list").out
+        listed = {"node": "pve1", "said_by": "proxlb-agent maintenance enter", "reason": "a new kernel"}
+        assert json.loads(run("maintenance", "list", "--json").out) == [listed]
         on.live(60)
         ran = run("maintenance", "leave", "pve1", "--wait")
         assert ran.status == 0
         assert ran.out.splitlines() == ["pve1 is no longer in maintenance", "guest 101, which left pve1, is home again"]
         assert on.world.guests[101].node == "pve1"
         assert run("maintenance", "list").out == "no node is in maintenance\n"
+        assert json.loads(run("maintenance", "list", "--json").out) == []
 
     def test_a_maintenance_for_a_while_ends_by_itself(self, stage: Callable[..., Stage], run: Run) -> None:
         on = stage(quiet())
