@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from agent.core.cluster import GIB
+from agent.core.cluster import GIB, GuestType
 from agent.core.journal import Level, MessageId
 from agent.core.settings import Settings
 from agent.sim.records import JournalLine, Post
@@ -100,7 +100,8 @@ class Witness:
             if other.vmid == vmid or other.status != "running" or apart.isdisjoint(_tags(other.tags)):
                 continue
             flight = world.migrations.under_way.get(other.vmid)
-            if target in ({other.node} if flight is None else {flight.source, flight.target}):
+            has_left = flight is None or (other.type is GuestType.LXC and other.node == flight.target)  # a VM's process ends with its task
+            if target in ({other.node} if has_left else {flight.source, flight.target}):
                 yield f"guest {other.vmid} is there, from which it is to be kept apart"
 
     def _is_too_soon(self, post: Post) -> Iterator[str]:
