@@ -269,6 +269,9 @@ def _place(path: str, below: tuple[str, ...]) -> tuple[str, str]:
 
 def _read(root: int, path: str) -> str | None:
     content = _read_once(root, path, SMALL_BYTES)
+    if content is None:
+        # FUSE says the same of a file that is replaced on this node between being found and being opened: it is there the next time
+        content = _read_once(root, path, SMALL_BYTES)
     if content is not None and len(content) == SMALL_BYTES:  # there may be more: never the rest alone, it could be of another version
         content = _read_once(root, path, READ_BYTES)
     if content is None:

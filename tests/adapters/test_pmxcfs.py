@@ -259,6 +259,21 @@ def test_readers_never_see_half_a_file(pve: Pmxcfs) -> None:
     assert seen <= texts
 
 
+def test_a_file_that_is_replaced_between_being_found_and_being_opened_is_read_all_the_same(pve: Pmxcfs, mocker: MockerFixture) -> None:
+    """FUSE then says that there is none, on the node that replaces it: a fifth of all reads while another process wrote on and on."""
+    files(pve).write("proxlb/history.json", "new")
+    really, refused = os.open, [FileNotFoundError(errno.ENOENT, "No such file or directory")]
+
+    def replaced_once(path: str, *how: Any, **where: Any) -> int:
+        if path == "proxlb/history.json" and refused:
+            raise refused.pop()
+        return really(path, *how, **where)
+
+    mocker.patch("agent.adapters.pmxcfs.os.open", side_effect=replaced_once)
+    assert files(pve).read("proxlb/history.json") == "new"
+    assert not refused
+
+
 def test_no_file_stays_open(pve: Pmxcfs) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     files(pve).write("proxlb/leader.json", "x")
