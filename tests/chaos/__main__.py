@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from tests.chaos.lived import FAIR_DAYS, Lived, live, replay, too_few
+from tests.chaos.lived import FAIR_DAYS, Lived, live, too_few
 from tests.chaos.plants import PLANTS
 
 
@@ -58,16 +58,16 @@ def main(arguments: list[str] | None = None) -> int:
             hits += lived.hits
             judged += lived.judged
             took_s += lived.took_s
-            failed += [lived.seed] if lived.problems else []
+            failed += [lived.replay] if lived.problems else []
     for what, times in sorted(hits.items()):
         print(f"{times:7} {what}")
     print("judged:", ", ".join(f"{times} {what}" for what, times in sorted(judged.items())))
     rare = too_few(hits, judged) if options.seeds >= FAIR_DAYS else []
     if rare:
         print("too few hits:", ", ".join(rare))
-    print(f"{options.seeds} days, {len(failed)} fail, {took_s:.0f} s of processor time")
-    for seed in failed:
-        print(replay(seed))
+    print(f"{options.seeds} seeds of {options.days:g} days each, {len(failed)} fail, {took_s:.0f} s of processor time")
+    for again in failed:
+        print(again)
     return 1 if failed or rare else 0
 
 

@@ -19,7 +19,8 @@ MOST_TOLD = 12
 
 @dataclass(frozen=True, slots=True)
 class Lived:
-    """What came of a day: what must not have been, how often each kind of thing befell it, and what was judged how often."""
+    """What came of a day: what must not have been, how often each kind of thing befell it, what was judged how often, and how to
+    live it again."""
 
     seed: int
     problems: tuple[str, ...]
@@ -27,6 +28,7 @@ class Lived:
     judged: Counter[str]
     requests: int
     took_s: float
+    replay: str
     story: tuple[str, ...] = ()
 
     @property
@@ -35,14 +37,15 @@ class Lived:
         line = f"seed {self.seed}: {self.requests} requests, {self.hits.total()} faults and events, {self.took_s:.1f} s"
         lines = [*self.story, line]
         if self.problems:
-            lines.append(f"seed {self.seed} fails; again with: {replay(self.seed)}")
+            lines.append(f"seed {self.seed} fails; again with: {self.replay}")
             lines += [f"    {problem}" for problem in self.problems[:MOST_TOLD]]
         return "\n".join(lines)
 
 
-def replay(seed: int) -> str:
+def replay(seed: int, *, days: float = 1.0, nodes: int | None = None) -> str:
     """The command that lives that day again and prints it."""
-    return f"python3 -m tests.chaos --seeds 1 --first {seed} --journal"
+    longer, larger = "" if days == 1 else f" --days {days:g}", "" if nodes is None else f" --nodes {nodes}"
+    return f"python3 -m tests.chaos --seeds 1 --first {seed}{longer}{larger} --journal"
 
 
 def live(seed: int, *, days: float = 1.0, nodes: int | None = None, with_story: bool = False) -> Lived:
@@ -53,7 +56,8 @@ def live(seed: int, *, days: float = 1.0, nodes: int | None = None, with_story: 
     problems = tuple(day.problems())
     took_s = time.process_time() - began_s
     requests = len(day.machine.judge.requests)
-    return Lived(seed, problems, day.hits, day.witness.judged, requests, took_s, tuple(story(day)) if with_story else ())
+    told = tuple(story(day)) if with_story else ()
+    return Lived(seed, problems, day.hits, day.witness.judged, requests, took_s, replay(seed, days=days, nodes=nodes), told)
 
 
 def story(day: Day) -> Iterator[str]:

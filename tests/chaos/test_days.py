@@ -10,7 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
+from tests.chaos.__main__ import main
 from tests.chaos.faults import FAULTS, LOADS
 from tests.chaos.lived import FAIR_DAYS, JUDGED, LEAST_HITS, too_few
 from tests.chaos.plants import PLANTS, Plant
@@ -28,6 +30,16 @@ def test_forty_days() -> None:
     a_day = [int(number) for number in re.findall(r"^seed \d+: \d+ requests, (\d+) faults and events", done.stdout, re.MULTILINE)]
     assert len(a_day) == FAIR_DAYS
     assert min(a_day) >= LEAST_A_DAY
+
+
+@pytest.mark.parametrize("wanted", [["--seeds", "1", "--first", "7"], ["--seeds", "1", "--first", "7", "--days", "0.05", "--nodes", "5"]])
+def test_the_command_that_lives_it_again_has_its_length_and_size(
+    wanted: list[str], mocker: MockerFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mocker.patch("tests.chaos.lived.Day.problems", return_value=["it rained"])
+    mocker.patch("tests.chaos.lived.Day.run")
+    assert main(wanted) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"python3 -m tests.chaos {' '.join(wanted)} --journal"
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=str)
