@@ -113,10 +113,14 @@ def cooling(history: HistoryFile, snapshot: Snapshot | None, now: float, cooldow
         if record.state in _CAME_TO_PASS
     ]
     moves += [(moved.vmid, moved.at) for moved in history.foreign_moves]
+    place = {guest.vmid: guest.node for guest in (snapshot.guests if snapshot is not None else ())}
     moves += [
         (task.vmid, task.ended_at)
         for task in (snapshot.tasks if snapshot is not None else ())
-        if task.kind in MIGRATE_KINDS and task.vmid is not None and task.ended_at is not None and is_success(task.status)
+        if task.kind in MIGRATE_KINDS
+        and task.vmid is not None
+        and task.ended_at is not None
+        and (is_success(task.status) or place.get(task.vmid, task.node) != task.node)
     ]
     moved: dict[int, float] = {}
     for vmid, at in moves:  # the nearest: one that a wrong clock dated far ahead hides no other
@@ -136,7 +140,8 @@ def is_success(exit_status: str | None) -> bool:
 def with_places(history: HistoryFile, before: Snapshot | None, snapshot: Snapshot, now: float) -> HistoryFile:
     """The history after a look: who was moved by others since the look before, and where the HA manager's guests are.
 
-    Of a former leader's looks only the latter is known: what a person does while nobody leads, PVE's task list tells.
+    Of a former leader's looks only the latter is known: what a person does while nobody leads, PVE's task list tells. That is kept, too,
+    as a node that dies takes its tasks along.
     """
     was = dict(history.ha_places)
     if before is not None:
@@ -146,7 +151,7 @@ def with_places(history: HistoryFile, before: Snapshot | None, snapshot: Snapsho
     places = tuple(sorted((guest.vmid, guest.node) for guest in snapshot.guests if guest.vmid in managed))
     if len(places) > MOST_PLACES:
         places = ()
-    history = with_foreign_moves(history, moved, now)
+    history = _with_told_moves(with_foreign_moves(history, moved, now), snapshot, now)
     return history if places == history.ha_places else replace(history, ha_places=places)
 
 
@@ -164,6 +169,24 @@ def with_foreign_moves(history: HistoryFile, moved: Mapping[int, str], now: floa
     if not new:
         return history
     kept = [known for known in history.foreign_moves if known.vmid not in new]
+    return replace(history, foreign_moves=(*kept, *new.values())[-KEPT_FOREIGN:])
+
+
+def _with_told_moves(history: HistoryFile, snapshot: Snapshot, now: float) -> HistoryFile:
+    """The history with what the task list tells of migrations of others that nobody has seen happen."""
+    ours = {record.upid for record in history.migrations}
+    known = {moved.vmid: moved.at for moved in history.foreign_moves}
+    place = {guest.vmid: guest.node for guest in snapshot.guests}
+    new: dict[int, ForeignMove] = {}
+    for task in sorted(snapshot.tasks, key=lambda task: (task.ended_at or 0.0, task.upid)):
+        if task.kind not in MIGRATE_KINDS or task.vmid is None or task.ended_at is None or task.upid in ours:
+            continue
+        has_left = place.get(task.vmid, task.node) != task.node  # that decides, not the task's end: `migration problems` may have moved it
+        if has_left and abs(now - task.ended_at) < KEPT_S and known.get(task.vmid, -math.inf) < task.ended_at:
+            new[task.vmid] = ForeignMove(task.vmid, place[task.vmid], task.ended_at)
+    if not new:
+        return history
+    kept = [moved for moved in history.foreign_moves if moved.vmid not in new]
     return replace(history, foreign_moves=(*kept, *new.values())[-KEPT_FOREIGN:])
 
 

@@ -102,6 +102,24 @@ def test_moves_by_people_cool_too() -> None:
     assert sorted(memory.cooling(EMPTY, snapshot, NOW, 3600)) == [101, 102]
 
 
+def test_a_guest_that_has_left_the_node_of_a_migration_cools_whatever_its_task_says() -> None:
+    tasks = (task("qmigrate", "pve1", 101, 60, "migration problems"), task("qmigrate", "pve1", 102, 60, "migration problems"))
+    snapshot = cluster(*tasks, vm(101, "pve2"), vm(102, "pve1"))
+    assert sorted(memory.cooling(EMPTY, snapshot, NOW, 3600)) == [101]
+
+
+def test_what_only_the_task_list_tells_of_moves_outlives_the_node_that_ran_them() -> None:
+    told = (
+        task("qmigrate", "pve1", 101, 60),
+        task("qmigrate", "pve1", 102, 60, "migration problems"),
+        task("vzmigrate", "pve1", 103, 60, "no space"),
+    )
+    seen = memory.with_places(EMPTY, None, cluster(*told, vm(101, "pve2"), vm(102, "pve2"), vm(103, "pve1")), NOW)
+    assert [(moved.vmid, moved.node, moved.at) for moved in seen.foreign_moves] == [(101, "pve2", NOW - 60), (102, "pve2", NOW - 60)]
+    assert sorted(memory.cooling(seen, None, NOW + 60, 3600)) == [101, 102]
+    assert memory.with_places(seen, None, cluster(*told, vm(101, "pve2"), vm(102, "pve2")), NOW + 60) == seen, "written once"
+
+
 def test_a_clock_that_was_ahead_blocks_nobody_for_longer_than_the_cooldown() -> None:
     ahead = of(*[record(101 + i, ago_s=-365 * DAY_S) for i in range(30)])
     assert memory.cooling(ahead, None, NOW, 3600) == {}
