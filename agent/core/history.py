@@ -184,10 +184,10 @@ def _with_told_moves(history: HistoryFile, snapshot: Snapshot, now: float) -> Hi
         has_left = place.get(task.vmid, task.node) != task.node  # that decides, not the task's end: `migration problems` may have moved it
         if has_left and abs(now - task.ended_at) < KEPT_S and known.get(task.vmid, -math.inf) < task.ended_at:
             new[task.vmid] = ForeignMove(task.vmid, place[task.vmid], task.ended_at)
-    if not new:
-        return history
     kept = [moved for moved in history.foreign_moves if moved.vmid not in new]
-    return replace(history, foreign_moves=(*kept, *new.values())[-KEPT_FOREIGN:])
+    # the latest, so that those for which there is no room are not taken in again at each look, and written
+    latest = sorted([*kept, *new.values()], key=lambda moved: (moved.at, moved.vmid))[-KEPT_FOREIGN:]
+    return history if set(latest) == set(history.foreign_moves) else replace(history, foreign_moves=tuple(latest))
 
 
 def moves_left(history: HistoryFile, now: float, most_an_hour: int) -> int:

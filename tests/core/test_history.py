@@ -120,6 +120,14 @@ def test_what_only_the_task_list_tells_of_moves_outlives_the_node_that_ran_them(
     assert memory.with_places(seen, None, cluster(*told, vm(101, "pve2"), vm(102, "pve2")), NOW + 60) == seen, "written once"
 
 
+def test_more_moves_than_are_kept_are_not_written_anew_at_each_look() -> None:
+    vmids = range(100, 100 + memory.KEPT_FOREIGN + 50)
+    snapshot = cluster(*(task("qmigrate", "pve1", vmid, vmid) for vmid in vmids), *(vm(vmid, "pve2") for vmid in vmids))
+    seen = memory.with_places(EMPTY, None, snapshot, NOW)
+    assert {moved.vmid for moved in seen.foreign_moves} == set(vmids[: memory.KEPT_FOREIGN]), "the latest"
+    assert memory.with_places(seen, snapshot, snapshot, NOW + 10) is seen
+
+
 def test_a_clock_that_was_ahead_blocks_nobody_for_longer_than_the_cooldown() -> None:
     ahead = of(*[record(101 + i, ago_s=-365 * DAY_S) for i in range(30)])
     assert memory.cooling(ahead, None, NOW, 3600) == {}
